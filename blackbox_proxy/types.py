@@ -1,0 +1,229 @@
+"""The nouns: what travels between the rooms. Frozen, plain, and free of torch and HTTP.
+
+A *base* answers a `Prefix` with a `Draft` of `Position`s; the *pair* scores each position; `decode` chooses and emits a
+`Step`; the steps of one text are a `Generation`. Probabilities are natural logarithms (nats) unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Message = Mapping[str, str]
+"""One chat message: {"role": "user", "content": "…"}."""
+
+Prompt = str | Sequence[Message] | Sequence[int]
+"""Raw text, a list of chat messages, or token ids of the base."""
+
+Rendering = Literal["raw", "chat"] | Callable[[Any], str]
+"""How a model is shown a prompt: its plain text, its own chat template, or a function from the prompt to text."""
+
+Floats = NDArray[np.float64]
+FinishReason = Literal["stop", "length"]
+
+END_KEY: tuple[str, object] = ("end", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the base, as far as the base tells: its id, else its bytes, else only how it was printed.
+
+    `bytes` is None where the API showed only replacement characters; b"" for special tokens, which add no text.
+    """
+
+    id: int | None = None
+    bytes: bytes | None = None
+    text: str = ""
+    end: bool = False
+
+    @property
+    def key(self) -> tuple[str, object]:
+        """What tells two tokens apart: id, then bytes, then text. All end tokens are one event."""
+        if self.end:
+            return END_KEY
+        if self.id is not None:
+            return ("id", self.id)
+        if self.bytes is not None:
+            return ("bytes", self.bytes)
+        return ("text", self.text)
+
+
+END = Token(bytes=b"", end=True)
+"""The end of the text, where the base does not say which of its end tokens it means."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Position:
+    """One position of a draft: what the base wrote there, and the candidates it shows.
+
+    `tokens` and `logprobs` are columns of equal length k, most likely first. `logprobs` are the base's log q in nats;
+    a token whose probability the API did not give ("missing" sentinels) is not in them. `logprob` is that of `token`, which may lie
+    outside the k candidates; None where the API did not give it.
+    """
+
+    token: Token
+    logprob: float | None
+    tokens: Sequence[Token]
+    logprobs: Floats
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.logprobs):
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.logprobs)} log probabilities")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was spent: requests, tokens as the API counts them, positions that came from a cache, retries."""
+
+    api_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_positions: int = 0
+    retries: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.api_calls + other.api_calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_positions + other.cached_positions,
+            self.retries + other.retries,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The base's own continuation of a prefix: at most n positions, and why it stopped there.
+
+    `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
+    (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on.
+    """
+
+    positions: tuple[Position, ...]
+    finish: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The prompt and every token issued so far: what the next request continues from."""
+
+    prompt: Prompt
+    tokens: tuple[Token, ...] = ()
+
+    def plus(self, token: Token) -> Prefix:
+        return Prefix(self.prompt, (*self.tokens, token))
+
+    @property
+    def generated(self) -> bytes:
+        """The bytes of the issued tokens. ValueError if one of them has none: such a token must never be chosen."""
+        if any(token.bytes is None for token in self.tokens):
+            raise ValueError("a token without known bytes was issued")
+        return b"".join(token.bytes or b"" for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a pair says of some tokens at one position; all arrays have one entry per token.
+
+    `log_expert`, `log_antiexpert`: log mass of the event "the base's next token is this one", nats. `offset` is their
+    difference: the log ratio that `combine` multiplies by alpha. `how` says where each offset came from: "exact" (the
+    event's own mass), "prefix" (the mass of the longest part of the token that could be scored), "neutral" (offset 0,
+    nothing is known of the token).
+    """
+
+    log_expert: Floats
+    log_antiexpert: Floats
+    offset: Floats
+    how: tuple[How, ...]
+
+
+How = Literal["exact", "prefix", "neutral"]
+TailPolicy = Literal["truncate", "floor", "backoff"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have been chosen: log q (base), log E (expert), log A (anti-expert), log p (tuned), in nats.
+
+    `tail` is true where q was not shown by the base but estimated by the tail policy. With several pairs, `log_expert`
+    and `log_antiexpert` are those of the first.
+    """
+
+    token: Token
+    log_q: float
+    log_expert: float
+    log_antiexpert: float
+    log_p: float
+    tail: bool
+    how: How
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates(Sequence[Candidate]):
+    """The candidates of one step as columns, most likely under p first; an item is a `Candidate`."""
+
+    tokens: tuple[Token, ...]
+    log_q: Floats
+    log_expert: Floats
+    log_antiexpert: Floats
+    log_p: Floats
+    tail: NDArray[np.bool_]
+    how: tuple[How, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Candidate(
+            self.tokens[index],
+            float(self.log_q[index]),
+            float(self.log_expert[index]),
+            float(self.log_antiexpert[index]),
+            float(self.log_p[index]),
+            bool(self.tail[index]),
+            self.how[index],
+        )
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of tuned text and how it was chosen.
+
+    `text` is the text that this step releases: it lags behind `token` while a character or a possible stop string is
+    incomplete; the texts of all steps joined are the text of the generation. `covered_mass` is the share of the base's
+    probability that its candidates show. `drafted`: the token is the one the base itself had drafted. `changed`: the most
+    likely token under p is not the most likely under q. `finish_reason` is set on the last step only. `usage` is what was spent
+    since the step before.
+    """
+
+    token: bytes
+    text: str
+    token_id: int | None
+    candidates: Candidates
+    covered_mass: float
+    drafted: bool
+    changed: bool
+    end: bool = False
+    finish_reason: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished text, every step that led to it, and what it cost. `tail` names the tail policy."""
+
+    text: str
+    steps: tuple[Step, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    tail: TailPolicy
