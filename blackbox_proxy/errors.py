@@ -25,7 +25,9 @@ from __future__ import annotations
 
 
 class BlackboxError(Exception):
-    """`str(error)` is one sentence; `hint` says what to do about it; `retryable` whether the same call may work later."""
+    """`str(error)` is one sentence; `hint` says what to do about it; `retryable` whether the same call may work
+    later.
+    """
 
     retryable = False
 

@@ -1,7 +1,8 @@
 """A causal language model on this machine: loading it safely, and running it over a growing text.
 
-`CausalLM` is the weights with their `Vocabulary`; a `Trunk` is one text in it, with its KV cache. Both the pair and the in-process base
-stand on these two. All results are log probabilities in float32 over the V ids that the vocabulary knows; padding ids are left out.
+`CausalLM` is the weights with their `Vocabulary`; a `Trunk` is one text in it, with its KV cache. Both the pair and
+the in-process base stand on these two. All results are log probabilities in float32 over the V ids that the
+vocabulary knows; padding ids are left out.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class CausalLM:
-    """Weights, vocabulary and limits of a local model; `caches` and `trees` say what its attention was found to support.
+    """Weights, vocabulary and limits of a local model; `caches` and `trees` say what its attention was found to
+    support.
 
-    `caches`: a cut-back KV cache gives the same numbers as none. `trees`: several continuations can share one forward pass under
-    a tree mask. Both are measured on the loaded model (`probe`), not read from its name.
+    `caches`: a cut-back KV cache gives the same numbers as none. `trees`: several continuations can share one forward
+    pass under a tree mask. Both are measured on the loaded model (`probe`), not read from its name.
     """
 
     def __init__(self, model: Any, vocabulary: Vocabulary, name: str = "model") -> None:
@@ -103,7 +105,9 @@ class CausalLM:
         return {"full_attention": additive(seen), "sliding_attention": additive(near)}
 
     def _probe(self) -> tuple[bool, bool]:
-        """Compare cached and tree forwards with plain ones on a short text, past the sliding window where that is small."""
+        """Compare cached and tree forwards with plain ones on a short text, past the sliding window where that is
+        small.
+        """
         ordinary = [i for i in range(self.size) if self.vocabulary.spelling[i]]
         if len(ordinary) < 2:
             return False, False
@@ -184,10 +188,11 @@ class Trunk:
         return rows
 
     def branch(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Log probabilities (1 + m, V) after the text `ids` and after each of m nodes of a tree that grows from its end.
+        """Log probabilities (1 + m, V) after the text `ids` and after each of m nodes of a tree that grows from its
+        end.
 
-        Node i is `tokens[i]` after node `parents[i]` < i, or after the text itself where that is -1. One forward pass where
-        the model supports tree masks; otherwise one batch of the paths to all leaves.
+        Node i is `tokens[i]` after node `parents[i]` < i, or after the text itself where that is -1. One forward pass
+        where the model supports tree masks; otherwise one batch of the paths to all leaves.
         """
         depth = [0] * len(tokens)
         for i, parent in enumerate(parents):
@@ -249,8 +254,8 @@ def load_causal_lm(
 ) -> CausalLM:
     """A model from a folder or hub id: safetensors only, and no code of the model's own unless `trust_remote_code`.
 
-    device: "auto" takes an accelerator where there is one. dtype: "auto" is float32 on the CPU, the weights' own type elsewhere;
-    or "float32", "bfloat16", "float16". Raises ModelUnavailable, InputError.
+    device: "auto" takes an accelerator where there is one. dtype: "auto" is float32 on the CPU, the weights' own type
+    elsewhere; or "float32", "bfloat16", "float16". Raises ModelUnavailable, InputError.
     """
     name = os.fspath(name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -1,7 +1,8 @@
 """The nouns: what travels between the rooms. Frozen, plain, and free of torch and HTTP.
 
 A *base* answers a `Prefix` with a `Draft` of `Position`s; the *pair* scores each position; `decode` chooses and emits a
-`Step`; the steps of one text are a `Generation`. Probabilities are natural logarithms (nats) unless a name says otherwise.
+`Step`; the steps of one text are a `Generation`. Probabilities are natural logarithms (nats) unless a name says
+otherwise.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Position:
     """One position of a draft: what the base wrote there, and the candidates it shows.
 
     `tokens` and `logprobs` are columns of equal length k, most likely first. `logprobs` are the base's log q in nats;
-    a token whose probability the API did not give ("missing" sentinels) is not in them. `logprob` is that of `token`, which may lie
-    outside the k candidates; None where the API did not give it.
+    a token whose probability the API did not give ("missing" sentinels) is not in them. `logprob` is that of `token`,
+    which may lie outside the k candidates; None where the API did not give it.
     """
 
     token: Token
@@ -201,9 +202,9 @@ class Step:
 
     `text` is the text that this step releases: it lags behind `token` while a character or a possible stop string is
     incomplete; the texts of all steps joined are the text of the generation. `covered_mass` is the share of the base's
-    probability that its candidates show. `drafted`: the token is the one the base itself had drafted. `changed`: the most
-    likely token under p is not the most likely under q. `finish_reason` is set on the last step only. `usage` is what was spent
-    since the step before.
+    probability that its candidates show. `drafted`: the token is the one the base itself had drafted. `changed`: the
+    most likely token under p is not the most likely under q. `finish_reason` is set on the last step only. `usage` is
+    what was spent since the step before.
     """
 
     token: bytes

@@ -1,9 +1,9 @@
 """A model's spelling: id <-> bytes, its end ids, and how it cuts text into tokens.
 
-`Vocabulary` is made from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in for a base whose
-tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question alignment asks of a base:
-*which token comes first when this text is cut?* Nothing here imports torch, and transformers and tiktoken only when a
-vocabulary is loaded from them.
+`Vocabulary` is made from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in for a base
+whose tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question alignment
+asks of a base: *which token comes first when this text is cut?* Nothing here imports torch, and transformers and
+tiktoken only when a vocabulary is loaded from them.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ class Vocabulary:
     def prompt_ids(self, prompt: Prompt, rendering: Rendering = "raw") -> tuple[int, ...]:
         """The ids a model is shown for a prompt, special tokens included.
 
-        "raw" is the text as it is (of messages: their contents, a blank line between); "chat" the model's own template (plain
-        text counts as one user message); a callable makes the text itself. Raises InputError.
+        "raw" is the text as it is (of messages: their contents, a blank line between); "chat" the model's own
+        template (plain text counts as one user message); a callable makes the text itself. Raises InputError.
         """
         if is_ids(prompt):
             return tuple(prompt)

@@ -1,7 +1,7 @@
 """What every local pair can do: the one interface between `decode` and the near side.
 
-A pair knows nothing of alpha, of HTTP, or of how a token is chosen. Asked about positions of a draft, it says for any token of the
-base how likely expert and anti-expert find the event "this is the base's next token".
+A pair knows nothing of alpha, of HTTP, or of how a token is chosen. Asked about positions of a draft, it says for any
+token of the base how likely expert and anti-expert find the event "this is the base's next token".
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Row(Protocol):
         ...
 
     def propose(self, count: int) -> list[Token]:
-        """At most `count` tokens that the expert finds likely, in the base's spelling, most likely first; the end included."""
+        """At most `count` tokens that the expert finds likely, in the base's spelling, most likely first; the end
+        included.
+        """
         ...
 
 
@@ -31,8 +33,8 @@ class Session(Protocol):
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         """One Row for each position of a draft that follows the issued tokens.
 
-        Row j is what holds if the drafted tokens before it are issued as they are. One forward pass of each model for all
-        positions. Raises ContextTooLong when the text has outgrown a model's window.
+        Row j is what holds if the drafted tokens before it are issued as they are. One forward pass of each model for
+        all positions. Raises ContextTooLong when the text has outgrown a model's window.
         """
         ...
 
