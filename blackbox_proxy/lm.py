@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from .errors import ContextTooLong, InputError, ModelUnavailable
-from .vocabulary import Vocabulary, load_tokenizer
+from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
+from blackbox_proxy.vocabulary import Vocabulary, load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,8 +37,9 @@ class CausalLM:
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.device = next(model.parameters()).device
-        self.size = min(len(vocabulary), int(config.vocab_size))
+        self.size = len(vocabulary)
         holes = [i for i in range(self.size) if vocabulary.spelling[i] is None]
+        self._outputs = int(config.vocab_size)
         self._holes = torch.tensor(holes, dtype=torch.long, device=self.device)
         self._window: int | None = getattr(config, "sliding_window", None)
         self._layer_types = set(getattr(config, "layer_types", None) or ())
@@ -75,6 +76,8 @@ class CausalLM:
 
     def _normalise(self, logits: torch.Tensor) -> torch.Tensor:
         logits = logits[..., : self.size].float()
+        if logits.shape[-1] < self.size:  # the tokenizer has words that the model has no output for
+            logits = torch.nn.functional.pad(logits, (0, self.size - logits.shape[-1]), value=float("-inf"))
         if len(self._holes):
             logits = logits.index_fill(-1, self._holes, float("-inf"))
         return logits.log_softmax(-1)
@@ -108,7 +111,7 @@ class CausalLM:
         """Compare cached and tree forwards with plain ones on a short text, past the sliding window where that is
         small.
         """
-        ordinary = [i for i in range(self.size) if self.vocabulary.spelling[i]]
+        ordinary = [i for i in range(self.size) if self.vocabulary.spelling[i] and i < self._outputs]
         if len(ordinary) < 2:
             return False, False
         length = 12 if self._window is None or self._window > 96 else self._window + 8

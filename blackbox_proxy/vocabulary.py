@@ -8,18 +8,19 @@ tiktoken only when a vocabulary is loaded from them.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, ModelUnavailable
-from .types import Prompt, Rendering, Token
+from blackbox_proxy.errors import InputError, ModelUnavailable
+from blackbox_proxy.types import Prompt, Rendering, Token
 
 if TYPE_CHECKING:
     import tiktoken
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int64]
 _APOSTROPHES = ("'", "’")
 _MEMO_LIMIT = 500_000
+
+
+def is_unfinished(text: bytes) -> bool:
+    """Whether `text` is the beginning of one character whose end is still to come."""
+    try:
+        return bool(text) and codecs.getincrementaldecoder("utf-8")("strict").decode(text) == ""
+    except UnicodeDecodeError:
+        return False
 
 
 def utf8_prefix(text: bytes) -> int:
@@ -303,6 +312,28 @@ class Vocabulary:
         return self._sorted.extensions(text)
 
 
+class VocabularyTokens(Sequence[Token]):
+    """Tokens given by their ids, `ids` (k,); a `Token` is made when one is looked at, so a whole vocabulary costs
+    nothing.
+    """
+
+    def __init__(self, ids: Ids, vocabulary: Vocabulary) -> None:
+        self.ids = ids
+        self.vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Token: ...
+    @overload
+    def __getitem__(self, index: slice) -> VocabularyTokens: ...
+    def __getitem__(self, index: int | slice) -> Token | VocabularyTokens:
+        if isinstance(index, slice):
+            return VocabularyTokens(self.ids[index], self.vocabulary)
+        return self.vocabulary.token_of(int(self.ids[index]))
+
+
 class LearnedVocabulary:
     """The tokens of a base whose tokenizer is unknown, as far as its candidate lists have shown them (a `Cutter`).
 
@@ -382,7 +413,7 @@ def _from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
         return _byte_starts(text, [match.start() for match in compiled.finditer(text)])
 
     def render(prompt: Prompt, rendering: Rendering) -> list[int]:
-        return encoding.encode(_as_text(prompt, rendering, chat=None), allowed_special="all")
+        return encoding.encode(as_text(prompt, rendering, chat=None), allowed_special="all")
 
     return Vocabulary(
         spelling,
@@ -413,7 +444,8 @@ def _byte_starts(text: str, starts: Sequence[int]) -> list[int]:
     return result
 
 
-def _as_text(prompt: Any, rendering: Rendering, chat: Callable[[list[Any]], str] | None) -> str:
+def as_text(prompt: Any, rendering: Rendering, chat: Callable[[list[Any]], str] | None) -> str:
+    """A prompt of text or messages as one text; `chat` is the model's template, None where it has none. InputError."""
     if callable(rendering):
         return rendering(prompt)
     if rendering == "chat":
@@ -471,7 +503,7 @@ def _from_tokenizer(tokenizer: Any, end_ids: Iterable[int]) -> Vocabulary:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def render(prompt: Prompt, rendering: Rendering) -> list[int]:
-        text = _as_text(prompt, rendering, chat if tokenizer.chat_template else None)
+        text = as_text(prompt, rendering, chat if tokenizer.chat_template else None)
         # A chat template writes its own special tokens; so may a callable, and then no second BOS is wanted.
         bare = rendering == "chat" or bool(tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
         return [int(index) for index in tokenizer(text, add_special_tokens=not bare)["input_ids"]]

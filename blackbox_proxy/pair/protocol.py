@@ -33,8 +33,9 @@ class Session(Protocol):
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         """One Row for each position of a draft that follows the issued tokens.
 
-        Row j is what holds if the drafted tokens before it are issued as they are. One forward pass of each model for
-        all positions. Raises ContextTooLong when the text has outgrown a model's window.
+        Fewer rows where a drafted token cannot be identified: what follows it cannot be scored. Row j is what holds
+        if the drafted tokens before it are issued as they are. One forward pass of each model for all positions.
+        Raises ContextTooLong when the text has outgrown a model's window.
         """
         ...
 

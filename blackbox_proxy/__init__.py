@@ -1,0 +1,59 @@
+"""blackbox_proxy: decode a language model behind an API as if it had been fine-tuned.
+
+    from blackbox_proxy import ProxyTuner, TransformersPair, open_base
+
+    base = open_base("big-model", base_url="http://localhost:8000/v1", dialect="vllm")
+    pair = TransformersPair(expert="small-tuned", antiexpert="small")
+    print(ProxyTuner(base, pair, alpha=1.0).generate("Once upon a time", max_tokens=64).text)
+
+Importing this package loads nothing heavy; torch, transformers and openai come with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blackbox_proxy.base.local import TransformersBase
+    from blackbox_proxy.base.openai import open_base
+    from blackbox_proxy.pair.transformers import TransformersPair
+    from blackbox_proxy.tuner import ProxyTuner
+    from blackbox_proxy.types import Candidate, Generation, Step, Usage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Candidate": "types",
+    "Generation": "types",
+    "ProxyTuner": "tuner",
+    "Step": "types",
+    "TransformersBase": "base.local",
+    "TransformersPair": "pair.transformers",
+    "Usage": "types",
+    "errors": "errors",
+    "open_base": "base.openai",
+}
+
+__all__ = [
+    "Candidate",
+    "Generation",
+    "ProxyTuner",
+    "Step",
+    "TransformersBase",
+    "TransformersPair",
+    "Usage",
+    "__version__",
+    "open_base",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOMES[name]}")
+    return module if name == "errors" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

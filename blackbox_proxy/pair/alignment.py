@@ -1,0 +1,375 @@
+"""One event, two tokenizers: the local mass of "the base's next token is c".
+
+The event is about text, not about strings that happen to match: a local model that writes a text y (token by token)
+has caused the base's token F(y), the first token when the base's tokenizer cuts y. So the local token paths from the
+end of the text are partitioned by F, and the mass of c is the sum over the paths that fall to it:
+
+    M(c | x)  =  sum over paths (node, t) with F(text of the path after x) = c  of  p(node) * p(t | node)
+
+A path ends, and is given to its F, as soon as it leaves the set of *nodes* whose next-token distributions are
+computed. The mass of a node is handed on to its continuations and never counted itself, so whatever nodes are chosen,
+the events are disjoint and add up to one; more nodes bring each event closer to its true meaning. The nodes chosen
+("canonical"): for every candidate c and every place in it where a local token could bridge to its end, the local
+tokenizer's own spelling of the text up to there; and the full spelling of c where the local tokenizer would go on to
+spell a longer token of the base ("2" before "23"). "all" takes every spelling of every undecided text instead: exact,
+and only feasible for small vocabularies.
+
+Nothing of x before the last place where a local pre-token starts can be retokenised by what follows, so paths start
+there (`tail`, the bytes from that place to the end of x); those that disagree with the tail are left out, and the
+mass of all that agree, P(x), divides every event.
+
+This file is arithmetic on bytes and numpy rows; the models are run by `transformers.py`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox_proxy.errors import PairError
+from blackbox_proxy.pair.tree import Path
+from blackbox_proxy.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
+
+Segmentations = Literal["canonical", "all"]
+_BUDGET = 64  # candidates of one position, the likeliest first, that get nodes of their own
+_ALL_LIMIT = 20_000  # nodes of one position under "all"
+_EXACT_LIMIT = 4_096  # ids for which F is evaluated one by one when a whole vocabulary must be split
+_REFINED = 256  # ids of one distribution for which it is evaluated in any case, the likeliest first
+_CACHED_SETS = 20_000
+_CACHED_MASKS = 256
+
+_NO_IDS: Ids = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The nodes of one position: paths from the place where its tail starts, parents first, and the text of each."""
+
+    tail: bytes
+    paths: tuple[Path, ...]
+    texts: tuple[bytes, ...]
+
+    def after(self, index: int) -> bytes:
+        """The part of a node's text that lies after x; b"" for nodes at or before the end of x."""
+        return self.texts[index][len(self.tail) :]
+
+    def missing(self, index: int) -> bytes:
+        """The part of the tail that a node has still to write; b"" from the end of x on."""
+        return self.tail[len(self.texts[index]) :]
+
+
+class Alignment:
+    """Everything that holds between one base vocabulary and one local vocabulary, computed once and remembered."""
+
+    def __init__(self, local: Vocabulary, base: Cutter, segmentations: Segmentations = "canonical") -> None:
+        self.local = local
+        self.base = base
+        self.segmentations = segmentations
+        self._sets: OrderedDict[tuple[bytes, bytes, bytes], Ids] = OrderedDict()
+        self._masks: OrderedDict[bytes, tuple[NDArray[np.bool_], bool]] = OrderedDict()
+        self._spelled: dict[bytes, Path | None] = {}
+        self._version = -1
+
+    def refresh(self) -> None:
+        """Forget what was derived from a learned vocabulary that has grown since."""
+        if isinstance(self.base, LearnedVocabulary) and self.base.version != self._version:
+            self._version = self.base.version
+            self._sets.clear()
+            self._masks.clear()
+
+    # -- which ids lead to an event --------------------------------------------------------------------------------
+
+    def leading_to(self, missing: bytes, after: bytes, token: bytes) -> Ids:
+        """Local ids t that, at a node with `after` written and `missing` still to write, complete x and make `token`
+        the first token of the base: t begins with missing + the rest of the token, and F(after + what t adds) =
+        token.
+        """
+        key = (missing, after, token)
+        found = self._sets.get(key)
+        if found is not None:
+            self._sets.move_to_end(key)
+            return found
+        if token.startswith(after) and len(token) > len(after):
+            ids = self.local.beginning_with(missing + token[len(after) :])
+        else:  # F may fall back behind what is written ("ab" + "c" cut as "a", "bc")
+            ids = self._changing(after)
+            ids = ids if self._is_exact(ids) else _NO_IDS
+        if len(ids):
+            spelling = self.local.spelling
+            added = [after + (spelling[int(i)] or b"")[len(missing) :] for i in ids]
+            ids = ids[[first == token for first in self.base.first(added)]]
+        self._sets[key] = ids
+        if len(self._sets) > _CACHED_SETS:
+            self._sets.popitem(last=False)
+        return ids
+
+    def staying(self, after: bytes, row: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which local ids t (V,) leave F(after + t) = F(after): the base's first token is settled, not lengthened.
+
+        Special and end tokens stay (the text stops there). Where thousands of ids would have to be cut, those after
+        which a longer token of the base fits are taken to lengthen it, and only the likeliest under `row` are cut one
+        by one.
+        """
+        mask, exact = self._staying_by_rule(after)
+        if exact:
+            return mask
+        likely = np.argpartition(row, -_REFINED)[-_REFINED:] if len(row) > _REFINED else np.arange(len(row))
+        return self._cut_one_by_one(after, likely[~mask[likely]], mask.copy())
+
+    def _staying_by_rule(self, after: bytes) -> tuple[NDArray[np.bool_], bool]:
+        found = self._masks.get(after)
+        if found is not None:
+            self._masks.move_to_end(after)
+            return found
+        mask = np.ones(len(self.local), dtype=np.bool_)
+        changing = self._changing(after)
+        mask[changing] = False
+        exact = self._is_exact(changing)
+        if exact:
+            self._cut_one_by_one(after, changing, mask)
+        self._masks[after] = (mask, exact)
+        if len(self._masks) > _CACHED_MASKS:
+            self._masks.popitem(last=False)
+        return mask, exact
+
+    def _changing(self, after: bytes) -> Ids:
+        """Local ids that can change F once `after` is written: those after which a longer token of the base fits."""
+        if self.segmentations == "all":
+            return self.local.beginning_with(b"")
+        ranges = [self.local.beginning_with(extension) for extension in self.base.extensions(after)]
+        return np.concatenate(ranges) if ranges else _NO_IDS
+
+    def _is_exact(self, changing: Ids) -> bool:
+        return self.segmentations == "all" or len(changing) <= _EXACT_LIMIT
+
+    def _cut_one_by_one(self, after: bytes, ids: Ids, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        own = self.base.first([after])[0]
+        firsts = self.base.first([after + (self.local.spelling[int(i)] or b"") for i in ids])
+        mask[ids] = [first == own for first in firsts]
+        return mask
+
+    @cached_property
+    def _goes_on(self) -> frozenset[bytes]:
+        """The base's tokens that the local tokenizer, spelling a longer token of the base, writes on the way."""
+        assert isinstance(self.base, Vocabulary)
+        known = {spelling for spelling in self.base.spelling if spelling}
+        whole = [spelling for spelling in known if utf8_prefix(spelling) == len(spelling)]
+        found = set()
+        for ids in self.local.encode(whole):
+            written = b""
+            for index in ids[:-1]:
+                written += self.local.spelling[index] or b""
+                if written in known:
+                    found.add(written)
+        return frozenset(found)
+
+    def goes_on(self, token: bytes) -> bool:
+        """Whether a text that has reached `token` may, spelled as usual, still become a longer token of the base."""
+        if isinstance(self.base, Vocabulary):
+            return token in self._goes_on
+        return bool(self.base.extensions(token))
+
+    # -- which nodes are computed ----------------------------------------------------------------------------------
+
+    def nodes(self, tail: bytes, tokens: Sequence[bytes]) -> Nodes:
+        """The nodes of a position whose candidates are `tokens`, most likely first."""
+        exhaustive = self.segmentations == "all"
+        paths = self._all_paths(tail) if exhaustive else self._canonical_paths(tail, tokens[:_BUDGET])
+        closed = {path[:end]: None for path in paths for end in range(len(path) + 1)}
+        ordered = tuple(sorted(closed, key=lambda path: (len(path), path)))
+        return Nodes(tail, ordered, tuple(self._text(path) for path in ordered))
+
+    def _text(self, path: Path) -> bytes:
+        return b"".join(self.local.spelling[index] or b"" for index in path)
+
+    def _canonical_paths(self, tail: bytes, tokens: Iterable[bytes]) -> set[Path]:
+        wanted = {tail: None}
+        whole: dict[bytes, None] = {}
+        for token in tokens:
+            text = tail + token
+            whole[text] = None
+            if self.goes_on(token):
+                wanted[text] = None
+            for split in range(max(0, len(text) - self.local.longest), len(text)):
+                written = text[len(tail) : split] if split > len(tail) else b""
+                if len(self.leading_to(tail[split:], written, token)):
+                    wanted[text[:split]] = None
+        self._spell([*wanted, *whole])
+        paths: set[Path] = {()}
+        for text in wanted:
+            paths.update(self._spellings(text))
+        for text in whole:
+            paths.update(path[:-1] for path in self._spellings(text) if path)
+        return paths
+
+    def _spell(self, texts: Iterable[bytes]) -> None:
+        """Fill the memo of canonical spellings for the whole characters of these texts, in one batch."""
+        if len(self._spelled) > _CACHED_SETS:
+            self._spelled.clear()
+        heads = {text[: utf8_prefix(text)] for text in texts}
+        missing = [head for head in heads if head not in self._spelled]
+        for head, ids in zip(missing, self.local.encode(missing), strict=True):
+            path = tuple(ids)
+            self._spelled[head] = path if self._text(path) == head else None  # None: has unknown characters
+
+    def _spellings(self, text: bytes) -> list[Path]:
+        """The canonical spelling of a text; bytes of an unfinished character at its end are spelled in every way."""
+        whole = utf8_prefix(text)
+        if text[:whole] not in self._spelled:
+            self._spell([text])
+        head, rest = self._spelled[text[:whole]], text[whole:]
+        if head is None:
+            return []
+        if not rest or is_unfinished(rest):
+            return [head + path for path in self._every_spelling(rest)]
+        stray = self.local.id_of(rest[:1])  # a byte that belongs to no character stands for itself
+        return [] if stray is None else [(*head, stray, *path) for path in self._spellings(rest[1:])]
+
+    def _every_spelling(self, text: bytes) -> list[Path]:
+        if not text:
+            return [()]
+        found = []
+        for end in range(1, len(text) + 1):
+            index = self.local.id_of(text[:end])
+            if index is not None:
+                found += [(index, *rest) for rest in self._every_spelling(text[end:])]
+        return found
+
+    def canonical(self, text: bytes) -> Path | None:
+        """The usual spelling of a text; None where the local vocabulary cannot write it."""
+        return next(iter(self._spellings(text)), None)
+
+    def _all_paths(self, tail: bytes) -> set[Path]:
+        """Every path that agrees with the tail and whose text after x may still begin a longer token of the base."""
+        paths: set[Path] = {()}
+        frontier: list[tuple[Path, bytes]] = [((), b"")]
+        while frontier:
+            path, text = frontier.pop()
+            for index, spelling in enumerate(self.local.spelling):
+                longer = text + (spelling or b"")
+                if not spelling or not (longer.startswith(tail) or tail.startswith(longer)):
+                    continue
+                after = longer[len(tail) :]
+                if not after or self.base.extensions(after):
+                    paths.add((*path, index))
+                    frontier.append(((*path, index), longer))
+            if len(paths) > _ALL_LIMIT:
+                raise PairError(
+                    "there are too many spellings for segmentations='all'", hint="Use segmentations='canonical'."
+                )
+        return paths
+
+
+class Masses:
+    """The log masses of events at one position under one model.
+
+    `rows` (m, V) float32 are the log probabilities after each of the m nodes; `ends` the local ids that end a text.
+    """
+
+    def __init__(self, alignment: Alignment, nodes: Nodes, rows: Sequence[NDArray[np.float32]], ends: Ids) -> None:
+        self.alignment = alignment
+        self.nodes = nodes
+        self._ends = ends
+        self._index = {path: i for i, path in enumerate(nodes.paths)}
+        self._by_text: dict[bytes, list[int]] = {}
+        for i, text in enumerate(nodes.texts):
+            self._by_text.setdefault(text, []).append(i)
+        self._rows = list(rows)
+        self._path = [0.0] * len(nodes.paths)
+        children: dict[int, list[int]] = {}
+        for i, path in enumerate(nodes.paths):
+            if path:
+                parent = self._index[path[:-1]]
+                self._path[i] = self._path[parent] + float(rows[parent][path[-1]])
+                children.setdefault(parent, []).append(path[-1])
+        for parent, tokens in children.items():  # a node's mass is handed on: it is no leaf of its parent
+            row = rows[parent].copy()
+            row[tokens] = -np.inf
+            self._rows[parent] = row
+        beyond = [i for i in range(len(nodes.paths)) if nodes.after(i)]
+        self._owned: dict[bytes, list[int]] = {}  # token -> nodes at which it is written and is what F says
+        self._written: dict[bytes, list[int]] = {}  # text -> nodes at which it is written and F says otherwise
+        for i, own in zip(beyond, alignment.base.first([nodes.after(i) for i in beyond]), strict=True):
+            self._owned.setdefault(own, []).append(i)
+            after = nodes.after(i)
+            for end in range(1, len(after) + 1):
+                if after[:end] != own:
+                    self._written.setdefault(after[:end], []).append(i)
+        self._at_x = self._by_text.get(nodes.tail, [])
+        self.log_prefix = self._prefix()
+
+    def _gather(self, index: int, ids: Ids | NDArray[np.bool_]) -> NDArray[np.float64]:
+        return self._rows[index][ids].astype(np.float64) + self._path[index]
+
+    def _prefix(self) -> float:
+        """log P(x from the start of the tail): the mass of all paths that write the tail, whatever follows."""
+        if not self.nodes.tail:
+            return 0.0
+        parts = [np.array([self._path[i] for i in self._at_x])]
+        for i, path in enumerate(self.nodes.paths):
+            missing = self.nodes.missing(i)
+            if missing:
+                ids = self.alignment.local.beginning_with(missing)
+                exact = self.alignment.local.id_of(missing)
+                parts.append(self._gather(i, ids[ids != exact] if exact is not None else ids))
+            elif self.nodes.after(i) and self.nodes.missing(self._index[path[:-1]]):
+                parts.append(np.array([self._path[i]]))
+        return _logsumexp(parts)
+
+    def event(self, token: bytes) -> float:
+        """log M(token | x); -inf where no path of the computed nodes leads to it."""
+        tail, parts = self.nodes.tail, []
+        text = tail + token
+        for end in range(len(text)):
+            for i in self._by_text.get(text[:end], ()):
+                ids = self.alignment.leading_to(self.nodes.missing(i), self.nodes.after(i), token)
+                parts.append(self._gather(i, ids))
+        for i in self._owned.get(token, ()):
+            staying = self.alignment.staying(self.nodes.after(i), self._rows[i])
+            parts.append(self._gather(i, staying))
+        for i in self._written.get(token, ()):
+            parts.append(self._gather(i, self.alignment.leading_to(b"", self.nodes.after(i), token)))
+        return _logsumexp(parts) - self.log_prefix
+
+    def end(self) -> float:
+        """log mass of the end of the text; -inf where the local vocabulary cannot write x."""
+        return _logsumexp([self._gather(i, self._ends) for i in self._at_x]) - self.log_prefix
+
+    def along(self, path: Path) -> float:
+        """log mass of the part of `path` that was computed: its tokens up to one past the last node on it."""
+        end = 0
+        while end < len(path) and path[: end + 1] in self._index:
+            end += 1
+        mass = self._path[self._index[path[:end]]]
+        if end < len(path):
+            mass += float(self._rows[self._index[path[:end]]][path[end]])
+        return mass - self.log_prefix
+
+    def likely(self, count: int) -> list[tuple[bytes, float]]:
+        """Texts of about `count` likely next tokens (local ones, cut to what lies after x) with their log masses."""
+        found: list[tuple[bytes, float]] = []
+        spelling = self.alignment.local.spelling
+        for i in range(len(self.nodes.paths)):
+            missing = self.nodes.missing(i)
+            if self.nodes.after(i):
+                continue
+            ids = self.alignment.local.beginning_with(missing)
+            values = self._gather(i, ids)
+            top = np.argpartition(values, -count)[-count:] if len(values) > count else range(len(values))
+            for place in top:
+                text = (spelling[int(ids[place])] or b"")[len(missing) :]
+                if text and np.isfinite(values[place]):
+                    found.append((text, float(values[place]) - self.log_prefix))
+        return sorted(found, key=lambda pair: -pair[1])[:count]
+
+
+def _logsumexp(parts: Sequence[NDArray[np.float64]]) -> float:
+    values = np.concatenate(parts) if parts else np.empty(0)
+    top = np.max(values, initial=-np.inf)
+    return float(top + np.log(np.exp(values - top).sum())) if np.isfinite(top) else float("-inf")

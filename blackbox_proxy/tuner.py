@@ -1,0 +1,202 @@
+"""`ProxyTuner`: a base, a pair and a weight put together; async inside, a sync façade over one background loop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from functools import cache
+from typing import Any, Self, TypeVar, cast, get_args
+
+from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.decode import Alpha, Settings, alpha_at, decode
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.pair.protocol import Pair
+from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
+
+T = TypeVar("T")
+
+
+class ProxyTuner:
+    """Decodes `base` as if it had been tuned as the pair's expert was (proxy-tuning, arXiv 2401.08565).
+
+    pair: one pair or several, each with its own `alpha` (DExperts, arXiv 2105.03023). alpha: a number, or a function
+    of the place in the text; 1 is plain proxy-tuning, 0 the base itself; one for all pairs or one each. `tail`: what
+    is done about tokens that the base does not show ("backoff", "truncate", "floor"; see `combine`); `tail_size`: how
+    many of them the expert may propose. `draft`: positions asked of the base per request; the text is the same for
+    each value, the number of calls is not.
+
+    Every method takes: prompt (text or messages), max_tokens, temperature (0 is greedy), top_p, seed (any int; None
+    draws one), stop (a string or several). Raises InputError before anything is spent, BaseError and PairError (see
+    `errors`).
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        pair: Pair | Sequence[Pair],
+        alpha: Alpha | Sequence[Alpha] = 1.0,
+        *,
+        tail: TailPolicy = "backoff",
+        tail_size: int = 32,
+        draft: int = 8,
+    ) -> None:
+        self.base = base
+        self.pairs: tuple[Pair, ...] = tuple(pair) if isinstance(pair, Sequence) else (pair,)
+        if not self.pairs:
+            raise InputError("there is no pair", hint="Give at least one pair of expert and anti-expert.")
+        alphas = tuple(alpha) if isinstance(alpha, Sequence) else (alpha,) * len(self.pairs)
+        if len(alphas) != len(self.pairs):
+            raise InputError(
+                f"there are {len(self.pairs)} pairs but {len(alphas)} alphas", hint="Give one or one each."
+            )
+        for value in alphas:
+            alpha_at(value, 0)
+        if tail not in get_args(TailPolicy):
+            raise InputError(f"unknown tail policy {tail!r}", hint=f"Use one of {', '.join(get_args(TailPolicy))}.")
+        if draft < 1 or tail_size < 0:
+            raise InputError("draft must be at least 1 and tail_size at least 0", hint="The defaults are 8 and 32.")
+        self.alphas: tuple[Alpha, ...] = alphas
+        self.tail: TailPolicy = tail
+        self._tail_size = tail_size
+        self._draft = draft
+
+    def _settings(
+        self,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+        stop: str | Sequence[str],
+    ) -> Settings:
+        if max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {max_tokens}", hint="Leave it out for 256.")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(stops):
+            raise InputError("a stop string is empty", hint="Leave out stop to go on to the end of the text.")
+        sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
+        return Settings(
+            max_tokens, self.alphas, sampling, stops, tail=self.tail, tail_size=self._tail_size, draft=self._draft
+        )
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> AsyncIterator[Step]:
+        """The steps of the text as they are decided."""
+        settings = self._settings(max_tokens, temperature, top_p, seed, stop)
+        self._check(prompt, max_tokens)
+        steps = decode(self.base, self.pairs, prompt, settings)
+        try:
+            async for step in steps:
+                yield step
+        finally:
+            await cast(Any, steps).aclose()
+
+    def _check(self, prompt: Prompt, max_tokens: int) -> None:
+        if not isinstance(prompt, str) and len(prompt) == 0:
+            raise InputError("the prompt is empty", hint="Give text, or at least one message.")
+        if isinstance(prompt, str) and not prompt:
+            raise InputError("the prompt is empty", hint="Give at least one character of text.")
+        for pair in self.pairs:
+            pair.check(prompt, max_tokens)
+        self.base.check(prompt, max_tokens)
+
+    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
+        """The whole text with its steps and its cost; options as for `astream`."""
+        steps = [step async for step in self.astream(prompt, **options)]
+        usage = sum((step.usage for step in steps), Usage())
+        finish = steps[-1].finish_reason
+        assert finish is not None, "decode ends with a step that says why"
+        return Generation("".join(step.text for step in steps), tuple(steps), finish, usage, self.tail)
+
+    async def agenerate_batch(
+        self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Any
+    ) -> list[Generation]:
+        """One Generation for each prompt, in order, at most `concurrency` at a time; the first error ends them all.
+
+        All prompts are checked before the first request. Each text is the one that `agenerate` gives for its prompt.
+        """
+        if concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
+        for prompt in prompts:
+            self._check(prompt, int(options.get("max_tokens", 256)))
+        limit = asyncio.Semaphore(concurrency)
+
+        async def one(prompt: Prompt) -> Generation:
+            async with limit:
+                return await self.agenerate(prompt, **options)
+
+        async with _unwrapped(), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(prompt)) for prompt in prompts]
+        return [task.result() for task in tasks]
+
+    # -- the same, without async -----------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """`agenerate` for callers without a loop (it may be called while one runs, too)."""
+        return _run(self.agenerate(prompt, **options))
+
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
+        """`agenerate_batch` for callers without a loop."""
+        return _run(self.agenerate_batch(prompts, **options))
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
+        """`astream` for callers without a loop. Closing the iterator ends the text."""
+        steps = cast(Any, self.astream(prompt, **options))
+        try:
+            while (step := _run(_next(steps))) is not None:
+                yield step
+        finally:
+            _run(steps.aclose())
+
+    def close(self) -> None:
+        """Give back the connections of the base and the caches of the pairs."""
+        _run(self.base.aclose())
+        for pair in self.pairs:
+            pair.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def _next(steps: AsyncIterator[Step]) -> Step | None:
+    return await anext(steps, None)
+
+
+class _unwrapped:
+    """Let the first error out of a TaskGroup as itself: callers know BlackboxError, not ExceptionGroup."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The one background loop of this process: clients and their connections stay with it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="blackbox-proxy", daemon=True).start()
+    return loop
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
