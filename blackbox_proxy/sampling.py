@@ -37,25 +37,29 @@ class Sampling:
 
 
 def nucleus(log_p: Floats, sampling: Sampling) -> Floats:
-    """The probabilities (c,) that a draw is made from, for log_p (c,) in descending order and temperature > 0.
+    """The probabilities (c,) that a draw at temperature > 0 is made from.
 
-    p^(1/temperature), cut to the smallest set of first candidates with mass top_p (Holtzman et al. 2020, arXiv
-    1904.09751).
+    p^(1/temperature), cut to the smallest set of likeliest candidates with mass top_p (Holtzman et al. 2020, arXiv
+    1904.09751); of several equals at the cut, the ones listed first are kept.
     """
-    probabilities: Floats = np.exp((log_p - log_p[0]) / sampling.temperature)
-    probabilities /= probabilities.sum()
-    before = np.cumsum(probabilities) - probabilities
-    probabilities[before >= sampling.top_p] = 0.0
-    return probabilities / probabilities.sum()
+    probabilities: Floats = np.exp((log_p - np.max(log_p)) / sampling.temperature)
+    probabilities = probabilities / probabilities.sum()
+    if sampling.top_p < 1.0:
+        order = np.argsort(-probabilities, kind="stable")
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        probabilities[order[before >= sampling.top_p]] = 0.0
+        probabilities = probabilities / probabilities.sum()
+    return probabilities
 
 
 def uniform(seed: int, place: int) -> float:
     """The one uniform number in [0, 1) that belongs to a place in a text: the same however the text was reached."""
-    return float(np.random.Generator(np.random.Philox(key=[seed % 2**64, place])).random())
+    return float(np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, place], dtype=np.uint64))).random())
 
 
 def choose(log_p: Floats, sampling: Sampling, place: int, tie: TieBreak) -> int:
-    """Index of the chosen candidate at `place` (tokens from the start of the text). `tie(i)` orders equal candidates."""
+    """Index of the chosen candidate at `place` (tokens from the start of the text). `tie(i)` orders equal candidates.
+    """
     if sampling.temperature == 0.0:
         best = np.flatnonzero(log_p == np.max(log_p))
         return int(best[0]) if len(best) == 1 else min((int(i) for i in best), key=tie)

@@ -244,6 +244,8 @@ class Vocabulary:
         pre-tokenizer, and between two letters with one).
         """
         text = text[: utf8_prefix(text)]
+        if not text:
+            return 0
         whole = text.decode("utf-8")
         start = self._last_final_piece(text, self._pretokens(whole))
         place = len(text)
@@ -267,7 +269,7 @@ class Vocabulary:
             last -= 1  # "don" + "'" may become "don't"
         elif last > 0 and pieces[last - 1].strip() in _APOSTROPHES:
             last -= min(2, last)  # "'" + "l" may become "'ll"
-        return starts[last] if pieces else 0
+        return starts[last]
 
     @cached_property
     def _splits(self) -> bool:

@@ -1,4 +1,6 @@
-"""Events across two tokenizers: they add up to one, equal brute force, and do not depend on how many are asked at once."""
+"""Events across two tokenizers: they add up to one, equal brute force, and do not depend on how many are asked at
+once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ BASE = toy_vocabulary(
     ["a", "b", "c", " ", "ab", "abc", " a", " ab", "bc", "cc"],
     [("a", "b"), ("ab", "c"), (" ", "a"), (" a", "b"), ("b", "c"), ("c", "c")],
 )
-LOCAL = toy_vocabulary(["a", "b", "c", " ", "bc", "ca", " b", "aa", "bca"], [("b", "c"), ("c", "a"), (" ", "b"), ("a", "a"), ("bc", "a")])
+LOCAL = toy_vocabulary(
+    ["a", "b", "c", " ", "bc", "ca", " b", "aa", "bca"], [("b", "c"), ("c", "a"), (" ", "b"), ("a", "a"), ("bc", "a")]
+)
 
 
 def position(token: bytes, candidates: list[Token]) -> Position:
@@ -73,7 +77,9 @@ def test_all_segmentations_equal_brute_force(issued: list[bytes], seed: int) -> 
     expected = brute_force(lm, BASE, *side.text_after(tokens))
     exact = [i for i, how in enumerate(scores.how) if how == "exact"]
     found = {(BASE.spelling[i] or b"END"): float(np.exp(scores.log_expert[i])) for i in exact}
-    assert found.keys() >= expected.keys()  # the others (" ab": the base itself never writes it so) have no event of their own
+    assert (
+        found.keys() >= expected.keys()
+    )  # the others (" ab": the base itself never writes it so) have no event of their own
     for key, mass in found.items():
         assert mass == pytest.approx(expected.get(key, 0.0), abs=1e-5), key
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-4)

@@ -48,7 +48,9 @@ def words(seed: int = 0, count: int = 400) -> str:
 
 
 def train_tokenizer(kind: str, size: int, seed: int = 0) -> PreTrainedTokenizerFast:
-    """kind: "bytes" (byte-level BPE), "digits" (the same, digits one by one) or "pieces" (metaspace with byte fallback)."""
+    """kind: "bytes" (byte-level BPE), "digits" (the same, digits one by one) or "pieces" (metaspace with byte
+    fallback).
+    """
     text = [CORPUS, words(seed)]
     specials = ["<s>", "</s>", "<unk>"]
     if kind == "pieces":
@@ -71,7 +73,11 @@ def train_tokenizer(kind: str, size: int, seed: int = 0) -> PreTrainedTokenizerF
         description = tokenizer.to_str()
         tokenizer = Tokenizer.from_str(_only_added(description, specials))
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", clean_up_tokenization_spaces=False
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            clean_up_tokenization_spaces=False,
         )
     tokenizer = Tokenizer(models.BPE())
     splitters: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if kind == "digits" else []
@@ -119,7 +125,9 @@ def tiny_model(architecture: str, size: int, seed: int, *, window: int = 8, cont
     elif architecture == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**common))
     elif architecture == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=context, **ends))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=context, **ends)
+        )
     elif architecture == "gemma2":
         model = Gemma2ForCausalLM(Gemma2Config(**common, head_dim=8, sliding_window=window))
     elif architecture == "mistral":
@@ -137,7 +145,9 @@ def tiny_model(architecture: str, size: int, seed: int, *, window: int = 8, cont
     return model.eval()
 
 
-def save(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, architecture: str = "llama", extra: int = 0) -> str:
+def save(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, architecture: str = "llama", extra: int = 0
+) -> str:
     """A model's folder as save_pretrained leaves it; `extra` output ids are padding."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_model(architecture, len(tokenizer) + extra, seed).save_pretrained(folder)

@@ -1,0 +1,193 @@
+"""The command line: options in, library calls, text out. Heavy parts are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+
+from blackbox_proxy import __version__
+from blackbox_proxy.errors import BlackboxError, InputError
+
+app = typer.Typer(
+    name="blackbox-proxy",
+    help="Decode a language model behind an API as if it had been fine-tuned (proxy-tuning).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def main() -> None:
+    """Entry point: errors of this package become one sentence and a hint on stderr, and a non-zero exit status."""
+    # With another busy process on the machine, threads that spin while they wait slow small models down tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except BlackboxError as error:
+        console = Console(stderr=True)
+        console.print(f"Error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        if error.hint:
+            console.print(f"Hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Decode a language model behind an API as if it had been fine-tuned (proxy-tuning)."""
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise InputError("there are two prompts", hint="Give it as an argument or as --file, not both.")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the prompt file {file} cannot be read: {error}", hint="It must be UTF-8 text."
+            ) from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InputError("there is no prompt", hint="Give it as an argument, with --file, or on standard input.")
+    return sys.stdin.read()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
+    *,
+    base: Annotated[
+        str, typer.Option(help="The big model: its name at the API, or with --local its folder or hub id.")
+    ],
+    expert: Annotated[str, typer.Option(help="The small tuned model: folder or hub id.")],
+    antiexpert: Annotated[str | None, typer.Option(help="The same small model before tuning.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Run the base in this process instead of an API.")] = False,
+    base_url: Annotated[
+        str | None, typer.Option(envvar="BLACKBOX_PROXY_BASE_URL", help="The API's address, as http://host:port/v1.")
+    ] = None,
+    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    dialect: Annotated[str, typer.Option(help="The API's dialect: openai, vllm.")] = "openai",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The API's key.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The base's tokenizer, if known: a tiktoken name, a folder or a hub id.")
+    ] = None,
+    top_logprobs: Annotated[int | None, typer.Option(help="Candidates to ask for; the API's limit by default.")] = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the pair: 0 is the base, 1 plain proxy-tuning.")] = 1.0,
+    tail: Annotated[
+        str, typer.Option(help="Tokens that the base does not show: backoff, truncate or floor.")
+    ] = "backoff",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to decode at most.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest candidates with this mass.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
+    draft: Annotated[int, typer.Option(help="Tokens asked for per request; does not change the text.")] = 8,
+    base_prompt: Annotated[str, typer.Option(help="How the base sees the prompt: raw or chat (its template).")] = "raw",
+    expert_prompt: Annotated[str, typer.Option(help="How the expert sees it: raw or chat.")] = "raw",
+    antiexpert_prompt: Annotated[str, typer.Option(help="How the anti-expert sees it: raw or chat.")] = "raw",
+    device: Annotated[str, typer.Option(help="Where the local models run: auto, cpu, cuda …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every step, for programs.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Colour the tokens that the proxy changed; print the cost.")
+    ] = False,
+) -> None:
+    """Decode a text from the tuned big model.
+
+    Examples:
+
+        blackbox-proxy generate "Once upon a time" --base big --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --show
+
+        echo "Q: Who won? A:" | blackbox-proxy generate --base gpt-3.5-turbo-instruct --tokenizer cl100k_base \\
+            --expert ./small-tuned --antiexpert ./small --max-tokens 20 --json
+
+        blackbox-proxy generate -f prompt.txt --local --base ./big --expert ./small-tuned --antiexpert ./small
+    """
+    text = _read_prompt(prompt, file)
+    if not text:
+        raise InputError("the prompt is empty", hint="Give at least one character of text.")
+    _quiet_transformers()
+    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, open_base
+    from blackbox_proxy.base.protocol import Base
+    from blackbox_proxy.report import record, terminal
+    from blackbox_proxy.types import TailPolicy
+
+    if api not in ("completions", "chat"):
+        raise InputError(f"unknown api {api!r}", hint="Use completions or chat.")
+    black_box: Base
+    if local:
+        black_box = TransformersBase(
+            base, top_logprobs=top_logprobs, device=device, dtype=dtype, rendering=_rendering(base_prompt)
+        )
+    else:
+        black_box = open_base(
+            base,
+            api=cast(Literal["completions", "chat"], api),
+            base_url=base_url,
+            api_key=api_key,
+            dialect=dialect,
+            tokenizer=tokenizer,
+            top_logprobs=top_logprobs,
+            rendering=_rendering(base_prompt),
+        )
+    pair = TransformersPair(
+        expert,
+        antiexpert,
+        device=device,
+        dtype=dtype,
+        expert_prompt=_rendering(expert_prompt),
+        antiexpert_prompt=_rendering(antiexpert_prompt),
+    )
+    decoding: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or (),
+    }
+    with ProxyTuner(black_box, pair, alpha, tail=cast(TailPolicy, tail), draft=draft) as tuner:
+        if as_json:
+            generation = tuner.generate(text, **decoding)
+            typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
+            return
+        steps = terminal.show_stream(Console(), tuner.stream(text, **decoding), colour=show)
+    if show:
+        note = Console(stderr=True)
+        note.print(terminal.legend())
+        note.print(terminal.cost_line(steps), style="dim", highlight=False)
+
+
+def _rendering(name: str) -> Literal["raw", "chat"]:
+    if name not in ("raw", "chat"):
+        raise InputError(f"unknown rendering {name!r}", hint="Use raw or chat.")
+    return cast(Literal["raw", "chat"], name)
