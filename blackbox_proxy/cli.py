@@ -57,8 +57,8 @@ def options(
 def _quiet_transformers() -> None:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -185,6 +185,47 @@ def generate(
         note = Console(stderr=True)
         note.print(terminal.legend())
         note.print(terminal.cost_line(steps), style="dim", highlight=False)
+
+
+@app.command()
+def host(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
+    *,
+    top_logprobs: Annotated[int, typer.Option(help="Most logprobs a client gets per token; -1: all.")] = 5,
+    address: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(help="Key that clients must send.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="How clients name the model.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja template, or its file, for chat.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+) -> None:
+    """Serve a local model as a black box: OpenAI's API with top-k logprobs, so that everything can be tried at home.
+
+    Example:
+
+        blackbox-proxy host --model ./big --top-logprobs 5 --port 8000
+    """
+    _quiet_transformers()
+    from blackbox_proxy.serve.host import run_host
+
+    def announce(where: str, at: int) -> None:
+        typer.echo(f"{served_model_name or model} at http://{where}:{at}/v1, top {top_logprobs} logprobs", err=True)
+
+    run_host(
+        model,
+        host=address,
+        port=port,
+        top_logprobs=top_logprobs,
+        api_key=api_key,
+        served_model_name=served_model_name,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        announce=announce,
+    )
 
 
 def _rendering(name: str) -> Literal["raw", "chat"]:

@@ -15,17 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.types import Floats, TailPolicy
 
 _TINY = 1e-12  # less hidden mass than this is rounding, not a tail
-
-
-def logsumexp(values: Floats) -> float:
-    """log sum exp of a vector; -inf for an empty one."""
-    top = float(np.max(values, initial=-np.inf))
-    if not np.isfinite(top):
-        return top
-    return top + float(np.log(np.sum(np.exp(values - top))))
 
 
 def normalise(log_weights: Floats) -> Floats:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from blackbox_proxy import combine
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import BadResponse, CannotContinue, ContextTooLong, InputError, NoLogprobs
+from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.protocol import Pair, Row, Session
 from blackbox_proxy.sampling import Sampling, choose
 from blackbox_proxy.types import (
@@ -38,7 +39,7 @@ from blackbox_proxy.types import (
     Token,
     Usage,
 )
-from blackbox_proxy.vocabulary import VocabularyTokens
+from blackbox_proxy.vocabulary import VocabularyTokens, is_unfinished, utf8_prefix
 from blackbox_proxy.writer import Writer
 
 Alpha = float | Callable[[int], float]
@@ -97,19 +98,17 @@ async def decode(base: Base, pairs: Sequence[Pair], prompt: Prompt, settings: Se
             except ContextTooLong:
                 yield text.closing("length")
                 return
-            for j in range(len(rows)):
-                goes_on = j + 1 < len(rows)
-                step = text.choose(
-                    draft.positions[j], rows[j], goes_on, may_go_on=not goes_on and draft.finish != "stop"
-                )
-                if step is None:  # a character begun here must be finished inside one draft: ask for a longer one
-                    asked = max(8, 2 * len(draft.positions))
-                    text.rescue = asked
+            view = _View(draft, rows, pairs, settings)
+            while view.place < len(rows):
+                steps = text.take(view)
+                if steps is None:  # a character begun here must be finished inside one draft: ask for a longer one
+                    asked = text.rescue = max(8, 2 * len(draft.positions))
                     break
-                yield step
-                if step.finish_reason is not None:
+                for step in steps:
+                    yield step
+                if steps[-1].finish_reason is not None:
                     return
-                if not step.drafted:
+                if not steps[-1].drafted:
                     break
             else:
                 if draft.finish == "stop" and len(rows) == len(draft.positions):
@@ -170,53 +169,107 @@ class _Text:
         text = self._writer.close()
         return Step(b"", text, None, none, 0.0, end, False, end, finish, self._usage())
 
-    def choose(self, position: Position, rows: Sequence[Row], goes_on: bool, *, may_go_on: bool) -> Step | None:
-        """The step at this position; None if it hangs on a longer draft.
+    def take(self, view: _View) -> list[Step] | None:
+        """The steps at the place of a view, moved on past them; None if they hang on a longer draft.
 
-        `goes_on`: the draft has a scored position after this one. `may_go_on`: a longer draft might have one.
+        Usually one; several where tokens inside a character can only be issued back together.
         """
-        weighed = weigh(position, rows, self._pairs, self._settings, len(self.prefix.tokens))
+        chain = self._chain(view, view.place, self.prefix)
+        if chain is None:
+            return None
+        if not chain:
+            raise CannotContinue(
+                "none of the candidates at this place can be issued back to the base",
+                hint="Give open_base the base's tokenizer, so that prefixes travel as token ids, or raise top_logprobs.",
+            )
+        self.rescue = 0
+        steps = [self._step(view, view.place + i, token) for i, token in enumerate(chain)]
+        view.place += len(chain)
+        return steps
+
+    def _chain(self, view: _View, j: int, prefix: Prefix) -> list[Token] | None:
+        """The tokens chosen from position j on, up to the first from which a request can continue; [] if none can.
+
+        A token that cannot be continued from is only taken where the base drafted it and its draft goes on to a place
+        that can; so the choice is the same for every draft length.
+        """
+        weighed = view.weighed(j, len(prefix.tokens))
+        drafted = view.draft.positions[j].token.key
         open_to = weighed.log_p.copy()
-        place = len(self.prefix.tokens)
         while np.any(np.isfinite(open_to)):
-            index = choose(open_to, self._settings.sampling, place, weighed.tie)
+            index = choose(open_to, self._settings.sampling, len(prefix.tokens), weighed.tie)
             token = weighed.tokens[index]
             if token.end:
-                return self._step(weighed, token, position, "stop")
-            drafted = token.key == position.token.key
-            if token.bytes is not None and (self._base.can_continue(self.prefix.plus(token)) or (drafted and goes_on)):
-                return self._step(weighed, token, position, None)
-            if token.bytes is not None and drafted and may_go_on and self.rescue < _LONGEST_RESCUE:
-                return None
+                return [token]
+            if token.bytes is not None:
+                longer = prefix.plus(token)
+                if len(longer.tokens) >= self._settings.max_tokens or self._base.can_continue(longer):
+                    return [token]
+                if token.key == drafted and _may_be_finished(longer.generated):
+                    rest = self._rest(view, j + 1, longer)
+                    if rest is None:
+                        return None
+                    if rest:
+                        return [token, *rest]
             open_to[index] = -np.inf
-        raise CannotContinue(
-            "none of the candidates at this place can be issued back to the base",
-            hint="Give open_base the base's tokenizer, so that prefixes can travel as token ids, or raise top_logprobs.",
-        )
+        return []
 
-    def _step(self, weighed: Weighed, token: Token, position: Position, finish: FinishReason | None) -> Step:
-        self.rescue = 0
+    def _rest(self, view: _View, j: int, prefix: Prefix) -> list[Token] | None:
+        if j < len(view.rows):
+            return self._chain(view, j, prefix)
+        may_go_on = view.draft.finish != "stop" and self.rescue < _LONGEST_RESCUE
+        return None if may_go_on else []
+
+    def _step(self, view: _View, j: int, token: Token) -> Step:
+        weighed = view.weighed(j, len(self.prefix.tokens))
         self.prefix = self.prefix.plus(token)
-        text, stopped = self._writer.write(b"" if token.end else token.bytes or b"")
-        if finish is None:
-            if stopped:
-                finish = "stop"
-            elif len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0:
-                finish = "length"
+        spelling = b"" if token.end else token.bytes or b""
+        text, stopped = self._writer.write(spelling)
+        finish: FinishReason | None = None
+        if token.end or stopped:
+            finish = "stop"
+        elif len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0:
+            finish = "length"
         if finish is not None and not stopped:
             text += self._writer.close()
         return Step(
-            token=b"" if token.end else token.bytes or b"",
+            token=spelling,
             text=text,
             token_id=token.id,
             candidates=weighed.candidates(token),
             covered_mass=weighed.covered_mass,
-            drafted=token.key == position.token.key,
+            drafted=token.key == view.draft.positions[j].token.key,
             changed=weighed.changed,
             end=token.end,
             finish_reason=finish,
             usage=self._usage(),
         )
+
+
+def _may_be_finished(text: bytes) -> bool:
+    """Whether what follows could still make this whole text: it is whole already, or ends in the beginning of a
+    character.
+    """
+    rest = text[utf8_prefix(text) :]
+    return not rest or is_unfinished(rest)
+
+
+class _View:
+    """A scored draft and the place in it that comes next."""
+
+    def __init__(self, draft: Draft, rows: Sequence[Sequence[Row]], pairs: Sequence[Pair], settings: Settings) -> None:
+        self.draft = draft
+        self.rows = rows
+        self.place = 0
+        self._pairs = pairs
+        self._settings = settings
+        self._weighed: dict[int, Weighed] = {}
+
+    def weighed(self, j: int, place: int) -> Weighed:
+        """The candidates of position j, which is `place` tokens into the text."""
+        if j not in self._weighed:
+            self._weighed[j] = weigh(self.draft.positions[j], self.rows[j], self._pairs, self._settings, place)
+        return self._weighed[j]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,7 +368,7 @@ def one_end(tokens: Sequence[Token], log_q: Floats) -> tuple[Sequence[Token], Fl
     merged = log_q.copy()
     if len(ends) > 1:
         best = int(ends[np.argmax(log_q[ends])])
-        merged[best] = combine.logsumexp(log_q[ends])
+        merged[best] = logsumexp(log_q[ends])
         kept[ends] = False
         kept[best] = np.isfinite(merged[best])
     places = np.flatnonzero(kept)

@@ -143,24 +143,24 @@ class ProxyTuner:
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """`agenerate` for callers without a loop (it may be called while one runs, too)."""
-        return _run(self.agenerate(prompt, **options))
+        return run(self.agenerate(prompt, **options))
 
     def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
         """`agenerate_batch` for callers without a loop."""
-        return _run(self.agenerate_batch(prompts, **options))
+        return run(self.agenerate_batch(prompts, **options))
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
         """`astream` for callers without a loop. Closing the iterator ends the text."""
         steps = cast(Any, self.astream(prompt, **options))
         try:
-            while (step := _run(_next(steps))) is not None:
+            while (step := run(_next(steps))) is not None:
                 yield step
         finally:
-            _run(steps.aclose())
+            run(steps.aclose())
 
     def close(self) -> None:
         """Give back the connections of the base and the caches of the pairs."""
-        _run(self.base.aclose())
+        run(self.base.aclose())
         for pair in self.pairs:
             pair.close()
 
@@ -193,7 +193,8 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and wait for it: clients that were used there must be closed there."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()

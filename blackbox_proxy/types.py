@@ -68,8 +68,8 @@ class Position:
 
     token: Token
     logprob: float | None
-    tokens: Sequence[Token]
-    logprobs: Floats
+    tokens: Sequence[Token] = field(repr=False)
+    logprobs: Floats = field(repr=False)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.logprobs):
@@ -164,7 +164,7 @@ class Candidate:
     how: How
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Candidates(Sequence[Candidate]):
     """The candidates of one step as columns, most likely under p first; an item is a `Candidate`."""
 
@@ -195,6 +195,10 @@ class Candidates(Sequence[Candidate]):
     def __iter__(self) -> Iterator[Candidate]:
         return (self[i] for i in range(len(self)))
 
+    def __repr__(self) -> str:
+        first = ", ".join(f"{c.token.text!r}: {np.exp(c.log_p):.3g}" for c in self[:3])
+        return f"Candidates({len(self)}: {first}{', …' if len(self) > 3 else ''})"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -224,7 +228,7 @@ class Generation:
     """A finished text, every step that led to it, and what it cost. `tail` names the tail policy."""
 
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = field(repr=False)
     finish_reason: FinishReason
     usage: Usage
     tail: TailPolicy

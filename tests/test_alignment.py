@@ -10,9 +10,18 @@ import torch
 from toys import toy_lm, toy_vocabulary
 
 from blackbox_proxy.lm import CausalLM
+from blackbox_proxy.pair import alignment
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.types import END, Position, Token
 from blackbox_proxy.vocabulary import Vocabulary
+
+@pytest.fixture(params=["tables", "ranges"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of summing events up: the one for small local vocabularies and the one for large ones."""
+    if request.param == "ranges":
+        monkeypatch.setattr(alignment, "_TABLED", 0)
+    return str(request.param)
+
 
 BASE = toy_vocabulary(
     ["a", "b", "c", " ", "ab", "abc", " a", " ab", "bc", "cc"],

@@ -200,6 +200,24 @@ async def test_an_unfinished_character_is_not_chosen_at_a_cut() -> None:
     assert text_of(await run(TableBase(table, as_text=False), wanted)) == "👍"
 
 
+async def test_a_character_that_the_proxy_breaks_off_is_not_begun() -> None:
+    """Inside the emoji the proxy wants "?", which would leave half a character behind: another token is chosen before
+    it.
+    """
+    broken = TablePair({THUMB[:2]: {b"?": 9.0}})
+    for draft in (1, 2, 8):
+        assert (
+            text_of(await run(TableBase({**SPLIT, THUMB[:2]: {b"?": 1.0}}), broken, replace(SETTINGS, draft=draft)))
+            == "x"
+        )
+
+
+async def test_a_stray_byte_is_never_taken_as_text() -> None:
+    table: Table = {b"": {b"\x80": 0.9, b"x": 0.1}, b"\x80": {b"y": 1.0}, b"x": {None: 1.0}}
+    for draft in (1, 8):
+        assert text_of(await run(TableBase(table), TablePair({}), replace(SETTINGS, draft=draft))) == "x"
+
+
 async def test_nothing_that_can_be_issued_is_an_error_with_a_hint() -> None:
     unknown = Token(bytes=None, text="�")
     base = TableBase({})

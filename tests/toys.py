@@ -104,8 +104,13 @@ def _only_added(description: str, specials: Sequence[str]) -> str:
     return json.dumps(data)
 
 
-def tiny_model(architecture: str, size: int, seed: int, *, window: int = 8, context: int = 512) -> Any:
-    """Random weights, large enough that distributions differ from place to place and from seed to seed."""
+def tiny_model(
+    architecture: str, size: int, seed: int, *, window: int = 8, context: int = 512, drift: float = 0.0
+) -> Any:
+    """Random weights, large enough that distributions differ from place to place and from seed to seed.
+
+    `drift`: how far they are then moved, in a direction that does not depend on the seed, as tuning would.
+    """
     torch.manual_seed(seed)
     common: dict[str, Any] = {
         "vocab_size": size,
@@ -142,15 +147,24 @@ def tiny_model(architecture: str, size: int, seed: int, *, window: int = 8, cont
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.25)
+        torch.manual_seed(1000)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(drift * torch.randn_like(parameter))
     return model.eval()
 
 
 def save(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, architecture: str = "llama", extra: int = 0
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    architecture: str = "llama",
+    extra: int = 0,
+    drift: float = 0.0,
 ) -> str:
     """A model's folder as save_pretrained leaves it; `extra` output ids are padding."""
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_model(architecture, len(tokenizer) + extra, seed).save_pretrained(folder)
+    tiny_model(architecture, len(tokenizer) + extra, seed, drift=drift).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

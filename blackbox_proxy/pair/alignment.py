@@ -23,6 +23,7 @@ This file is arithmetic on bytes and numpy rows; the models are run by `transfor
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.errors import PairError
+from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
@@ -41,6 +43,7 @@ _BUDGET = 64  # candidates of one position, the likeliest first, that get nodes 
 _ALL_LIMIT = 20_000  # nodes of one position under "all"
 _EXACT_LIMIT = 4_096  # ids for which F is evaluated one by one when a whole vocabulary must be split
 _REFINED = 256  # ids of one distribution for which it is evaluated in any case, the likeliest first
+_TABLED = 1_024  # ids of a local vocabulary up to which F is evaluated for all of them at every node
 _CACHED_SETS = 20_000
 _CACHED_MASKS = 256
 
@@ -73,6 +76,8 @@ class Alignment:
         self.segmentations = segmentations
         self._sets: OrderedDict[tuple[bytes, bytes, bytes], Ids] = OrderedDict()
         self._masks: OrderedDict[bytes, tuple[NDArray[np.bool_], bool]] = OrderedDict()
+        self._tables: OrderedDict[tuple[bytes, bytes], Ids] = OrderedDict()
+        self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
         self._version = -1
 
@@ -82,8 +87,48 @@ class Alignment:
             self._version = self.base.version
             self._sets.clear()
             self._masks.clear()
+            self._tables.clear()
 
-    # -- which ids lead to an event --------------------------------------------------------------------------------
+    # -- the event of every id: small local vocabularies ---------------------------------------------------------------
+
+    @property
+    def tabled(self) -> bool:
+        return len(self.local) <= _TABLED
+
+    def code(self, token: bytes) -> int:
+        """A number for a token of the base, as it stands in tables."""
+        return self._codes.setdefault(token, len(self._codes))
+
+    @property
+    def codes(self) -> int:
+        """How many tokens of the base have a code so far."""
+        return len(self._codes)
+
+    def table(self, missing: bytes, after: bytes) -> Ids:
+        """(V,): the code of the event that each local id leads to at such a node; -1 where it leads to none.
+
+        An id that does not write on (special, or the end) settles what is written; one that disagrees with x, or only
+        reaches its end, has no event.
+        """
+        key = (missing, after)
+        found = self._tables.get(key)
+        if found is not None:
+            self._tables.move_to_end(key)
+            return found
+        own = self.code(self.base.first([after])[0]) if after else -1
+        table = np.full(len(self.local), own, dtype=np.int64)
+        table[self.local.beginning_with(b"")] = -1
+        ids = self.local.beginning_with(missing)
+        added = [after + (self.local.spelling[int(i)] or b"")[len(missing) :] for i in ids]
+        real = [place for place, text in enumerate(added) if text]
+        firsts = self.base.first([added[place] for place in real])
+        table[ids[real]] = [self.code(first) for first in firsts]
+        self._tables[key] = table
+        if len(self._tables) > _CACHED_SETS:
+            self._tables.popitem(last=False)
+        return table
+
+    # -- the ids that lead to an event: large local vocabularies -------------------------------------------------------
 
     def leading_to(self, missing: bytes, after: bytes, token: bytes) -> Ids:
         """Local ids t that, at a node with `after` written and `missing` still to write, complete x and make `token`
@@ -320,10 +365,29 @@ class Masses:
                 parts.append(self._gather(i, ids[ids != exact] if exact is not None else ids))
             elif self.nodes.after(i) and self.nodes.missing(self._index[path[:-1]]):
                 parts.append(np.array([self._path[i]]))
-        return _logsumexp(parts)
+        return _total(parts)
 
     def event(self, token: bytes) -> float:
         """log M(token | x); -inf where no path of the computed nodes leads to it."""
+        if not self.alignment.tabled:
+            return self._event_by_ranges(token)
+        code = self.alignment.code(token)
+        mass = float(self._tabled[code]) if code < len(self._tabled) else 0.0
+        return math.log(mass) - self.log_prefix if mass > 0.0 else -math.inf
+
+    @cached_property
+    def _tabled(self) -> NDArray[np.float64]:
+        """The masses of all events, by code."""
+        places = range(len(self.nodes.paths))
+        tables = [self.alignment.table(self.nodes.missing(i), self.nodes.after(i)) for i in places]
+        total = np.zeros(self.alignment.codes)
+        for i, table in enumerate(tables):
+            real = np.flatnonzero(table >= 0)
+            if len(real):
+                total += np.bincount(table[real], np.exp(self._gather(i, real)), minlength=len(total))
+        return total
+
+    def _event_by_ranges(self, token: bytes) -> float:
         tail, parts = self.nodes.tail, []
         text = tail + token
         for end in range(len(text)):
@@ -333,13 +397,13 @@ class Masses:
         for i in self._owned.get(token, ()):
             staying = self.alignment.staying(self.nodes.after(i), self._rows[i])
             parts.append(self._gather(i, staying))
-        for i in self._written.get(token, ()):
-            parts.append(self._gather(i, self.alignment.leading_to(b"", self.nodes.after(i), token)))
-        return _logsumexp(parts) - self.log_prefix
+        written = self._written.get(token, ())
+        parts += [self._gather(i, self.alignment.leading_to(b"", self.nodes.after(i), token)) for i in written]
+        return _total(parts) - self.log_prefix
 
     def end(self) -> float:
         """log mass of the end of the text; -inf where the local vocabulary cannot write x."""
-        return _logsumexp([self._gather(i, self._ends) for i in self._at_x]) - self.log_prefix
+        return _total([self._gather(i, self._ends) for i in self._at_x]) - self.log_prefix
 
     def along(self, path: Path) -> float:
         """log mass of the part of `path` that was computed: its tokens up to one past the last node on it."""
@@ -362,14 +426,11 @@ class Masses:
             ids = self.alignment.local.beginning_with(missing)
             values = self._gather(i, ids)
             top = np.argpartition(values, -count)[-count:] if len(values) > count else range(len(values))
-            for place in top:
-                text = (spelling[int(ids[place])] or b"")[len(missing) :]
-                if text and np.isfinite(values[place]):
-                    found.append((text, float(values[place]) - self.log_prefix))
+            texts = [(spelling[int(ids[place])] or b"")[len(missing) :] for place in top]
+            masses = [float(values[place]) - self.log_prefix for place in top]
+            found += [(text, mass) for text, mass in zip(texts, masses, strict=True) if text and np.isfinite(mass)]
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
 
-def _logsumexp(parts: Sequence[NDArray[np.float64]]) -> float:
-    values = np.concatenate(parts) if parts else np.empty(0)
-    top = np.max(values, initial=-np.inf)
-    return float(top + np.log(np.exp(values - top).sum())) if np.isfinite(top) else float("-inf")
+def _total(parts: Sequence[NDArray[np.float64]]) -> float:
+    return logsumexp(np.concatenate(parts)) if parts else -np.inf

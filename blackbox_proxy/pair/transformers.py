@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from blackbox_proxy.errors import InputError, VocabularyMismatch
 from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Alignment, Masses, Nodes, Segmentations
 from blackbox_proxy.pair.protocol import Row, Session
 from blackbox_proxy.pair.tree import Path, TokenTree
@@ -230,7 +231,7 @@ class _PlainRow:
         self._rows = rows
         self._ends = ends
         self._base = base
-        self._log_end = [_logsumexp(row[ids]) for row, ids in zip(rows, ends, strict=True)]
+        self._log_end = [logsumexp(row[ids].astype(np.float64)) for row, ids in zip(rows, ends, strict=True)]
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
@@ -372,12 +373,6 @@ class _AlignedRow:
 def _columns(rows: torch.Tensor) -> Rows:
     result: Rows = rows.float().cpu().numpy()
     return result
-
-
-def _logsumexp(values: Rows) -> float:
-    wide = values.astype(np.float64)
-    top = np.max(wide, initial=-np.inf)
-    return float(top + np.log(np.exp(wide - top).sum())) if np.isfinite(top) else float("-inf")
 
 
 def _with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) -> list[Token]:

@@ -1,0 +1,84 @@
+"""What differs between "OpenAI-compatible" servers, as data.
+
+Nothing in here runs: payload.py and parse.py read these fields, and a further server is a further entry of `DIALECTS`.
+What a server *answers* needs no field where the answer itself tells (both log-probability shapes, ids printed as
+"token_id:17", the end of the text): parse.py recognises those from any server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Api = Literal["completions", "chat"]
+
+_USUAL_K = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """How a chat API is made to continue its own trailing message: fields of the body, fields of that message.
+
+    `keeps_space`: trailing white space of the message survives. Most chat templates strip it, and only the template
+    knows; so it counts as lost unless it was established for the model at hand.
+    """
+
+    body: Mapping[str, Any] = field(default_factory=dict)
+    message: Mapping[str, Any] = field(default_factory=dict)
+    keeps_space: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One kind of server.
+
+    `completions_k`, `chat_k`: the most `top_logprobs` that API gives; None where the server sets no fixed limit.
+    `prefix`: how a completions prefix travels where the tokenizer is known; without a tokenizer it is always text.
+    `prefill`: how a chat continues; None where it cannot, so that only single tokens can be decoded through it.
+    `ids_out`: fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide
+    what the token is, and then its text is worth more.
+    `chat_length`: what the chat API calls the number of tokens to generate.
+    `extra_body`: sent with every request, below the caller's own `extra_body`.
+    """
+
+    name: str
+    completions_k: int | None
+    chat_k: int | None
+    prefix: Literal["ids", "text"] = "text"
+    prefill: Prefill | None = None
+    ids_out: Mapping[str, Any] = field(default_factory=dict)
+    chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def limit(self, api: Api) -> int | None:
+        """The most `top_logprobs` this API gives; None where there is no fixed limit."""
+        return self.completions_k if api == "completions" else self.chat_k
+
+    def default_k(self, api: Api) -> int:
+        """How many `top_logprobs` to ask for where the caller does not say."""
+        return self.limit(api) or _USUAL_K
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect(
+            "openai",
+            completions_k=5,
+            chat_k=20,
+            prefix="ids",
+            chat_length="max_completion_tokens",
+        ),
+        Dialect(
+            "vllm",
+            completions_k=None,  # --max-logprobs, 20 unless the server was started with another
+            chat_k=None,
+            prefix="ids",
+            prefill=Prefill(body={"continue_final_message": True, "add_generation_prompt": False}),
+            ids_out={"return_tokens_as_token_ids": True},
+            # Sampling defaults come from the model's generation_config.json; a draft must be drawn from q itself.
+            extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+        ),
+    )
+}

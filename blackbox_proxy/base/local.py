@@ -1,0 +1,333 @@
+"""The base's own weights in this process: the whole distribution at every position, no API in between.
+
+`TransformersBase` is for users who have the big model (the paper's main setting), and it is the engine behind
+`blackbox-proxy host`. Without `top_logprobs` it shows every token of the vocabulary; candidates stay columns (numpy
+ids and log probabilities), because a `Token` object for each of 100,000 candidates would cost more than the model.
+
+A few texts keep their KV caches (`Slots`), so that decoding one token at a time reads one token at a time. All forward
+passes run on one thread of this base's own: the event loop stays free, and torch starts one team of workers, not one
+for every thread that happens to ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
+from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.sampling import Sampling, nucleus
+from blackbox_proxy.types import Draft, Floats, Position, Prefix, Prompt, Rendering, Usage
+from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens, is_ids
+
+T = TypeVar("T")
+
+_WORTH_COPYING = 32  # tokens shared with another text from which on copying its cache beats reading them again
+_CHEAP_LOSS = 8  # tokens that are cut off a cache without keeping a copy: a replaced token and its draft
+_ECHO_NUMBERS = 1 << 24  # log probabilities computed at a time when given text is scored (64 MiB of float32)
+
+
+class TransformersBase:
+    """A local causal LM as a `Base`. V below is the number of ids that mean something and that the model can emit.
+
+    model: a folder, a hub id, or a `CausalLM` that is already loaded. top_logprobs: how many candidates to show at
+    each position, None for all V. rendering: how the model is shown a prompt. slots: how many texts keep their KV
+    cache. Raises ModelUnavailable, InputError.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | CausalLM,
+        *,
+        top_logprobs: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        rendering: Rendering = "raw",
+        trust_remote_code: bool = False,
+        slots: int = 4,
+    ) -> None:
+        if top_logprobs is not None and top_logprobs < 1:
+            raise InputError("top_logprobs must be at least 1", hint="Leave it out to see the whole vocabulary.")
+        if not isinstance(model, CausalLM):
+            model = load_causal_lm(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        self._lm = model
+        vocabulary = model.vocabulary
+        outputs = int(model.model.config.get_text_config(decoder=True).vocab_size)
+        self._known = min(outputs, len(vocabulary))
+        self.size = sum(spelling is not None for spelling in vocabulary.spelling[: self._known])
+        self.top_logprobs = self.size if top_logprobs is None else min(top_logprobs, self.size)
+        self._rendering = rendering
+        self._rendered = lru_cache(maxsize=256)(lambda text: vocabulary.prompt_ids(text, rendering))
+        self._slots = Slots(model, slots)
+        self._reading = threading.Lock()  # held while the model reads
+        self._starting = threading.Lock()  # held for moments: the thread is made by whoever comes first
+        self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def name(self) -> str:
+        return self._lm.name
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._lm.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        return self._lm.context
+
+    # -- what can be asked ----------------------------------------------------------------------------------------
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The ids the model is shown for a prompt. Raises InputError if there are none, or an id is not the model's."""
+        if isinstance(prompt, str) and isinstance(self._rendering, str):
+            ids = self._rendered(prompt)
+        else:
+            ids = self.vocabulary.prompt_ids(prompt, self._rendering) if len(prompt) else ()
+        if not ids:
+            raise InputError("the prompt is empty", hint="This model needs at least one token to continue from.")
+        if is_ids(prompt) and not (min(ids) >= 0 and max(ids) < self._known):
+            raise InputError(
+                f"the prompt has token ids outside the vocabulary of {self.name}",
+                hint=f"Its ids are 0 to {self._known - 1}.",
+            )
+        return ids
+
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        """Raise InputError for an empty prompt, ContextTooLong if prompt and text do not fit the window."""
+        length = len(self.prompt_ids(prompt))
+        if self.context is not None and length + max_tokens > self.context:
+            raise ContextTooLong(
+                f"the prompt has {length} tokens and {max_tokens} are to follow, but the window of {self.name} is "
+                f"{self.context}",
+                hint="Shorten the prompt or lower max_tokens.",
+            )
+
+    def can_continue(self, prefix: Prefix) -> bool:
+        """True wherever every issued token has an id."""
+        return all(token.id is not None for token in prefix.tokens)
+
+    def room(self, prefix: Prefix) -> int | None:
+        """How many more tokens fit the window after this prefix; None where the model has no limit."""
+        if self.context is None:
+            return None
+        return max(0, self.context - len(self.prompt_ids(prefix.prompt)) - len(prefix.tokens))
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    async def draft(self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None) -> Draft:
+        """The model's own continuation: at most n positions, the last one the end token where it ends its text.
+
+        Counts as one call in `usage`, like a request to an API. Raises InputError, ContextTooLong, BadResponse.
+        """
+        async with aclosing(self.stream(prefix, n, temperature=temperature, seed=seed)) as stream:
+            positions = tuple([position async for position in stream])
+        usage = Usage(1, len(self.prompt_ids(prefix.prompt)) + len(prefix.tokens), len(positions))
+        return Draft(positions, "stop" if positions[-1].token.end else "length", usage)
+
+    async def stream(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        top_logprobs: int | None = None,
+    ) -> AsyncGenerator[Position, None]:
+        """The same position by position; closing the generator stops the model after the token in progress.
+
+        temperature 0 takes the most likely token (the lowest id on ties), otherwise tokens are drawn from
+        softmax(log q / temperature), cut to the smallest set that holds `top_p` of the mass. The log probabilities
+        shown are the model's own at temperature 1. The same text with the same seed gets the same token, however
+        many are asked for at once. `top_logprobs`: how many candidates to show here, 0 for none; None for what the
+        base was made with.
+        """
+        if n < 1:
+            raise InputError(f"at least one token must be asked for, not {n}")
+        sampling = Sampling(temperature, top_p)
+        ids = self._ids(prefix)
+        if self.context is not None:
+            self._check_window(len(ids) + 1)
+            n = min(n, self.context - len(ids))
+        if seed is None:
+            seed = int(np.random.default_rng().integers(2**63))
+        k = self._shown(top_logprobs)
+        for _ in range(n):
+            position = await self._on_thread(lambda: self._next(ids, k, sampling, seed))
+            yield position
+            if position.token.end or position.token.id is None:
+                return
+            ids.append(position.token.id)
+
+    async def echo(self, ids: Sequence[int], *, top_logprobs: int | None = None) -> list[Position]:
+        """Score given text: position j shows the candidates before token j and the log probability of that token.
+
+        The first token has neither: nothing comes before it. Raises InputError, ContextTooLong, BadResponse.
+        """
+        given = list(self.prompt_ids(tuple(ids)))
+        self._check_window(len(given))
+        nothing = VocabularyTokens(np.empty(0, np.int64), self.vocabulary)
+        positions = [Position(self.vocabulary.token_of(given[0]), None, nothing, np.empty(0))]
+        k, step = self._shown(top_logprobs), max(1, _ECHO_NUMBERS // self._known)
+        if not self._lm.caches:
+            step = len(given)  # every pass reads the text from its start
+        for start in range(1, len(given), step):
+            positions += await self._on_thread(lambda start=start: self._given(given, start, start + step, k))  # type: ignore[misc]
+        return positions
+
+    async def aclose(self) -> None:
+        """Drop the KV caches and the thread. The base can still be used; both are made anew then."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.get_running_loop().run_in_executor(thread, self._slots.clear)
+            thread.shutdown(wait=False)
+
+    # -- on the model's thread ------------------------------------------------------------------------------------
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        with self._starting:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="base")
+            thread = self._thread
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    def _next(self, ids: list[int], k: int, sampling: Sampling, seed: int) -> Position:
+        """What follows `ids`. The draw depends on the seed and the place in the text only."""
+        row = self._rows(ids, keep=1)[0]
+        found, logprobs = top(row, max(k, 1))
+        chosen, logprob = int(found[0]), float(logprobs[0])
+        if sampling.temperature > 0:
+            whole = row.cpu().numpy().astype(np.float64)
+            chosen = draw(whole, sampling, np.random.default_rng([seed % 2**64, len(ids)]))
+            logprob = float(whole[chosen])
+        return Position(
+            self.vocabulary.token_of(chosen), logprob, VocabularyTokens(found[:k], self.vocabulary), logprobs[:k]
+        )
+
+    def _given(self, ids: list[int], start: int, end: int, k: int) -> list[Position]:
+        """Positions start to end - 1 of a given text; start >= 1."""
+        positions = []
+        tokens = ids[start:end]
+        for index, row in zip(tokens, self._rows(ids[: start + len(tokens) - 1], keep=len(tokens)), strict=True):
+            found, logprobs = top(row, max(k, 1))
+            shown = VocabularyTokens(found[:k], self.vocabulary)
+            positions.append(Position(self.vocabulary.token_of(index), float(row[index]), shown, logprobs[:k]))
+        return positions
+
+    def _rows(self, ids: list[int], keep: int) -> torch.Tensor:
+        """Log probabilities (keep, V) of what follows the last `keep` of `ids`."""
+        with self._reading:
+            return self._slots.advance(ids, keep)
+
+    # -- small things ---------------------------------------------------------------------------------------------
+
+    def _ids(self, prefix: Prefix) -> list[int]:
+        issued = [token.id for token in prefix.tokens if token.id is not None]
+        if len(issued) < len(prefix.tokens):
+            raise InputError(
+                f"{self.name} cannot continue from a token whose id is unknown",
+                hint="Issue back the tokens that this base has shown.",
+            )
+        return [*self.prompt_ids(prefix.prompt), *issued]
+
+    def _check_window(self, length: int) -> None:
+        if self.context is not None and length > self.context:
+            raise ContextTooLong(
+                f"the text has {length} tokens, but the window of {self.name} is {self.context}",
+                hint="Shorten the prompt or lower max_tokens.",
+            )
+
+    def _shown(self, wanted: int | None) -> int:
+        return self.top_logprobs if wanted is None else min(max(wanted, 0), self.top_logprobs)
+
+
+def top(row: torch.Tensor, k: int) -> tuple[Ids, Floats]:
+    """The k most likely ids of a row (V,) of log probabilities, ties by id, and their log probabilities, both (k,).
+
+    Fewer than k where fewer are possible at all. Raises BadResponse if the row is not a distribution.
+    """
+    ids, values = None, row
+    if k < len(row):
+        least = torch.topk(row, k).values[-1]
+        ids = torch.nonzero(row >= least)[:, 0]  # topk itself does not say which of several equals it takes
+        values = row[ids]
+    if len(values) == 0 or bool(values.isnan().any()):
+        raise BadResponse(
+            "the model computes no valid probabilities (NaN)", hint="Its weights may be damaged; try dtype float32."
+        )
+    order = _descending(values)[:k]
+    values = values[order]
+    possible = int((values > float("-inf")).sum())
+    order = (order if ids is None else ids[order])[:possible]
+    return order.cpu().numpy(), values[:possible].cpu().numpy().astype(np.float64)
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """The order (n,) that sorts values from high to low, equal ones as they come."""
+    if values.is_cpu:  # numpy sorts several times faster than torch here
+        return torch.from_numpy(np.argsort(-values.numpy(), kind="stable"))
+    return torch.sort(values, descending=True, stable=True).indices
+
+
+def draw(logprobs: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
+    """An id drawn from log probabilities (V,) at a temperature above 0, within the top-p nucleus."""
+    mass = np.cumsum(nucleus(logprobs, sampling))
+    return int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
+
+
+class Slots:
+    """Several texts in one model, each with its KV cache. Not safe for threads: the caller holds a lock.
+
+    The text that shares the longest beginning with what is asked is continued. Where that would cut off much of it,
+    its cache is copied in place of the least recently used one, so that two answers to one prompt, decoded in turn,
+    do not tear down each other's cache.
+    """
+
+    def __init__(self, lm: CausalLM, count: int) -> None:
+        self._lm = lm
+        self._count = max(count, 1)
+        self._slots: list[tuple[list[int], Trunk]] = []  # what was read, most recently used last
+
+    def clear(self) -> None:
+        self._slots = []
+
+    def advance(self, ids: list[int], keep: int) -> torch.Tensor:
+        """Read `ids`; log probabilities (keep, V) of what follows its last `keep`."""
+        trunk = self._take(ids)
+        rows = trunk.advance(ids, keep)  # if this fails the trunk is gone, and with it a half-written cache
+        self._slots.append((list(ids), trunk))
+        return rows
+
+    def _take(self, ids: list[int]) -> Trunk:
+        if not self._slots:
+            return Trunk(self._lm)
+        shared = [_shared(read, ids) for read, _ in self._slots]
+        best = max(range(len(shared)), key=lambda i: (shared[i], i))
+        read, trunk = self._slots[best]
+        full = len(self._slots) == self._count
+        if len(read) - shared[best] <= _CHEAP_LOSS or (full and best == 0):
+            del self._slots[best]
+            return trunk
+        if full:
+            del self._slots[0]
+        if shared[best] < _WORTH_COPYING:
+            return Trunk(self._lm)
+        return copy.deepcopy(trunk, {id(self._lm): self._lm})
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,86 @@
+"""What stands behind the routes: an `Engine` is asked for one text (`Ask`) and answers with `Event`s.
+
+`host` puts a local model behind this, `serve` the tuned one. An engine does the stopping (end token, stop strings,
+length); the routes only write down what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from blackbox_proxy.types import FinishReason, Position, Usage
+
+Ending = Literal["reply", "continue", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One text that is wanted: one choice of one request, with the defaults of the API filled in.
+
+    prompt: text, token ids or chat messages. max_tokens None: as many as fit. top_logprobs: candidates shown per
+    position, None where no log probabilities are wanted. echo: the prompt comes back first, scored if `top_logprobs`
+    is given. add_special_tokens: None for what is usual with this kind of prompt. ending, of messages: "reply" opens
+    an answer, "continue" goes on with the last message exactly as it is written, "none" adds nothing.
+    """
+
+    prompt: str | tuple[int, ...] | tuple[Mapping[str, str], ...]
+    max_tokens: int | None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    echo: bool = False
+    add_special_tokens: bool | None = None
+    ending: Ending = "reply"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A token, where it begins in the text (characters), and whether it was generated or is part of the prompt."""
+
+    position: Position
+    offset: int
+    generated: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """What has become certain since the event before: text, and the tokens it is made of.
+
+    Text lags behind while a character or a possible stop string is incomplete. The last event has the finish reason;
+    its last entry is the end token where the model wrote one. `usage` is what was spent since the event before.
+    `prompt_ids` come with the first event, where they are known.
+    """
+
+    text: str = ""
+    entries: tuple[Entry, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage = field(default_factory=Usage)
+    prompt_ids: tuple[int, ...] | None = None
+
+
+class Engine(Protocol):
+    """A model that writes texts. `name` is what requests call it, `context` its window in tokens.
+
+    `top_logprobs` is the most candidates that a request may ask for.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def top_logprobs(self) -> int: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+    def check(self, ask: Ask) -> None:
+        """Raise InputError (ContextTooLong) if this cannot be done; runs no model."""
+        ...
+
+    def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """The events of one text. Closing the generator stops the model. Raises BlackboxError."""
+        ...

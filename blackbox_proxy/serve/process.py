@@ -1,0 +1,197 @@
+"""A host beside this program: in a process of its own (`HostProcess`), or any app in a thread (`serve_in_thread`).
+
+with HostProcess("path-or-hub-id", top_logprobs=5) as host:
+    AsyncOpenAI(base_url=host.base_url, api_key=host.api_key)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
+
+from blackbox_proxy.errors import ServerFailed
+from blackbox_proxy.serve.host import KEY_VARIABLE, bind, make_server
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+_PATIENCE = 5.0  # seconds a host has to end by itself
+_LINES = 40  # of its standard error that are kept for the message, should it fail
+
+
+class HostProcess:
+    """A local model served by a process of its own, on a free loopback port.
+
+    model and options: as for `run_host`. threads: torch's, None for its own choice. timeout: seconds until it must
+    answer. The process ends with the `with` block, and with this process, however that ends.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        top_logprobs: int = 5,
+        api_key: str | None = None,
+        served_model_name: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+        port: int = 0,
+        threads: int | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        self.model = served_model_name or os.fspath(model)
+        self.api_key = api_key or "none"
+        self.url = ""
+        self._key = api_key
+        self._threads = threads
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: deque[bytes] = deque(maxlen=_LINES)
+        self._listener: threading.Thread | None = None
+        given = {
+            "--model": os.fspath(model),
+            "--port": str(port),
+            "--top-logprobs": str(top_logprobs),
+            "--served-model-name": served_model_name,
+            "--device": device,
+            "--dtype": dtype,
+            "--chat-template": chat_template,
+        }
+        self._arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
+        self._arguments += ["--announce", "--until-eof", *(["--trust-remote-code"] if trust_remote_code else [])]
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client takes as base_url."""
+        return f"{self.url}/v1"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise ServerFailed("the host is not running")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the process and wait until it answers. Raises ServerFailed with what it wrote to standard error."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "blackbox_proxy.serve.host", *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment(),
+        )
+        self._process, self._said = process, deque(maxlen=_LINES)
+        self._listener = threading.Thread(target=_keep, args=(process.stderr, self._said), daemon=True)
+        self._listener.start()
+        try:
+            address = self._first_line(process)
+        except BaseException:
+            self.close()
+            raise
+        self.url = f"http://{address['host']}:{address['port']}"
+        return self
+
+    def close(self) -> None:
+        """End the process and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if self._listener is not None:
+                self._listener.join(_PATIENCE)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+    def stats(self) -> dict[str, int]:
+        """What the server has counted: requests, prompt_tokens, completion_tokens …"""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is no matter for a proxy
+        with direct.open(f"{self.url}/stats", timeout=self._timeout) as answer:
+            found: dict[str, int] = json.load(answer)
+        return found
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _environment(self) -> Mapping[str, str]:
+        package = str(Path(__file__).resolve().parents[2])
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not take the cores of this process
+        if self._threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._threads)
+        environment.pop(KEY_VARIABLE, None)
+        if self._key is not None:
+            environment[KEY_VARIABLE] = self._key
+        return environment
+
+    def _first_line(self, process: subprocess.Popen[bytes]) -> dict[str, object]:
+        lines: queue.Queue[bytes] = queue.Queue()
+        stdout = process.stdout
+        assert stdout is not None
+        threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
+        try:
+            line = lines.get(timeout=self._timeout)
+        except queue.Empty:
+            raise ServerFailed(
+                f"the host of {self.model} did not answer within {self._timeout:g} s: {self._last_words()}",
+                hint="A big model loads slowly: allow a longer timeout.",
+            ) from None
+        try:
+            address: dict[str, object] = json.loads(line)
+        except ValueError:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+            raise ServerFailed(f"the host of {self.model} did not start: {self._last_words()}") from None
+        return address
+
+    def _last_words(self) -> str:
+        """The end of what the process wrote to standard error, all of it if it has ended."""
+        if self._listener is not None and self._process is not None and self._process.poll() is not None:
+            self._listener.join(_PATIENCE)
+        return b"".join(self._said).decode("utf-8", "replace").strip() or "it said nothing"
+
+
+def _keep(pipe: IO[bytes], lines: deque[bytes]) -> None:
+    """Read a pipe to its end, so that the writer never waits, and keep the last lines."""
+    lines.extend(pipe)
+
+
+@contextmanager
+def serve_in_thread(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve an app from a thread of this process; gives its URL, without /v1."""
+    ready = threading.Event()
+    with bind(host, port) as listener:
+        server = make_server(app, ready.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        address = listener.getsockname()
+        deadline = time.monotonic() + 30
+        while not ready.wait(0.1):
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise ServerFailed("the server did not start")
+        try:
+            yield f"http://{address[0]}:{address[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

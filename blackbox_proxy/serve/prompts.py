@@ -1,0 +1,83 @@
+"""From what a request gives to the token ids a model is shown.
+
+Messages go through the model's own chat template, or through a plain one ("User: …\\nAssistant: …") where it has none.
+To continue an answer, its beginning is put behind the opening that the template writes for an answer: exactly the text
+the model would have seen had it written that beginning itself, with all its white space. (Rendering it as a message
+would let the template strip it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.serve.engine import Ask, Ending
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class Prompts:
+    """One tokenizer's way of reading prompts. `template`: a chat template in place of the tokenizer's own."""
+
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        own = template or tokenizer.chat_template
+        self._template = own or DEFAULT_CHAT_TEMPLATE
+        self._template_writes_special = bool(own)
+
+    def ids(self, ask: Ask) -> tuple[int, ...]:
+        """The token ids of the prompt. Raises InputError where the template refuses the messages."""
+        if isinstance(ask.prompt, str):
+            return self._cut(ask.prompt, ask.add_special_tokens)
+        if not _are_messages(ask.prompt):
+            return tuple(int(index) for index in ask.prompt if isinstance(index, int))
+        special = ask.add_special_tokens
+        if special is None and self._template_writes_special:
+            special = False
+        return self._cut(self.render(ask.prompt, ask.ending), special)
+
+    def render(self, messages: Sequence[Mapping[str, str]], ending: Ending) -> str:
+        """Messages as text."""
+        begun = ""
+        if ending == "continue":
+            *messages, last = messages
+            begun = last["content"]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=ending != "none",
+            )
+        except Exception as error:  # templates raise whatever their author liked
+            raise InputError(
+                f"the chat template refuses these messages: {error}", hint="Look at its rules about roles and order."
+            ) from error
+        return f"{text}{begun}"
+
+    def _cut(self, text: str, special: bool | None) -> tuple[int, ...]:
+        if special is None:  # a text that begins with BOS wants no second one
+            bos = self._tokenizer.bos_token
+            special = not (bos and text.startswith(str(bos)))
+        return tuple(int(index) for index in self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _are_messages(prompt: tuple[Any, ...]) -> TypeGuard[tuple[Mapping[str, str], ...]]:
+    return bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def read_template(given: str) -> str:
+    """A chat template given as text or as the path of a file. Raises InputError."""
+    if "{%" in given or "{{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"no chat template in {given!r}: {error.strerror}", hint="Give a file, or the Jinja template itself."
+        ) from error

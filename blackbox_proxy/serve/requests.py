@@ -1,0 +1,268 @@
+"""The JSON of a request -> `Order`: what is wanted, checked, or the error that OpenAI's API gives.
+
+Unknown fields are ignored, as vLLM does. Known fields that would change the text or the numbers and that these routes
+do not implement are refused unless they have a neutral value: a black box that ignores `logit_bias` would lie.
+
+Beyond OpenAI's fields, vLLM's are understood: `return_tokens_as_token_ids`, `return_token_ids`, `add_special_tokens`,
+`continue_final_message`, `add_generation_prompt`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from blackbox_proxy.serve.engine import Ask, Ending
+from blackbox_proxy.serve.wire import ApiError, Style
+
+_MOST_CHOICES = 128
+_MOST_STOPS = 4
+_MOST_TEMPERATURE = 2.0
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "logprob_token_ids": ([],),
+    "prompt_logprobs": (),
+    "use_beam_search": (False,),
+    "structured_outputs": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "functions": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+}
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _StreamOptions(_Read):
+    include_usage: bool | None = None
+
+
+class _Common(_Read):
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class CompletionRequest(_Common):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+
+
+_Request = TypeVar("_Request", bound=_Common)
+
+
+class _Part(_Read):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Read):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+class ChatRequest(_Common):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[_Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    echo: Literal[False] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A checked request: `asks` in the order of the choices, `n` of them for each prompt."""
+
+    asks: tuple[Ask, ...]
+    n: int
+    style: Style
+    stream: bool
+    include_usage: bool
+
+
+def parse(raw: bytes) -> Any:
+    """The JSON of a body. Raises ApiError for what is no JSON, or holds text that is none."""
+    try:
+        body = json.loads(raw)
+        json.dumps(body, ensure_ascii=False).encode("utf-8")  # JSON can carry half a character, no tokenizer can
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"We could not parse the JSON body of your request: {error}.") from error
+    return body
+
+
+def read_completion(body: Any, model: str, limit: int) -> Order:
+    """A request for completions. `model` is the only one served, `limit` the most logprobs. Raises ApiError."""
+    request = _read(CompletionRequest, body, model)
+    max_tokens = 16 if request.max_tokens is None else request.max_tokens
+    echo = bool(request.echo)
+    _within("max_tokens", max_tokens, 0 if echo else 1, None)
+    if request.logprobs is not None:
+        _within("logprobs", request.logprobs, 0, limit)
+    asks = [Ask(prompt, max_tokens, top_logprobs=request.logprobs, echo=echo) for prompt in _prompts(request.prompt)]
+    return _order(request, asks, chat=False, logprobs=request.logprobs is not None)
+
+
+def read_chat(body: Any, model: str, limit: int) -> Order:
+    """A request for a chat completion. `model` and `limit` as above. Raises ApiError."""
+    request = _read(ChatRequest, body, model)
+    max_tokens, name = request.max_tokens, "max_tokens"
+    if request.max_completion_tokens is not None:
+        max_tokens, name = request.max_completion_tokens, "max_completion_tokens"
+    if max_tokens is not None:
+        _within(name, max_tokens, 1, None)
+    k, logprobs = request.top_logprobs or 0, bool(request.logprobs)
+    _within("top_logprobs", k, 0, limit)
+    if k and not logprobs:
+        raise ApiError("'logprobs' must be true if 'top_logprobs' is used.", param="top_logprobs")
+    if not request.messages:
+        raise ApiError("Invalid 'messages': empty array.", param="messages", code="empty_array")
+    messages = tuple({"role": m.role, "content": _content(m.content)} for m in request.messages)
+    ask = Ask(messages, max_tokens, top_logprobs=k if logprobs else None, ending=_ending(request))
+    return _order(request, [ask], chat=True, logprobs=logprobs)
+
+
+def _read(kind: type[_Request], body: Any, model: str) -> _Request:
+    if not isinstance(body, Mapping):
+        raise ApiError("The body of the request must be a JSON object.")
+    for field, neutral in _NEUTRAL.items():
+        value = body.get(field)
+        if value is not None and value not in neutral:
+            raise ApiError(f"Unsupported parameter: '{field}'.", param=field, code="unsupported_parameter")
+    try:
+        request = kind.model_validate(body)
+    except ValidationError as error:
+        raise _refusal(error) from error
+    if request.model != model:
+        raise ApiError(
+            f"The model `{request.model}` does not exist or you do not have access to it.",
+            status=404,
+            code="model_not_found",
+        )
+    return request
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name, *inner = first["loc"]
+    inside = {*_Message.model_fields, *_Part.model_fields, *_StreamOptions.model_fields}
+    path = str(name) + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in inner  # the rest names the alternatives of a union
+        if isinstance(part, int) or part in inside
+    )
+    if first["type"] == "missing":
+        return ApiError(f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
+    return ApiError(f"Invalid type for '{path}': {first['msg']}.", param=path, code="invalid_type")
+
+
+def _within(name: str, value: float, low: float, high: float | None) -> None:
+    kind = "integer" if isinstance(value, int) else "decimal"
+    beyond = ""
+    if not value >= low:
+        beyond, expected = "below minimum", f">= {low}"
+    elif high is not None and value > high:
+        beyond, expected = "above maximum", f"<= {high}"
+    if beyond:
+        raise ApiError(
+            f"Invalid '{name}': {kind} {beyond} value. Expected a value {expected}, but got {value} instead.",
+            param=name,
+            code=f"{kind}_{beyond.replace('imum', '').replace(' ', '_')}_value",
+        )
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | tuple[int, ...]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise ApiError("Invalid 'prompt': empty array.", param="prompt", code="empty_array")
+    ids = tuple(item for item in prompt if isinstance(item, int))
+    if ids:
+        return [ids]
+    return [item if isinstance(item, str) else tuple(item) for item in prompt if not isinstance(item, int)]
+
+
+def _content(content: str | list[_Part] | None) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content or [])
+
+
+def _ending(request: ChatRequest) -> Ending:
+    reply = request.add_generation_prompt
+    if not request.continue_final_message:
+        return "none" if reply is False else "reply"
+    if reply is not False:
+        raise ApiError(
+            "'continue_final_message' needs 'add_generation_prompt' to be false.", param="add_generation_prompt"
+        )
+    if request.messages[-1].role != "assistant":
+        raise ApiError("'continue_final_message' needs a last message of the assistant.", param="messages")
+    return "continue"
+
+
+def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> Order:
+    n = 1 if request.n is None else request.n
+    temperature = 1.0 if request.temperature is None else float(request.temperature)
+    top_p = 1.0 if request.top_p is None else float(request.top_p)
+    _within("n", n, 1, _MOST_CHOICES)
+    _within("temperature", temperature, 0.0, _MOST_TEMPERATURE)
+    _within("top_p", top_p, 0.0, 1.0)
+    if top_p == 0.0:  # a nucleus of one token
+        temperature, top_p = 0.0, 1.0
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if len(stop) > _MOST_STOPS:
+        raise ApiError(
+            f"Invalid 'stop': array too long. Expected at most {_MOST_STOPS} strings, but got {len(stop)} instead.",
+            param="stop",
+            code="array_above_max_length",
+        )
+    seeds = [None if request.seed is None else request.seed + choice for choice in range(n)]
+    wanted = tuple(
+        replace(
+            ask,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=tuple(text for text in stop if text),
+            add_special_tokens=request.add_special_tokens,
+        )
+        for ask in asks
+        for seed in seeds
+    )
+    style = Style(chat, logprobs, bool(request.return_tokens_as_token_ids), bool(request.return_token_ids))
+    options = request.stream_options
+    return Order(wanted, n, style, bool(request.stream), bool(options and options.include_usage))

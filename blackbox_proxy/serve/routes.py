@@ -1,0 +1,229 @@
+"""The Starlette app: OpenAI's routes over any `Engine`.
+
+    POST /v1/completions, /v1/chat/completions      whole or streamed
+    GET  /v1/models, /v1/models/{name}, /health
+    GET  /stats                                     what was asked of this server: {"requests", "active", …}
+
+One request's texts are written one after the other, requests side by side. A client that goes away stops its text at
+the next token, streamed or not. `middleware` is the place for what lies between a client and this server, such as an
+emulated network.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from blackbox_proxy.errors import BlackboxError
+from blackbox_proxy.serve import wire
+from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
+from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion
+from blackbox_proxy.serve.wire import ApiError, Head, Json
+from blackbox_proxy.types import FinishReason, Usage
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Stats:
+    """Counts since the start. `requests`: generation requests that came in; `refused`: those of them answered with an
+    error before anything was generated; `active`: texts being written now; tokens: read and written.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    active: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def create_app(
+    engine: Engine, *, api_key: str | None = None, middleware: Sequence[Middleware] = (), stats: Stats | None = None
+) -> Starlette:
+    """The app. api_key: what clients must send, None for no check (of /v1 only). stats: counted into, if given."""
+    service = _Service(engine, stats or Stats())
+    layers = [*middleware, *([Middleware(_KeyCheck, api_key=api_key)] if api_key else [])]
+    return Starlette(
+        routes=[
+            Route("/v1/completions", service.completions, methods=["POST"]),
+            Route("/v1/chat/completions", service.chat, methods=["POST"]),
+            Route("/v1/models", service.models),
+            Route("/v1/models/{name:path}", service.model),
+            Route("/health", service.health),
+            Route("/stats", service.show_stats),
+        ],
+        middleware=layers,
+        exception_handlers={ApiError: _refuse, HTTPException: _no_route},
+    )
+
+
+class _Service:
+    def __init__(self, engine: Engine, stats: Stats) -> None:
+        self._engine = engine
+        self._stats = stats
+        self._created = int(time.time())
+
+    async def completions(self, request: Request) -> Response:
+        return await self._serve(request, chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._serve(request, chat=True)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse(wire.models(self._engine.name, self._created, self._engine.context))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._engine.name:
+            raise ApiError(f"The model '{name}' does not exist.", status=404, param="model", code="model_not_found")
+        return JSONResponse(wire.model_json(name, self._created, self._engine.context))
+
+    async def health(self, request: Request) -> Response:
+        return Response()
+
+    async def show_stats(self, request: Request) -> Response:
+        return JSONResponse(asdict(self._stats))
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, request: Request, chat: bool) -> Response:
+        self._stats.requests += 1
+        try:
+            read = read_chat if chat else read_completion
+            order = read(parse(await request.body()), self._engine.name, self._engine.top_logprobs)
+            for ask in order.asks:
+                self._engine.check(ask)
+        except Exception as error:
+            self._stats.refused += 1
+            raise self._failure(error) from error
+        head = Head(("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex, int(time.time()), self._engine.name)
+        if order.stream:
+            return EventSourceResponse(self._chunks(order, head), sep="\n")
+        try:
+            return JSONResponse(await self._whole(request, order, head))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    async def _whole(self, request: Request, order: Order, head: Head) -> Json:
+        style, choices, usage = order.style, [], Usage()
+        prompt_ids: tuple[int, ...] | None = None
+        for index, ask in enumerate(order.asks):
+            text, entries = "", list[Entry]()
+            finish: FinishReason | None = None
+            async with aclosing(self._events(order, index, ask)) as events:
+                async for event in events:
+                    text += event.text
+                    entries += event.entries
+                    finish = event.finish_reason
+                    usage += event.usage
+                    prompt_ids = prompt_ids if event.prompt_ids is None else event.prompt_ids
+                    if await request.is_disconnected():
+                        raise ApiError("The client has gone away.", status=499)
+            choices.append(wire.choice(index, text, entries, finish, style, prompt_ids))
+        return wire.response(head, choices, usage, style, prompt_ids)
+
+    async def _chunks(self, order: Order, head: Head) -> AsyncIterator[str]:
+        usage, include = Usage(), order.include_usage
+        try:
+            for index, ask in enumerate(order.asks):
+                first = True
+                async with aclosing(self._events(order, index, ask)) as events:
+                    async for event in events:
+                        usage += event.usage
+                        for choice in _parts(index, event, order, first):
+                            part = wire.chunk(
+                                head, [choice], order.style, prompt_ids=event.prompt_ids, include_usage=include
+                            )
+                            yield json.dumps(part)
+                        first = False
+            if include:
+                yield json.dumps(wire.chunk(head, [], order.style, usage=usage, include_usage=True))
+            yield "[DONE]"
+        except Exception as error:  # the status has been sent: all that is left is an event
+            yield json.dumps(self._failure(error).body)
+
+    async def _events(self, order: Order, index: int, ask: Ask) -> AsyncGenerator[Event, None]:
+        """The engine's events, counted. The prompt of n choices is read, and counted, once."""
+        self._stats.active += 1
+        try:
+            async with aclosing(self._engine.complete(ask)) as events:
+                async for event in events:
+                    if index % order.n:
+                        event = replace(event, usage=replace(event.usage, prompt_tokens=0))
+                    self._stats.prompt_tokens += event.usage.prompt_tokens
+                    self._stats.completion_tokens += event.usage.completion_tokens
+                    yield event
+        finally:
+            self._stats.active -= 1
+
+    def _failure(self, error: Exception) -> ApiError:
+        if not isinstance(error, (ApiError, BlackboxError)):
+            _log.error("a request failed", exc_info=error)
+        return wire.api_error(error, self._engine.context)
+
+
+def _parts(index: int, event: Event, order: Order, first: bool) -> list[Json]:
+    """The choices, one for each chunk, that an event becomes."""
+    style = order.style
+    told = bool(event.text or wire.shown(event.entries, style))
+    parts = []
+    if not style.chat:
+        if told or first:
+            parts.append(wire.choice(index, event.text, event.entries, None, style, event.prompt_ids))
+        if event.finish_reason is not None:
+            parts.append(wire.choice(index, "", (), event.finish_reason, style))
+        return parts
+    if first:
+        parts.append(wire.delta(index, None, (), None, style, first=True))
+    if told:
+        parts.append(wire.delta(index, event.text, event.entries, None, style, first=False))
+    if event.finish_reason is not None:
+        parts.append(wire.delta(index, None, (), event.finish_reason, style, first=False))
+    return parts
+
+
+# -- errors and the key -------------------------------------------------------------------------------------------
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    answer = wire.api_error(error)
+    return JSONResponse(answer.body, answer.status)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    where = f"{request.method} {request.url.path}"
+    message = f"Invalid URL ({where})" if status == 404 else f"Not allowed: {where}"
+    return JSONResponse(ApiError(message).body, status)
+
+
+class _KeyCheck:
+    """Refuses requests below /v1 that do not bring the key."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._expected):
+                error = ApiError("Incorrect API key provided.", status=401, code="invalid_api_key")
+                await JSONResponse(error.body, error.status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,272 @@
+"""What goes over the wire: OpenAI's response JSON, its stream chunks and its error bodies. Pure functions.
+
+Two dialects, as real servers have them:
+
+- **OpenAI**. Tokens are strings: the text of a token; `bytes:\\xe2\\x80` where it is no whole UTF-8 (in chat without
+  the `bytes:`, and the true bytes stand beside it); special tokens as they are written, e.g. `<|endoftext|>`, and in
+  chat the bytes of that. Of several candidates spelled alike a dict of completions keeps the most likely, like the
+  real one. The end token is a candidate like any other, but the one that ended the text has no entry.
+- **vLLM**, when `return_tokens_as_token_ids` or `return_token_ids` is sent. The end token that was generated has its
+  entry and its id. `return_tokens_as_token_ids`: every token is "token_id:17", so no two candidates collide; `bytes`
+  in chat stay the true bytes. `return_token_ids`: `token_ids` of what was generated in each choice, `prompt_token_ids`
+  beside them (in chat at the top of the response, where vLLM has it).
+
+In both, `top_logprobs` of completions holds the k candidates and the token itself (k + 1 entries if it is none of
+them); in chat it holds the k candidates, and the token's log probability is that of the entry. Tokens of a stop string
+have no entry. `completion_tokens` counts every token the model wrote, the end and those of a stop string included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
+from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.types import FinishReason, Token, Usage
+from blackbox_proxy.vocabulary import VocabularyTokens
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How an answer is written down: which API, with log probabilities or not, and vLLM's two extensions."""
+
+    chat: bool
+    logprobs: bool
+    tokens_as_ids: bool = False
+    token_ids: bool = False
+
+    @property
+    def shows_end(self) -> bool:
+        return self.tokens_as_ids or self.token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all parts of one response begin with."""
+
+    id: str
+    created: int
+    model: str
+
+
+# -- tokens -------------------------------------------------------------------------------------------------------
+
+
+def spell(token: Token, style: Style) -> str:
+    """A token as a string."""
+    if style.tokens_as_ids and token.id is not None:
+        return f"token_id:{token.id}"
+    try:
+        return token.bytes.decode("utf-8") if token.bytes else token.text
+    except UnicodeDecodeError:
+        escaped = "".join(f"\\x{byte:02x}" for byte in token.bytes or b"")
+        return escaped if style.chat else f"bytes:{escaped}"
+
+
+def _spell_all(tokens: Sequence[Token], style: Style) -> list[str]:
+    if style.tokens_as_ids and isinstance(tokens, VocabularyTokens):
+        return [f"token_id:{index}" for index in tokens.ids.tolist()]
+    return [spell(token, style) for token in tokens]
+
+
+def _bytes(token: Token) -> list[int] | None:
+    if token.bytes is None:
+        return None
+    return list(token.bytes or token.text.encode("utf-8"))
+
+
+def shown(entries: Sequence[Entry], style: Style) -> list[Entry]:
+    """The entries that this dialect lists: not the end that was generated, unless it is vLLM's."""
+    if style.shows_end:
+        return list(entries)
+    return [entry for entry in entries if not (entry.generated and entry.position.token.end)]
+
+
+def completion_logprobs(entries: Sequence[Entry], style: Style) -> Json:
+    """The `logprobs` object of completions: four columns with a row for each token."""
+    tops: list[dict[str, float] | None] = []
+    for entry in entries:
+        position = entry.position
+        if position.logprob is None:
+            tops.append(None)  # the first token of an echo: nothing comes before it
+            continue
+        row: dict[str, float] = {}
+        for key, logprob in zip(_spell_all(position.tokens, style), position.logprobs.tolist(), strict=True):
+            row.setdefault(key, logprob)
+        row.setdefault(spell(position.token, style), position.logprob)
+        tops.append(row)
+    return {
+        "tokens": [spell(entry.position.token, style) for entry in entries],
+        "token_logprobs": [entry.position.logprob for entry in entries],
+        "top_logprobs": tops,
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def chat_logprobs(entries: Sequence[Entry], style: Style) -> Json:
+    """The `logprobs` object of chat: an entry for each token."""
+    content = []
+    for entry in entries:
+        position = entry.position
+        columns = zip(_spell_all(position.tokens, style), position.tokens, position.logprobs.tolist(), strict=True)
+        content.append(
+            {
+                "token": spell(position.token, style),
+                "logprob": position.logprob,
+                "bytes": _bytes(position.token),
+                "top_logprobs": [
+                    {"token": key, "logprob": logprob, "bytes": _bytes(token)} for key, token, logprob in columns
+                ],
+            }
+        )
+    return {"content": content, "refusal": None}
+
+
+# -- responses ----------------------------------------------------------------------------------------------------
+
+
+def choice(
+    index: int,
+    text: str,
+    entries: Sequence[Entry],
+    finish: FinishReason | None,
+    style: Style,
+    prompt_ids: Sequence[int] | None = None,
+) -> Json:
+    """One choice of a whole response, or of a chunk of a stream of completions."""
+    result: Json = {"index": index, "finish_reason": finish, "logprobs": _logprobs(entries, style)}
+    if style.chat:
+        result["message"] = {"role": "assistant", "content": text, "refusal": None}
+    else:
+        result["text"] = text
+    return result | _ids(entries, style, None if style.chat else prompt_ids)
+
+
+def delta(
+    index: int, text: str | None, entries: Sequence[Entry], finish: FinishReason | None, style: Style, first: bool
+) -> Json:
+    """One choice of a chunk of a chat stream. The first has the role, the last the finish reason and nothing else."""
+    written: Json = {"role": "assistant", "content": "", "refusal": None} if first else {}
+    if text is not None:
+        written["content"] = text
+    logprobs = _logprobs(entries, style) if text is not None else None
+    result: Json = {"index": index, "delta": written, "logprobs": logprobs, "finish_reason": finish}
+    return result | (_ids(entries, style, None) if text is not None else {})
+
+
+def _logprobs(entries: Sequence[Entry], style: Style) -> Json | None:
+    if not style.logprobs:
+        return None
+    listed = shown(entries, style)
+    return chat_logprobs(listed, style) if style.chat else completion_logprobs(listed, style)
+
+
+def _ids(entries: Sequence[Entry], style: Style, prompt_ids: Sequence[int] | None) -> Json:
+    if not style.token_ids:
+        return {}
+    result: Json = {"token_ids": [entry.position.token.id for entry in entries if entry.generated]}
+    if prompt_ids is not None:
+        result["prompt_token_ids"] = list(prompt_ids)
+    return result
+
+
+def response(
+    head: Head, choices: Sequence[Json], usage: Usage, style: Style, prompt_ids: Sequence[int] | None = None
+) -> Json:
+    """A whole response."""
+    result = _around(head, choices, "chat.completion" if style.chat else "text_completion")
+    result["usage"] = usage_json(usage)
+    return result | _prompt_on_top(style, prompt_ids)
+
+
+def chunk(
+    head: Head,
+    choices: Sequence[Json],
+    style: Style,
+    *,
+    prompt_ids: Sequence[int] | None = None,
+    usage: Usage | None = None,
+    include_usage: bool = False,
+) -> Json:
+    """One event of a stream. With `include_usage` all have a `usage`, null but in the one after the last choice."""
+    result = _around(head, choices, "chat.completion.chunk" if style.chat else "text_completion")
+    if include_usage:
+        result["usage"] = None if usage is None else usage_json(usage)
+    return result | _prompt_on_top(style, prompt_ids)
+
+
+def _around(head: Head, choices: Sequence[Json], kind: str) -> Json:
+    return {
+        "id": head.id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": None,
+        "choices": list(choices),
+    }
+
+
+def _prompt_on_top(style: Style, prompt_ids: Sequence[int] | None) -> Json:
+    if not (style.chat and style.token_ids) or prompt_ids is None:
+        return {}
+    return {"prompt_token_ids": list(prompt_ids)}
+
+
+def usage_json(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def models(name: str, created: int, context: int | None) -> Json:
+    """The answer of `GET /v1/models`; `max_model_len` is vLLM's word for the window."""
+    return {"object": "list", "data": [model_json(name, created, context)]}
+
+
+def model_json(name: str, created: int, context: int | None) -> Json:
+    return {"id": name, "object": "model", "created": created, "owned_by": "blackbox_proxy", "max_model_len": context}
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+class ApiError(Exception):
+    """An answer that is an error: HTTP status, and the four fields of OpenAI's error body."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def api_error(error: BaseException, context: int | None = None) -> ApiError:
+    """Any error as an answer. What is not one of ours says nothing about itself to the client."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextTooLong):
+        limit = "" if context is None else f"This model's maximum context length is {context} tokens. "
+        return ApiError(f"{limit}{_sentence(error)}", code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return ApiError(_sentence(error))
+    if isinstance(error, BlackboxError):
+        return ApiError(_sentence(error), status=503 if error.retryable else 500, kind="server_error")
+    return ApiError("The server had an error while processing your request.", status=500, kind="server_error")
+
+
+def _sentence(error: BlackboxError) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}. {error.hint}".strip()

@@ -1,0 +1,509 @@
+"""`TransformersBase` against the model run plainly: every number, every choice, and how little is read again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from toys import tiny_model, train_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from blackbox_proxy.base.local import Slots, TransformersBase, draw, top
+from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
+from blackbox_proxy.lm import CausalLM, load_causal_lm
+from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.types import Position, Prefix, Token
+from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens
+
+TEXTS = (
+    "The cat sat on the mat.",
+    "The dog ate “naïve” soup — 日本語 €5!",
+    "A fox ran to the sea 👍🏽 and back.",
+    "User: hi\nAssistant: hello there, friend.",
+    "User: where?\nAssistant: on the mat. STOP now",
+)
+END_TEXT = "<|endoftext|>"
+
+
+def build_tiny(folder: Path) -> Path:
+    """A Llama of two layers that knows TEXTS by heart and ends them; its tokens split multi-byte characters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS, *TEXTS], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_TEXT)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    texts = [[*fast(text)["input_ids"], 0] for text in TEXTS]
+    width = max(map(len, texts))
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts])
+    labels = torch.tensor([text + [-100] * (width - len(text)) for text in texts])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def lm(folder: Path) -> CausalLM:
+    return load_causal_lm(folder)
+
+
+@pytest.fixture
+async def base(lm: CausalLM) -> AsyncIterator[TransformersBase]:
+    base = TransformersBase(lm)
+    yield base
+    await base.aclose()
+
+
+def plain(reference: Any, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Log probabilities (len(ids), V) computed without any of the code under test."""
+    with torch.inference_mode():
+        rows = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return rows.double().log_softmax(-1).numpy()  # type: ignore[no-any-return]
+
+
+def ids_of(positions: tuple[Position, ...] | list[Position]) -> list[int]:
+    return [position.token.id if position.token.id is not None else -1 for position in positions]
+
+
+def text_of(positions: tuple[Position, ...]) -> str:
+    return b"".join(position.token.bytes or b"" for position in positions).decode()
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_whole_vocabulary_is_shown_most_likely_first(base: TransformersBase, reference: Any) -> None:
+    assert isinstance(base, Base)
+    prompt = list(base.prompt_ids("The dog"))
+    draft = await base.draft(Prefix("The dog"), 12)
+    rows = plain(reference, prompt + ids_of(draft.positions))
+    for place, position in enumerate(draft.positions):
+        want = rows[len(prompt) - 1 + place]
+        tokens = position.tokens
+        assert isinstance(tokens, VocabularyTokens)
+        assert tokens.ids.dtype == np.int64
+        assert sorted(tokens.ids.tolist()) == list(range(300))
+        assert np.all(np.diff(position.logprobs) <= 0)
+        np.testing.assert_allclose(position.logprobs, want[tokens.ids], atol=1e-4)
+        assert position.token.id == tokens.ids[0] == int(want.argmax())
+        assert position.logprob == position.logprobs[0]
+        assert np.exp(position.logprobs).sum() == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_tokens_are_made_only_where_looked_at(base: TransformersBase) -> None:
+    [position] = (await base.draft(Prefix("The"), 1)).positions
+    token = position.tokens[0]
+    assert token == base.vocabulary.token_of(position.tokens.ids[0])  # type: ignore[attr-defined]
+    ends = [token for token in position.tokens if token.end]
+    assert [token.text for token in ends] == [END_TEXT]
+
+
+@pytest.mark.parametrize("k", [1, 5, 299, 300, 10_000])
+async def test_top_k_is_the_beginning_of_the_whole(lm: CausalLM, base: TransformersBase, k: int) -> None:
+    small = TransformersBase(lm, top_logprobs=k)
+    few = (await small.draft(Prefix("The dog"), 5)).positions
+    all_of_them = (await base.draft(Prefix("The dog"), 5)).positions
+    for short, long in zip(few, all_of_them, strict=True):
+        assert len(short.tokens) == min(k, 300)
+        assert short.tokens.ids.tolist() == long.tokens.ids[:k].tolist()  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(short.logprobs, long.logprobs[:k])
+    await small.aclose()
+
+
+def test_ties_go_to_the_lower_id() -> None:
+    row = torch.log(torch.tensor([0.1, 0.2, 0.1, 0.2, 0.2, 0.1, 0.1]))
+    for k in range(1, 8):
+        assert top(row, k)[0].tolist() == [1, 3, 4, 0, 2, 5, 6][:k]
+
+
+def test_impossible_ids_are_no_candidates() -> None:
+    row = torch.log(torch.tensor([0.0, 0.75, 0.0, 0.25]))
+    for k in (3, 4):
+        ids, logprobs = top(row, k)
+        assert ids.tolist() == [1, 3]
+        np.testing.assert_allclose(np.exp(logprobs), [0.75, 0.25])
+
+
+def test_broken_weights_are_said() -> None:
+    row = torch.full((5,), float("nan"))
+    for k in (2, 5):
+        with pytest.raises(BadResponse, match="NaN"):
+            top(row, k)
+
+
+async def test_echo_scores_given_text(base: TransformersBase, reference: Any) -> None:
+    ids = list(base.prompt_ids("The dog ate “naïve” soup"))
+    positions = await base.echo(ids, top_logprobs=3)
+    rows = plain(reference, ids)
+    assert ids_of(positions) == ids
+    assert positions[0].logprob is None
+    assert len(positions[0].tokens) == 0
+    for place, position in enumerate(positions[1:], start=1):
+        assert position.logprob == pytest.approx(rows[place - 1][ids[place]], abs=1e-4)
+        assert position.tokens.ids.tolist() == np.argsort(-rows[place - 1], kind="stable")[:3].tolist()  # type: ignore[attr-defined]
+
+
+async def test_echo_in_several_passes_is_the_same(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = base.prompt_ids("A fox ran to the sea 👍🏽 and back.")
+    whole = await base.echo(ids)
+    monkeypatch.setattr("blackbox_proxy.base.local._ECHO_NUMBERS", 300 * 4)
+    await base.aclose()
+    parts = await base.echo(ids)
+    assert ids_of(parts) == ids_of(whole) == list(ids)
+    for one, other in zip(parts[1:], whole[1:], strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+async def test_echo_of_one_token_reads_nothing(base: TransformersBase) -> None:
+    [position] = await base.echo([7])
+    assert position.token.id == 7
+    assert position.logprob is None
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba"])
+async def test_other_architectures_with_and_without_a_cache(architecture: str) -> None:
+    model = tiny_model(architecture, 300, seed=3)
+    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
+    lm = CausalLM(model, vocabulary, architecture)
+    base = TransformersBase(lm, top_logprobs=4)
+    prompt = list(range(40, 60))
+    draft = await base.draft(Prefix(prompt), 6)
+    given = prompt + ids_of(draft.positions)
+    rows = plain(model, given)
+    for place, position in enumerate(draft.positions, start=len(prompt) - 1):
+        assert position.logprob == pytest.approx(rows[place].max(), abs=1e-3)
+    scored = await base.echo(given)
+    for place, position in enumerate(scored[1:]):
+        assert position.logprob == pytest.approx(rows[place][given[place + 1]], abs=1e-3)
+    await base.aclose()
+
+
+# -- drafts ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_draft_ends_with_the_end_token(base: TransformersBase) -> None:
+    draft = await base.draft(Prefix("The dog"), 60)
+    assert draft.finish == "stop"
+    assert text_of(draft.positions) == " ate “naïve” soup — 日本語 €5!"
+    assert [position.token.end for position in draft.positions] == [False] * (len(draft.positions) - 1) + [True]
+    assert (draft.usage.api_calls, draft.usage.prompt_tokens) == (1, len(base.prompt_ids("The dog")))
+    assert draft.usage.completion_tokens == len(draft.positions)
+
+
+async def test_a_draft_that_is_cut_says_length(base: TransformersBase) -> None:
+    draft = await base.draft(Prefix("The dog"), 3)
+    assert draft.finish == "length"
+    assert len(draft.positions) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_one_at_a_time_is_the_same_text(base: TransformersBase, temperature: float) -> None:
+    whole = (await base.draft(Prefix("The"), 25, temperature=temperature, seed=5)).positions
+    prefix = Prefix("The")
+    for position in whole:
+        [single] = (await base.draft(prefix, 1, temperature=temperature, seed=5)).positions
+        assert single.token == position.token
+        np.testing.assert_allclose(single.logprobs, position.logprobs, atol=1e-4)
+        assert base.can_continue(prefix)
+        prefix = prefix.plus(single.token)
+
+
+async def test_a_prompt_is_text_or_ids_or_messages(base: TransformersBase, folder: Path) -> None:
+    ids = base.prompt_ids("The dog")
+    from_ids = await base.draft(Prefix(ids), 8)
+    from_text = await base.draft(Prefix("The dog"), 8)
+    from_messages = await base.draft(Prefix([{"role": "user", "content": "The dog"}]), 8)
+    assert ids_of(from_ids.positions) == ids_of(from_text.positions) == ids_of(from_messages.positions)
+    shouting = TransformersBase(folder, rendering=lambda prompt: f"The {prompt}")
+    assert shouting.prompt_ids("dog") == ids
+    await shouting.aclose()
+
+
+async def test_chat_rendering_uses_the_template(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}User: {{ m['content'] }}\nAssistant:{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    base = TransformersBase(tmp_path, rendering="chat")
+    draft = await base.draft(Prefix([{"role": "user", "content": "hi"}]), 30)
+    assert text_of(draft.positions) == " hello there, friend."
+    await base.aclose()
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_seed_repeats_and_another_differs(base: TransformersBase) -> None:
+    async def sample(seed: int | None) -> list[int]:
+        draft = await base.draft(Prefix("The"), 25, temperature=1.5, seed=seed)
+        return ids_of(draft.positions)
+
+    first = await sample(1)
+    assert await sample(1) == first
+    assert len({tuple(await sample(seed)) for seed in [2, 3, -4, 2**80, None, None]} | {tuple(first)}) == 7
+
+
+async def test_shown_log_probabilities_do_not_depend_on_the_temperature(base: TransformersBase, reference: Any) -> None:
+    prompt = list(base.prompt_ids("The"))
+    draft = await base.draft(Prefix("The"), 10, temperature=2.0, seed=8)
+    ids = ids_of(draft.positions)
+    rows = plain(reference, prompt + ids)
+    for place, position in enumerate(draft.positions):
+        want = rows[len(prompt) - 1 + place]
+        assert position.logprob == pytest.approx(want[ids[place]], abs=1e-4)
+        np.testing.assert_allclose(position.logprobs, want[position.tokens.ids], atol=1e-4)  # type: ignore[attr-defined]
+    assert any(position.token.id != position.tokens[0].id for position in draft.positions)
+
+
+async def test_a_drawn_token_may_lie_outside_the_top_k(folder: Path) -> None:
+    base = TransformersBase(folder, top_logprobs=1)
+    draft = await base.draft(Prefix("The"), 25, temperature=2.0, seed=8)
+    outside = [p for p in draft.positions if p.token.id != p.tokens[0].id]
+    assert outside
+    assert all(p.logprob is not None and p.logprob < p.logprobs[0] for p in outside)
+    await base.aclose()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.7)])
+def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None:
+    p = np.array([0.4, 0.05, 0.3, 0.0, 0.15, 0.1])
+    want = p ** (1 / temperature)
+    want /= want.sum()
+    if top_p < 1:
+        order = np.argsort(-want)
+        want[order[np.cumsum(want[order]) - want[order] >= top_p]] = 0
+        want /= want.sum()
+    rng = np.random.default_rng(0)
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(p)
+    seen = Counter(draw(logprobs, Sampling(temperature, top_p), rng) for _ in range(20_000))
+    assert set(seen) == set(np.flatnonzero(want).tolist())
+    expected = 20_000 * want[want > 0]
+    counts = np.array([seen[int(index)] for index in np.flatnonzero(want)])
+    assert ((counts - expected) ** 2 / expected).sum() < 25.7  # chi-square, 5 degrees of freedom, p = 1e-4
+
+
+async def test_a_small_nucleus_is_greedy(base: TransformersBase) -> None:
+    greedy = await base.draft(Prefix("The dog"), 20)
+    narrow = [p async for p in base.stream(Prefix("The dog"), 20, temperature=1.0, top_p=1e-6, seed=0)]
+    assert ids_of(narrow) == ids_of(greedy.positions)
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
+    base = TransformersBase(folder)
+    for empty in ("", [], ()):
+        with pytest.raises(InputError, match="empty"):
+            base.check(empty, 1)
+    for ids in ([300], [5, -1]):
+        with pytest.raises(InputError, match="outside the vocabulary"):
+            base.check(ids, 1)
+    base.check([5] * 250, 6)
+    with pytest.raises(ContextTooLong, match="256"):
+        base.check([5] * 250, 7)
+    assert base.room(Prefix([5] * 250)) == 6
+    assert base.room(Prefix([5] * 250, (Token(id=5),) * 9)) == 0
+    with pytest.raises(InputError):
+        TransformersBase(folder, top_logprobs=0)
+
+
+async def test_a_draft_stops_at_the_window(base: TransformersBase) -> None:
+    draft = await base.draft(Prefix([5] * 250), 100, temperature=1.0, seed=1)
+    assert len(draft.positions) == 6
+    assert draft.finish == "length"
+    with pytest.raises(ContextTooLong):
+        await base.draft(Prefix([5] * 256), 1)
+    with pytest.raises(ContextTooLong):
+        await base.echo([5] * 257)
+    with pytest.raises(InputError):
+        await base.draft(Prefix("The"), 0)
+    with pytest.raises(InputError):
+        await base.draft(Prefix("The"), 1, temperature=-1.0)
+
+
+async def test_a_token_without_an_id_cannot_be_continued(base: TransformersBase) -> None:
+    prefix = Prefix("The", (Token(bytes=b" cat"),))
+    assert not base.can_continue(prefix)
+    with pytest.raises(InputError, match="id"):
+        await base.draft(prefix, 1)
+
+
+def test_a_missing_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable):
+        TransformersBase(tmp_path / "nothing")
+
+
+# -- what is read again ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass has read."""
+    lengths: list[int] = []
+    forward = base._lm.forward
+
+    def counting(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        lengths.append(ids.shape[1])
+        return forward(ids, *rest, **named)
+
+    monkeypatch.setattr(base._lm, "forward", counting)
+    return lengths
+
+
+async def test_one_token_at_a_time_reads_one_token_at_a_time(base: TransformersBase, read: list[int]) -> None:
+    prompt = list(base.prompt_ids(TEXTS[2]))
+    prefix = Prefix(prompt)
+    for _ in range(6):
+        [position] = (await base.draft(prefix, 1)).positions
+        prefix = prefix.plus(position.token)
+    assert read == [len(prompt), 1, 1, 1, 1, 1]
+
+
+async def test_texts_decoded_in_turn_keep_their_caches(base: TransformersBase, read: list[int]) -> None:
+    prompt = [5 + i % 90 for i in range(100)]
+    prefixes = [Prefix(prompt).plus(base.vocabulary.token_of(40 + i)) for i in range(3)]
+    streams = [base.stream(prefix, 30, temperature=1.0, seed=i) for i, prefix in enumerate(prefixes)]
+    for _ in range(30):
+        await asyncio.gather(*(anext(stream, None) for stream in streams))
+    assert read[0] == 101
+    assert sum(read) < 101 + 3 * 30 + 3 * 40  # while a text is short, reading it again is cheaper than a copy …
+    assert read[-45:] == [1] * 45  # … and from then on each has a cache of its own
+
+
+async def test_copied_caches_give_the_same_numbers(base: TransformersBase, reference: Any) -> None:
+    prompt = [5 + i % 90 for i in range(60)]
+    for branch in ([7] * 20, [8] * 20, [7] * 20, [9] * 20, [8] * 25, [7] * 21):
+        ids = prompt + branch
+        scored = await base.echo(ids)
+        rows = plain(reference, ids)
+        for place, position in enumerate(scored[1:]):
+            assert position.logprob == pytest.approx(rows[place][ids[place + 1]], abs=1e-3)
+        [following] = (await base.draft(Prefix(ids), 1)).positions
+        assert following.logprob == pytest.approx(rows[-1].max(), abs=1e-3)
+
+
+def test_the_least_recently_used_text_is_forgotten(lm: CausalLM) -> None:
+    slots = Slots(lm, 2)
+    one, two, three = ([start + i for i in range(20)] for start in (10, 40, 70))
+    for ids in (one, two, one, three):
+        slots.advance(ids, 1)
+    assert [read for read, _ in slots._slots] == [one, three]
+
+
+async def test_a_failed_pass_leaves_no_half_written_cache(
+    base: TransformersBase, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await base.draft(Prefix([5] * 10), 1)
+    forward = base._lm.forward
+
+    def failing(*given: Any, **named: Any) -> torch.Tensor:
+        forward(*given, **named)
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base._lm, "forward", failing)
+        with pytest.raises(RuntimeError):
+            await base.draft(Prefix([5] * 12), 1)
+    [position] = (await base.draft(Prefix([5] * 12), 1)).positions
+    assert position.logprob == pytest.approx(plain(reference, [5] * 12)[-1].max(), abs=1e-4)
+
+
+# -- side by side ---------------------------------------------------------------------------------------------------
+
+
+async def test_many_at_once_are_as_one_by_one(base: TransformersBase) -> None:
+    prompts = ["The", "The dog", "A fox", "User:", "A", "User: where"] * 3
+    alone = [
+        ids_of((await base.draft(Prefix(p), 20, temperature=0.8, seed=i)).positions) for i, p in enumerate(prompts)
+    ]
+    drafts = await asyncio.gather(*(base.draft(Prefix(p), 20, temperature=0.8, seed=i) for i, p in enumerate(prompts)))
+    assert [ids_of(draft.positions) for draft in drafts] == alone
+
+
+def test_it_serves_several_loops_and_threads(folder: Path) -> None:
+    base = TransformersBase(folder)
+
+    def decode(text: str) -> str:
+        return text_of(asyncio.run(base.draft(Prefix(text), 60)).positions)
+
+    async def in_threads() -> list[str]:
+        return await asyncio.gather(*(asyncio.to_thread(decode, text) for text in ["The dog", "A", "User: hi"] * 3))
+
+    want = [" ate “naïve” soup — 日本語 €5!", " fox ran to the sea 👍🏽 and back.", "\nAssistant: hello there, friend."]
+    assert asyncio.run(in_threads()) == want * 3
+    asyncio.run(base.aclose())
+    assert decode("A") == want[1]  # it can be used again
+    asyncio.run(base.aclose())
+
+
+async def test_the_event_loop_runs_on_while_the_model_reads(base: TransformersBase) -> None:
+    beats = 0
+    done = asyncio.Event()
+
+    async def beat() -> None:
+        nonlocal beats
+        while not done.is_set():
+            beats += 1
+            await asyncio.sleep(0)
+
+    heart = asyncio.create_task(beat())
+    await base.draft(Prefix("The dog"), 5)
+    done.set()
+    await heart
+    assert beats > 5
+
+
+async def test_closing_a_stream_stops_the_model(base: TransformersBase, read: list[int]) -> None:
+    stream = base.stream(Prefix("The dog"), 60, temperature=1.0, seed=0)
+    await anext(stream)
+    await anext(stream)
+    await stream.aclose()
+    before = len(read)
+    await base.draft(Prefix("A"), 1)
+    assert len(read) == before + 1
+    assert before == 2
