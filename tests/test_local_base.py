@@ -340,6 +340,9 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
     for empty in ("", [], ()):
         with pytest.raises(InputError, match="empty"):
             base.check(empty, 1)
+    for broken in ("half \ud83d", [{"role": "user", "content": "half \ud83d"}]):
+        with pytest.raises(InputError, match="half a character"):
+            base.check(broken, 1)
     for ids in ([300], [5, -1]):
         with pytest.raises(InputError, match="outside the vocabulary"):
             base.check(ids, 1)

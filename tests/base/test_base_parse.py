@@ -110,7 +110,7 @@ def test_tokens_known_only_by_replacement_characters_are_never_merged() -> None:
 
 def test_a_token_listed_twice_is_one_candidate_with_its_larger_probability() -> None:
     top = [entry("a", -3.0, [97]), entry("b", -1.0), entry("a", -2.0), entry("c", -1.0, None, id=5)]
-    top += [entry("c", -0.5, None, id=6), entry("C", -0.7, None, id=5)]
+    top += [entry("c", -0.5, None, id=6), entry("C", -0.7, None, id=5), entry("b", -4.0)]
     position = only(chat(entry("a", -2.0) | {"top_logprobs": top}, text="a"), k=6)
     assert [(t.text, t.id, lp) for t, lp in zip(position.tokens, position.logprobs, strict=True)] == [
         ("c", 6, -0.5),
@@ -118,6 +118,20 @@ def test_a_token_listed_twice_is_one_candidate_with_its_larger_probability() -> 
         ("b", None, -1.0),
         ("a", None, -2.0),
     ]
+
+
+def test_a_text_that_an_ordinary_token_has_too_is_that_token() -> None:
+    """Qwen2 has "</s>" as an ordinary token."""
+    known = Vocabulary(
+        [b"</s>", b"Hi", b"", b""],
+        special={2: "</s>", 3: "<eos>"},
+        end_ids=[2, 3],
+        encode=lambda texts: [],
+        pretokens=lambda text: [],
+        render=lambda prompt, rendering: [],
+    )
+    position = only(legacy(("Hi", -0.1, {"Hi": -0.1, "</s>": -3.0, "<eos>": -4.0}), text="Hi"), vocabulary=known)
+    assert [(token.id, token.end) for token in position.tokens] == [(1, False), (0, False), (3, True)]
 
 
 def test_different_end_tokens_stay_apart() -> None:
@@ -286,7 +300,7 @@ def test_finish(reason: Any, finish: str | None) -> None:
 def test_usage_is_the_apis_own_count_or_none() -> None:
     body = legacy(("a", -1.0, {"a": -1.0}), text="a")
     assert ask(body).usage == Usage(api_calls=1, prompt_tokens=3, completion_tokens=1)
-    for usage in (None, {}, {"prompt_tokens": None, "completion_tokens": "4"}, []):
+    for usage in (None, {}, {"prompt_tokens": None, "completion_tokens": "4"}, [], {"prompt_tokens": True}):
         assert ask({**body, "usage": usage}).usage == Usage(api_calls=1)
 
 

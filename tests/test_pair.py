@@ -1,0 +1,193 @@
+"""The pair with real (small) vocabularies: loading, prompts of its own, named cases of alignment, proposals, unknown
+bases.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import save, tiny_model, train_tokenizer
+
+from blackbox_proxy.errors import ContextTooLong, InputError, VocabularyMismatch
+from blackbox_proxy.lm import CausalLM
+from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.types import END, Position, Scores, Token
+from blackbox_proxy.vocabulary import Vocabulary
+
+BASE = Vocabulary.from_tokenizer(train_tokenizer("bytes", 500))
+LOCALS = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}
+
+
+def lm(vocabulary: Vocabulary, seed: int, context: int = 512) -> CausalLM:
+    return CausalLM(tiny_model("llama", len(vocabulary), seed, context=context), vocabulary, f"model-{seed}")
+
+
+def pair(kind: str, seed: int = 1) -> TransformersPair:
+    return TransformersPair(lm(LOCALS[kind], seed), lm(LOCALS[kind], seed + 100))
+
+
+def spelled(*texts: str | bytes) -> list[Token]:
+    return [BASE.token(text.encode() if isinstance(text, str) else text) for text in texts]
+
+
+def position(candidates: list[Token]) -> Position:
+    return Position(candidates[0], -1.0, candidates, np.linspace(-1.0, -3.0, len(candidates)))
+
+
+def score(pair: TransformersPair, prompt: str, issued: list[Token], candidates: list[Token]) -> Scores:
+    return pair.open(prompt, BASE).score(issued, [position(candidates)])[0].score(candidates)
+
+
+CASES = {
+    "one begins another": ("He went to", [], ["  ", " ", " New", " N", "New", " York"]),
+    "digits": ("In the year", [" "], ["2", "20", "202", "2023", "1"]),
+    "split emoji": ("Good ", [], ["👍".encode()[:2], "👍".encode(), "👍".encode()[:3], "👩"]),
+    "inside a split emoji": ("Good ", ["👍".encode()[:2]], ["👍".encode()[2:], "👍".encode()[2:3], "x"]),
+    "trailing spaces": ("two  ", [], [" ", "a", "spaces", "\n"]),
+    "newlines": ("end.", ["\n"], ["\n", "def", "    ", " "]),
+    "CJK": ("東京は", [], ["日", "日本", "日".encode()[:1], "。"]),
+    "right to left": ("שלום", [], [" ", "ש", "עולם", "!"]),
+    "inside a word": ("the mayor of New Yo", [], ["rk", "r", "k", "u"]),
+    "contraction": ("They don", ["'"], ["t", "s", "'"]),
+}
+
+
+@pytest.mark.parametrize("kind", LOCALS)
+@pytest.mark.parametrize("case", CASES)
+def test_named_cases_get_a_finite_explained_offset(kind: str, case: str) -> None:
+    prompt, before, texts = CASES[case]
+    candidates = [*(Token(bytes=t if isinstance(t, bytes) else t.encode()) for t in texts), END]
+    scores = score(pair(kind), prompt, spelled(*before), candidates)
+    assert np.isfinite(scores.offset).all()
+    assert "neutral" not in scores.how
+    assert np.exp(scores.log_expert[np.array(scores.how) == "exact"]).sum() <= 1.0 + 1e-4
+
+
+@pytest.mark.parametrize("kind", LOCALS)
+def test_the_whole_base_vocabulary_adds_up_to_one(kind: str) -> None:
+    """Byte-level vocabularies: what is missing from 1 is spelling that the local tokenizer itself would never choose."""
+    everything = [BASE.token_of(i) for i in range(len(BASE))]
+    for prompt, before in (("The mayor of", []), ("The mayor of", [" New"]), ("In 20", ["2"]), ("日", ["本"])):
+        scores = score(pair(kind), prompt, spelled(*before), everything)
+        exact = np.array([how == "exact" for how in scores.how])
+        special = np.exp(scores.log_expert[exact]).sum()
+        assert 0.95 < special <= 1.0 + 1e-4
+
+
+def test_equal_models_give_exactly_no_offset_in_every_case() -> None:
+    for kind, vocabulary in LOCALS.items():
+        model = lm(vocabulary, 3)
+        for prompt, before, texts in CASES.values():
+            candidates = [*(Token(bytes=t if isinstance(t, bytes) else t.encode()) for t in texts), END]
+            scores = score(TransformersPair(model, model), prompt, spelled(*before), candidates)
+            assert np.array_equal(scores.offset, np.zeros(len(candidates))), kind
+
+
+@pytest.mark.parametrize("kind", LOCALS)
+def test_many_positions_equal_single_ones(kind: str) -> None:
+    """Point 6: a draft that runs over word, digit and character borders, candidates that merge with what is before
+    them.
+    """
+    text = " New York 2023 👍 日本, isn't it?\n  theory"
+    drafted = [BASE.token_of(i) for i in BASE.encode([text.encode()])[0]]
+    rng = np.random.default_rng(0)
+    ordinary = [i for i, s in enumerate(BASE.spelling) if s]
+    rows = [[t, *(BASE.token_of(int(i)) for i in rng.choice(ordinary, 6, replace=False)), END] for t in drafted]
+    positions = [position(row) for row in rows]
+    both = pair(kind)
+    many = both.open("The mayor of", BASE).score([], positions)
+    session = both.open("The mayor of", BASE)
+    for j, row in enumerate(many):
+        single = session.score(drafted[:j], positions[j : j + 1])[0].score(rows[j])
+        together = row.score(rows[j])
+        assert together.how == single.how
+        assert np.allclose(together.log_expert, single.log_expert, atol=1e-3)
+        assert np.allclose(together.offset, single.offset, atol=1e-3)
+
+
+def test_an_unknown_base_is_learned_from_its_candidates() -> None:
+    """Without the base's tokenizer, longest match over what was shown stands in for it: nearly the same events."""
+    both = pair("digits")
+    candidates = spelled(" New", " N", " the", "2", "20")
+    known = both.open("He went to", BASE).score([], [position(candidates)])[0].score(candidates)
+    anonymous = [Token(bytes=t.bytes, text=t.text) for t in candidates]
+    learned = both.open("He went to", None).score([], [position(anonymous)])[0].score(anonymous)
+    assert set(learned.how) == {"exact"}
+    exact = np.array([how == "exact" for how in known.how])
+    assert exact.sum() >= 4
+    assert np.allclose(learned.offset[exact], known.offset[exact], atol=1.0)
+
+
+def test_unknown_tokens_are_neutral_and_what_follows_them_is_not_scored() -> None:
+    unknown, special = Token(bytes=None, text="�"), Token(id=0, bytes=b"", text="<s>")
+    candidates = [unknown, special, *spelled(" the")]
+    rows = pair("digits").open("He", BASE).score([], [position(candidates), position(candidates)])
+    assert len(rows) == 1
+    scores = rows[0].score(candidates)
+    assert scores.how == ("neutral", "neutral", "exact")
+    assert list(scores.offset[:2]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", LOCALS)
+def test_proposals_are_the_experts_likeliest_events_in_the_bases_spelling(kind: str) -> None:
+    row = pair(kind).open("He went to", BASE).score([], [position(spelled(" the"))])[0]
+    everything = [token for i in range(len(BASE)) if (token := BASE.token_of(i)).bytes]
+    mass = row.score([*everything, END]).log_expert
+    best = int(np.argmax(mass[:-1]))
+    proposed = row.propose(20)
+    assert everything[best].bytes in [token.bytes for token in proposed]
+    assert all(token.end or (token.id is not None and BASE.spelling[token.id] == token.bytes) for token in proposed)
+    assert len({token.key for token in proposed}) == len(proposed)
+
+
+def test_without_antiexpert_the_expert_itself_is_the_offset() -> None:
+    alone = TransformersPair(lm(LOCALS["digits"], 1))
+    scores = score(alone, "He went to", [], [*spelled(" the", " New"), Token(bytes=None)])
+    assert np.array_equal(scores.offset[:2], scores.log_expert[:2])
+    assert scores.offset[2] == scores.offset[:2].min()
+
+
+def test_each_model_sees_the_prompt_in_its_own_rendering() -> None:
+    expert, antiexpert = lm(LOCALS["digits"], 1), lm(LOCALS["digits"], 2)
+    candidates = spelled(" the", " New", "2")
+    own = TransformersPair(expert, antiexpert, expert_prompt=lambda prompt: f"Q: {prompt}\nA:")
+    raw = TransformersPair(expert, antiexpert)
+    mixed = score(own, "where to", [], candidates)
+    assert np.allclose(mixed.log_expert, score(raw, "Q: where to\nA:", [], candidates).log_expert, atol=1e-5)
+    assert np.allclose(mixed.log_antiexpert, score(raw, "where to", [], candidates).log_antiexpert, atol=1e-5)
+
+
+def test_text_is_not_taken_back_across_special_tokens() -> None:
+    side = pair("digits").open("abc</s>th", BASE)._sides[0]
+    assert side.text_after([])[0][-1] == 1
+    assert side.text_after([])[1] == b"th"
+
+
+def test_bad_pairs_and_prompts(tmp_path: Path) -> None:
+    with pytest.raises(VocabularyMismatch) as caught:
+        TransformersPair(lm(LOCALS["digits"], 1), lm(LOCALS["pieces"], 1))
+    assert "id " in str(caught.value)
+    assert caught.value.hint
+    with pytest.raises(InputError):
+        pair("digits").check("", 1)
+    with pytest.raises(InputError, match="token ids"):
+        pair("digits").check([1, 2, 3], 1)
+    with pytest.raises(InputError, match="chat template"):
+        TransformersPair(lm(LOCALS["digits"], 1), expert_prompt="chat").check("Hi", 1)
+    narrow = TransformersPair(lm(LOCALS["digits"], 1, context=24))
+    with pytest.raises(ContextTooLong):
+        narrow.check("The mayor of New York said " * 5, 1)
+
+
+def test_padded_vocabularies_are_trimmed_on_both_sides(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("bytes", 300)
+    expert = save(tmp_path / "expert", tokenizer, 1, extra=7)
+    antiexpert = save(tmp_path / "antiexpert", tokenizer, 1, extra=64)
+    trimmed = TransformersPair(expert, antiexpert, device="cpu")
+    base = trimmed.vocabulary
+    everything = [base.token_of(i) for i in range(len(base))]
+    row = trimmed.open("The mayor", base).score([], [position(everything)])[0]
+    assert np.exp(row.score(everything).log_expert).sum() == pytest.approx(1.0, abs=1e-4)
+    assert np.exp(row.score(everything).log_antiexpert).sum() == pytest.approx(1.0, abs=1e-4)
