@@ -81,9 +81,13 @@ async def decode(base: Base, pairs: Sequence[Pair], prompt: Prompt, settings: Se
         text = _Text(base, pairs, settings, Prefix(prompt))
         asked = settings.draft
         while True:
-            temperature, seed = text.drafting()
-            draft = await base.draft(text.prefix, text.reach(asked), temperature=temperature, seed=seed)
-            text.spend(draft)
+            try:
+                draft = await text.ask(asked)
+            except ContextTooLong:
+                if not text.prefix.tokens:
+                    raise
+                yield text.closing("length")  # what there is of the text has been paid for
+                return
             asked = settings.draft
             if not draft.positions:
                 if draft.finish != "stop":
@@ -139,22 +143,29 @@ class _Text:
         self._writer = Writer(settings.stop)
         self._spent = Usage()
 
-    def drafting(self) -> tuple[float, int | None]:
-        """Temperature and seed of the next draft: greedy for a greedy text, else a draw from q itself."""
+    async def ask(self, asked: int) -> Draft:
+        """The base's next draft: greedy for a greedy text, else drawn from q itself. Near the end of a window, one
+        token.
+        """
         sampling = self._settings.sampling
-        if sampling.temperature == 0.0:
-            return 0.0, None
-        return 1.0, (sampling.seed + len(self.prefix.tokens)) % 2**31
+        greedy = sampling.temperature == 0.0
+        temperature, seed = (0.0, None) if greedy else (1.0, (sampling.seed + len(self.prefix.tokens)) % 2**31)
+        reach = self._reach(asked)
+        try:
+            draft = await self._base.draft(self.prefix, reach, temperature=temperature, seed=seed)
+        except ContextTooLong:
+            if reach == 1:
+                raise
+            draft = await self._base.draft(self.prefix, 1, temperature=temperature, seed=seed)
+        self._spent += draft.usage
+        return draft
 
-    def reach(self, asked: int) -> int:
+    def _reach(self, asked: int) -> int:
         """How many positions to ask for: no more than can be used, but what a rescue needs."""
         left = self._settings.max_tokens - len(self.prefix.tokens)
         room = self._base.room(self.prefix)
         wanted = asked if self.rescue else min(asked, left)
         return max(1, wanted if room is None else min(wanted, room))
-
-    def spend(self, draft: Draft) -> None:
-        self._spent += draft.usage
 
     def _usage(self) -> Usage:
         spent, self._spent = self._spent, Usage()

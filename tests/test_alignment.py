@@ -15,6 +15,7 @@ from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.types import END, Position, Token
 from blackbox_proxy.vocabulary import Vocabulary
 
+
 @pytest.fixture(params=["tables", "ranges"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of summing events up: the one for small local vocabularies and the one for large ones."""

@@ -173,6 +173,20 @@ async def test_stop_strings_across_tokens(draft: int) -> None:
     assert (text_of(steps), steps[-1].finish_reason, steps[-1].end) == ("the blu", "stop", False)
 
 
+@pytest.mark.parametrize("draft", [1, 2, 8])
+async def test_what_was_paid_for_is_kept_when_the_apis_window_is_full(draft: int) -> None:
+    """An API of unknown window refuses a request that does not fit, in the middle of a text."""
+
+    class Narrow(TableBase):
+        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+            if len(prefix.tokens) + n > 3:
+                raise ContextTooLong("full")
+            return await super().draft(prefix, n, **options)
+
+    steps = await run(Narrow(CHAIN), TablePair({}), replace(SETTINGS, draft=draft))
+    assert (text_of(steps), steps[-1].finish_reason) == ("the red fox", "length")
+
+
 THUMB = "👍".encode()
 SPLIT: Table = {
     b"": {THUMB[:2]: 0.6, b"x": 0.4},

@@ -15,7 +15,7 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import lru_cache
@@ -89,6 +89,7 @@ class TransformersBase:
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """The ids the model is shown for a prompt. Raises InputError if there are none, or an id is not the model's."""
+        _check_text(prompt)
         if isinstance(prompt, str) and isinstance(self._rendering, str):
             ids = self._rendered(prompt)
         else:
@@ -250,6 +251,17 @@ class TransformersBase:
 
     def _shown(self, wanted: int | None) -> int:
         return self.top_logprobs if wanted is None else min(max(wanted, 0), self.top_logprobs)
+
+
+def _check_text(prompt: Prompt) -> None:
+    try:
+        for text in [prompt] if isinstance(prompt, str) else [] if is_ids(prompt) else prompt:
+            str(text["content"] if isinstance(text, Mapping) else text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt holds half a character (a lone surrogate) at {error.start}",
+            hint='Read the text with errors="replace", or repair it.',
+        ) from error
 
 
 def top(row: torch.Tensor, k: int) -> tuple[Ids, Floats]:

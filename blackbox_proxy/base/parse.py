@@ -190,7 +190,8 @@ def _position(
             kept[place] = (other, max(entry.logprob, kept[place][1]))
     own = [(value, place) for place, (other, value) in enumerate(kept) if other == token]
     logprob = sampled.logprob if sampled.logprob is not None or not own else min(own)[0]
-    if len(shown) > k and own and min(own)[0] <= min(value for _, value in kept):
+    missing = sum(entry.logprob is None for entry in shown)
+    if len(kept) + missing > k and own and min(own)[0] <= min(value for _, value in kept):
         del kept[min(own)[1]]  # the sampled token in place k + 1
     if not kept:
         raise NoLogprobs(

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import InputError
@@ -175,7 +175,8 @@ def run_host(
         )
         app = create_app(engine, api_key=api_key, middleware=middleware)
         server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None)
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn has ended in good order and passes the signal on
+            server.run(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,5 @@
+"""`python -m blackbox_proxy` is the command `blackbox-proxy`."""
+
+from blackbox_proxy.cli import main
+
+main()
