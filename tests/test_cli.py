@@ -63,6 +63,16 @@ def test_text_json_and_library_agree(
     assert {"log_q", "log_expert", "log_antiexpert", "how", "tail"} <= first.keys()
 
 
+def test_the_number_of_logprobs_is_lowered_to_the_limit_that_the_server_names(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = api_base(top_logprobs=None)
+    assert base.settings.top_logprobs == 20
+    generation = ProxyTuner(base, pairs("digits")).generate("The mayor of", max_tokens=4)
+    assert base.settings.top_logprobs == 5
+    assert (generation.usage.retries, len(generation.steps)) == (1, 4)
+
+
 def test_prompt_from_file_and_from_standard_input(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_options: list[str], models: dict[str, str]
 ) -> None:

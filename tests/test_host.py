@@ -652,6 +652,10 @@ async def test_special_tokens_are_added_as_asked(folder: Path, tmp_path: Path) -
                 extra_body={"return_token_ids": True},
             )
             assert (chat.model_extra or {})["prompt_token_ids"][0] == 0  # the plain template writes no BOS itself
+    own = Prompts(tokenizer, TRIMMING)  # a model's template writes what it wants
+    rendered = tokenizer(f"[user]hi{END_TEXT}[assistant]", add_special_tokens=False)["input_ids"]
+    assert own.ids(Ask(tuple(HI), 1)) == tuple(rendered)
+    assert own.ids(Ask(tuple(HI), 1, add_special_tokens=True)) == (0, *rendered)
 
 
 # -- chat -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -17,14 +18,14 @@ from weakref import WeakKeyDictionary
 import httpx2
 
 import openai
-from blackbox_proxy.errors import InputError
+from blackbox_proxy.errors import BadRequest, InputError
 from blackbox_proxy.types import Draft, Prefix, Prompt, Rendering, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
 from .dialects import DIALECTS, Api, Dialect
 from .parse import decode_body, parse
 from .payload import RESERVED, Settings, can_continue, check, prompt_length, request
-from .retry import named, with_retries
+from .retry import named, named_limit, with_retries
 
 _OPENAI = "https://api.openai.com/v1"
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
@@ -47,8 +48,10 @@ class OpenAIBase:
         context: int | None = None,
         timeout: float = 60.0,
         max_attempts: int = 5,
+        may_lower_k: bool = False,
     ) -> None:
         self.settings = settings
+        self._may_lower_k = may_lower_k
         self.url = _shown(base_url)
         self._base_url = base_url
         self._api_key = api_key
@@ -95,10 +98,23 @@ class OpenAIBase:
         `usage.api_calls` counts requests answered with 200 (so 1 here), `usage.retries` the failed ones before it.
         Raises BaseError and InputError; nothing of openai or httpx2 gets out, their exceptions are the `__cause__`.
         """
-        arguments = request(prefix, self.settings, n, temperature=temperature, seed=seed)
-        content, retries = await with_retries(
-            lambda: self._send(arguments), max_attempts=self._max_attempts, sleep=self._sleep
-        )
+        refused = 0
+        while True:
+            arguments = request(prefix, self.settings, n, temperature=temperature, seed=seed)
+            try:
+                content, retries = await with_retries(
+                    lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
+                    max_attempts=self._max_attempts,
+                    sleep=self._sleep,
+                )
+                break
+            except BadRequest as error:
+                limit = named_limit(str(error), self.settings.top_logprobs) if self._may_lower_k else None
+                if limit is None:
+                    raise
+                refused += 1
+                self.settings = replace(self.settings, top_logprobs=limit)
+        retries += refused
         draft = parse(
             decode_body(content), n=n, top_logprobs=self.settings.top_logprobs, vocabulary=self.settings.vocabulary
         )
@@ -171,9 +187,10 @@ def open_base(
     OpenAI's may need none. dialect: what kind of server it is, a name in `DIALECTS` or a `Dialect` of one's own.
     tokenizer: how the model spells: a tiktoken encoding ("cl100k_base"), a Hugging Face folder or hub id, or a
     `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
-    them. top_logprobs: candidates per position, by default as many as the API gives. rendering: how a completions model
-    is shown a prompt (a chat API renders by itself). context: the window in tokens. timeout: seconds per request.
-    max_attempts: requests per draft, retries included. extra_body: further fields of every request.
+    them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
+    lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
+    chat API renders by itself). context: the window in tokens. timeout: seconds per request. max_attempts: requests
+    per draft, retries included. extra_body: further fields of every request.
 
     Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
     """
@@ -203,7 +220,15 @@ def open_base(
         _checked_extra(extra_body or {}),
     )
     key = _key(api_key, url)
-    return OpenAIBase(settings, base_url=url, api_key=key, context=context, timeout=timeout, max_attempts=max_attempts)
+    return OpenAIBase(
+        settings,
+        base_url=url,
+        api_key=key,
+        context=context,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        may_lower_k=top_logprobs is None,
+    )
 
 
 def _checked_k(k: int | None, api: Api, dialect: Dialect) -> int:

@@ -8,6 +8,7 @@ a parser that fails in there would buy the same tokens again.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -203,3 +204,14 @@ def _clean(value: Any, secret: str) -> Any:
     if isinstance(value, Mapping):
         return {name: _clean(inner, secret) for name, inner in value.items()}
     return [_clean(inner, secret) for inner in value] if isinstance(value, list) else value
+
+
+def named_limit(refusal: str, asked: int) -> int | None:
+    """The largest number of logprobs that a refusal names below what was asked for; None if it is about something else.
+
+    "Expected a value <= 5, but got 20" (OpenAI), "logprobs of 20, which is greater than max allowed: 5" (vLLM).
+    """
+    if "logprobs" not in refusal:
+        return None
+    about = refusal.partition("logprobs")[2]
+    return max((int(n) for n in re.findall(r"(?<![\w.])\d+(?![\w.]*\d)", about) if 0 < int(n) < asked), default=None)

@@ -65,7 +65,9 @@ def running() -> Iterator[Server]:
     listening = socket.create_server(("127.0.0.1", 0))
     server.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
     app = Starlette(routes=[Route("/{path:path}", server.handle, methods=["POST"])])
-    loop = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+    loop = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", lifespan="off", ws="none", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=loop.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not loop.started:

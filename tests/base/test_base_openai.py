@@ -213,15 +213,15 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(server: Server, aski
 
 async def test_timeouts(server: Server, asking: Asking) -> None:
     async def slow(sent: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
         return JSONResponse(GOOD)
 
     server.answers = [slow]
     with pytest.raises(ConnectionFailed, match="did not answer in time") as caught:
-        await draft(asking(timeout=0.05, max_attempts=2))
+        await draft(asking(timeout=0.1, max_attempts=2))
     assert (caught.value.retryable, len(server.sent)) == (True, 2)
     server.answers = [slow, GOOD]
-    assert (await draft(asking(timeout=0.05))).usage.retries == 1
+    assert (await draft(asking(timeout=0.4))).usage.retries == 1
 
 
 async def test_a_stream_that_stalls_in_the_middle(server: Server, asking: Asking) -> None:
@@ -249,7 +249,7 @@ async def test_nobody_listens() -> None:
 
 async def test_a_cancelled_draft_ends_at_once(server: Server, asking: Asking) -> None:
     async def slow(sent: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.0)
         return JSONResponse(GOOD)
 
     server.answers = [slow]
@@ -257,7 +257,7 @@ async def test_a_cancelled_draft_ends_at_once(server: Server, asking: Asking) ->
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(base.draft(Prefix("Hi"), 1), 0.1)
-    assert time.monotonic() - started < 0.25
+    assert time.monotonic() - started < 0.8
     await base.aclose()
 
 
