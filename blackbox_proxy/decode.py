@@ -104,7 +104,7 @@ async def decode(base: Base, pairs: Sequence[Pair], prompt: Prompt, settings: Se
                 return
             view = _View(draft, rows, pairs, settings)
             while view.place < len(rows):
-                steps = text.take(view)
+                steps = await asyncio.to_thread(text.take, view)
                 if steps is None:  # a character begun here must be finished inside one draft: ask for a longer one
                     asked = text.rescue = max(8, 2 * len(draft.positions))
                     break
@@ -191,7 +191,7 @@ class _Text:
         if not chain:
             raise CannotContinue(
                 "none of the candidates at this place can be issued back to the base",
-                hint="Give open_base the base's tokenizer, so that prefixes travel as token ids, or raise top_logprobs.",
+                hint="Give open_base the base's tokenizer: prefixes then travel as token ids. Or raise top_logprobs.",
             )
         self.rescue = 0
         steps = [self._step(view, view.place + i, token) for i, token in enumerate(chain)]

@@ -4,11 +4,15 @@ bases.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toys import save, tiny_model, train_tokenizer
+import torch
+from toys import save, tiny_model, toy_vocabulary, train_tokenizer
+from transformers import LlamaConfig
 
 from blackbox_proxy.errors import ContextTooLong, InputError, VocabularyMismatch
 from blackbox_proxy.lm import CausalLM
@@ -67,7 +71,7 @@ def test_named_cases_get_a_finite_explained_offset(kind: str, case: str) -> None
 
 @pytest.mark.parametrize("kind", LOCALS)
 def test_the_whole_base_vocabulary_adds_up_to_one(kind: str) -> None:
-    """Byte-level vocabularies: what is missing from 1 is spelling that the local tokenizer itself would never choose."""
+    """What is missing from 1 is mass on spellings that the local tokenizer itself would never choose."""
     everything = [BASE.token_of(i) for i in range(len(BASE))]
     for prompt, before in (("The mayor of", []), ("The mayor of", [" New"]), ("In 20", ["2"]), ("日", ["本"])):
         scores = score(pair(kind), prompt, spelled(*before), everything)
@@ -132,14 +136,61 @@ def test_unknown_tokens_are_neutral_and_what_follows_them_is_not_scored() -> Non
 
 @pytest.mark.parametrize("kind", LOCALS)
 def test_proposals_are_the_experts_likeliest_events_in_the_bases_spelling(kind: str) -> None:
-    row = pair(kind).open("He went to", BASE).score([], [position(spelled(" the"))])[0]
-    everything = [token for i in range(len(BASE)) if (token := BASE.token_of(i)).bytes]
-    mass = row.score([*everything, END]).log_expert
-    best = int(np.argmax(mass[:-1]))
+    both = pair(kind)
+    row = both.open("He went to", BASE).score([], [position(spelled(" the"))])[0]
+    decided = both._alignment(BASE)
+    everything = [
+        token for i in range(len(BASE)) if (token := BASE.token_of(i)).bytes and not decided.goes_on(token.bytes)
+    ]
+    scores = row.score(everything)
+    exact = np.array([how == "exact" for how in scores.how])  # the base itself writes the others otherwise
+    best = int(np.argmax(np.where(exact, scores.log_expert, -np.inf)))
     proposed = row.propose(20)
     assert everything[best].bytes in [token.bytes for token in proposed]
     assert all(token.end or (token.id is not None and BASE.spelling[token.id] == token.bytes) for token in proposed)
     assert len({token.key for token in proposed}) == len(proposed)
+
+
+def test_what_the_expert_is_about_to_write_is_followed_to_the_bases_own_token() -> None:
+    """The base has " Newark" as one token and does not show it; the expert writes it in pieces, one of which it shows
+    first.
+    """
+    names = toy_vocabulary([*"Newark", " ", " N", " Ne", " New", " Newa", " Newar", " Newark"], NEWARK)
+    pieces = toy_vocabulary([*"Newark", " ", " N", "ew", "ar"], [(" ", "N"), ("e", "w"), ("a", "r")])
+    certain = CausalLM(_Certain(pieces, b"k Newark"), pieces)
+    row = TransformersPair(certain).open("k", names).score([], [one(names, b"e")])[0]
+    assert row.propose(3)[0].bytes == b" Newark"
+    scores = row.score([names.token(b" Newark"), names.token(b" N")])
+    assert np.exp(scores.log_expert) == pytest.approx([1.0, 0.0], abs=0.05)
+
+
+def one(vocabulary: Vocabulary, spelling: bytes) -> Position:
+    return Position(vocabulary.token(spelling), -0.1, [vocabulary.token(spelling)], np.array([-0.1]))
+
+
+NEWARK = [(" ", "N"), (" N", "e"), (" Ne", "w"), (" New", "a"), (" Newa", "r"), (" Newar", "k")]
+
+
+class _Certain(torch.nn.Module):
+    """A model that writes one text, whatever it is shown: the token after the longest match with the end of its
+    input.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, text: bytes) -> None:
+        super().__init__()
+        self.ids = vocabulary.encode([text])[0] + [0]
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = LlamaConfig(vocab_size=len(vocabulary), num_hidden_layers=1)
+
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: int = 0, **_: object) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, ids in enumerate(input_ids.tolist()):
+            for place in range(len(ids)):
+                written = ids[max(0, place - 3) : place + 1]
+                follows = [b for a, b in pairwise(self.ids) if a == written[-1]]
+                if follows:
+                    logits[row, place, follows[0]] = 12.0
+        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
 
 
 def test_without_antiexpert_the_expert_itself_is_the_offset() -> None:

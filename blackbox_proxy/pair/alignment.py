@@ -200,8 +200,8 @@ class Alignment:
         return mask
 
     @cached_property
-    def _goes_on(self) -> frozenset[bytes]:
-        """The base's tokens that the local tokenizer, spelling a longer token of the base, writes on the way."""
+    def _on_the_way(self) -> frozenset[bytes]:
+        """The texts that the local tokenizer has written when it is about to go on with a token of the base."""
         assert isinstance(self.base, Vocabulary)
         known = {spelling for spelling in self.base.spelling if spelling}
         whole = [spelling for spelling in known if utf8_prefix(spelling) == len(spelling)]
@@ -210,15 +210,14 @@ class Alignment:
             written = b""
             for index in ids[:-1]:
                 written += self.local.spelling[index] or b""
-                if written in known:
-                    found.add(written)
+                found.add(written)
         return frozenset(found)
 
-    def goes_on(self, token: bytes) -> bool:
-        """Whether a text that has reached `token` may, spelled as usual, still become a longer token of the base."""
+    def goes_on(self, text: bytes) -> bool:
+        """Whether a text that stands after x may, spelled as usual, still become a longer token of the base."""
         if isinstance(self.base, Vocabulary):
-            return token in self._goes_on
-        return bool(self.base.extensions(token))
+            return text in self._on_the_way
+        return bool(self.base.extensions(text))
 
     # -- which nodes are computed ----------------------------------------------------------------------------------
 
@@ -226,6 +225,16 @@ class Alignment:
         """The nodes of a position whose candidates are `tokens`, most likely first."""
         exhaustive = self.segmentations == "all"
         paths = self._all_paths(tail) if exhaustive else self._canonical_paths(tail, tokens[:_BUDGET])
+        return self._closed(tail, paths)
+
+    def refined(self, nodes: Nodes, undecided: Iterable[bytes]) -> Nodes:
+        """The same nodes and those for texts after x of which it is still open what token of the base they begin."""
+        paths = set(nodes.paths)
+        for text in undecided:
+            paths.update(self._spellings(nodes.tail + text))
+        return self._closed(nodes.tail, paths)
+
+    def _closed(self, tail: bytes, paths: Iterable[Path]) -> Nodes:
         closed = {path[:end]: None for path in paths for end in range(len(path) + 1)}
         ordered = tuple(sorted(closed, key=lambda path: (len(path), path)))
         return Nodes(tail, ordered, tuple(self._text(path) for path in ordered))
@@ -415,20 +424,25 @@ class Masses:
             mass += float(self._rows[self._index[path[:end]]][path[end]])
         return mass - self.log_prefix
 
-    def likely(self, count: int) -> list[tuple[bytes, float]]:
-        """Texts of about `count` likely next tokens (local ones, cut to what lies after x) with their log masses."""
+    def leaves(self, least: float, count: int) -> list[tuple[bytes, float]]:
+        """The texts after x, with their log masses, of the `count` heaviest paths that end with a mass of at least
+        `least`.
+        """
         found: list[tuple[bytes, float]] = []
         spelling = self.alignment.local.spelling
         for i in range(len(self.nodes.paths)):
-            missing = self.nodes.missing(i)
-            if self.nodes.after(i):
+            missing, after = self.nodes.missing(i), self.nodes.after(i)
+            if self._path[i] - self.log_prefix < math.log(least):
                 continue
-            ids = self.alignment.local.beginning_with(missing)
-            values = self._gather(i, ids)
-            top = np.argpartition(values, -count)[-count:] if len(values) > count else range(len(values))
-            texts = [(spelling[int(ids[place])] or b"")[len(missing) :] for place in top]
-            masses = [float(values[place]) - self.log_prefix for place in top]
-            found += [(text, mass) for text, mass in zip(texts, masses, strict=True) if text and np.isfinite(mass)]
+            row = self._rows[i] + np.float32(self._path[i] - self.log_prefix)
+            ids = np.flatnonzero(row >= math.log(least))
+            ids = ids[np.argsort(-row[ids], kind="stable")][:count]
+            texts = [(spelling[int(index)] or b"") for index in ids]
+            found += [
+                (after + text[len(missing) :], float(row[index]))
+                for text, index in zip(texts, ids, strict=True)
+                if len(text) > len(missing) and text.startswith(missing)
+            ]
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
 

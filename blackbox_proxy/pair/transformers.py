@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ from blackbox_proxy.vocabulary import (
 )
 
 Rows = NDArray[np.float32]
+
+_HEAVY = 0.01  # mass from which on a path is followed until it has decided its event
+_FOLLOWED = 16  # such paths per model and round
+_ROUNDS = 8  # tokens that a path is followed at most
+_LEAST = 1e-6  # mass below which nothing is proposed
 
 
 class TransformersPair:
@@ -263,14 +269,6 @@ def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.
 # -- different spellings: events ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The nodes of one position, and where they stand in the forward pass of one model."""
-
-    nodes: Nodes
-    rows: tuple[int, ...]
-
-
 class _AlignedSession:
     """Scores candidates of a base with another (or an unknown) vocabulary as events."""
 
@@ -289,36 +287,57 @@ class _AlignedSession:
             self._alignment.base.learn([*seen, *(spelling for row in candidates for spelling in row)])
         with self._lock:
             self._alignment.refresh()
-            plans: dict[bytes, tuple[TokenTree, list[_Plan]]] = {}
-            masses = []
+            plans: dict[bytes, list[tuple[Path, Nodes]]] = {}
+            views: list[list[_View]] = []
             for side in self._sides:
                 read, rest = side.text_after(issued)
                 if rest not in plans:  # both models usually stand at the same text and share one tree
                     plans[rest] = self._lay_out(side, rest, drafted, candidates)
-                tree, laid = plans[rest]
-                rows = _columns(side.trunk.branch(read, tree.parents, tree.tokens))
-                masses.append(
-                    [Masses(self._alignment, plan.nodes, [rows[i] for i in plan.rows], side.ends) for plan in laid]
-                )
-        return [_AlignedRow([column[j] for column in masses], self._alignment) for j in range(len(positions))]
+                places = [_View(side, (*read, *root), nodes) for root, nodes in plans[rest]]
+                _run(side, read, [(root, view) for (root, _), view in zip(plans[rest], places, strict=True)])
+                views.append(places)
+        rows = [
+            _AlignedRow([column[j] for column in views], self._alignment, self._lock) for j in range(len(positions))
+        ]
+        return list(rows)
 
     def _lay_out(
         self, side: _Side, rest: bytes, drafted: Sequence[Token], candidates: Sequence[Sequence[bytes]]
-    ) -> tuple[TokenTree, list[_Plan]]:
-        """One tree for all positions: each has its own nodes below the place where its own tail starts."""
-        tree, plans = TokenTree(), []
+    ) -> list[tuple[Path, Nodes]]:
+        """For each position the place where its own tail starts, as a path from the trunk, and its nodes from there."""
+        laid = []
         root: Path = ()
         for j, tokens in enumerate(candidates):
             if j > 0:
                 rest += drafted[j - 1].bytes or b""
             settled, rest = side.settle(rest)
             root += tuple(settled)
-            nodes = self._alignment.nodes(rest, tokens)
-            plans.append(_Plan(nodes, tuple(tree.add(root + path) for path in nodes.paths)))
-        return tree, plans
+            laid.append((root, self._alignment.nodes(rest, tokens)))
+        return laid
 
     def close(self) -> None:
         self._sides = ()
+
+
+@dataclass(slots=True, eq=False)
+class _View:
+    """One position in one model: the ids up to the place where its tail starts, its nodes, and their rows once they
+    are run.
+    """
+
+    side: _Side
+    read: tuple[int, ...]
+    nodes: Nodes
+    rows: list[Rows] = field(default_factory=list)
+
+
+def _run(side: _Side, read: Sequence[int], views: Sequence[tuple[Path, _View]]) -> None:
+    """One forward pass over the nodes of all these positions."""
+    tree = TokenTree()
+    places = [[tree.add(root + path) for path in view.nodes.paths] for root, view in views]
+    rows = _columns(side.trunk.branch(read, tree.parents, tree.tokens))
+    for (_, view), found in zip(views, places, strict=True):
+        view.rows = [rows[i] for i in found]
 
 
 def _spellings(tokens: Sequence[Token]) -> list[bytes]:
@@ -327,10 +346,32 @@ def _spellings(tokens: Sequence[Token]) -> list[bytes]:
 
 
 class _AlignedRow:
-    def __init__(self, masses: Sequence[Masses], alignment: Alignment) -> None:
-        self._masses = masses
+    def __init__(self, views: Sequence[_View], alignment: Alignment, lock: threading.Lock) -> None:
+        self._views = views
         self._alignment = alignment
+        self._lock = lock
         self._known: dict[bytes, tuple[list[float], How]] = {}
+
+    @cached_property
+    def _masses(self) -> list[Masses]:
+        """Masses under each model, once no path of weight is left that has not decided its event.
+
+        Most positions need no more than the pass that scored them. Further ones are run here where a model is about to
+        write something that the base did not show: it is followed until the base's first token of it is known.
+        """
+        seen: set[bytes] = set()
+        for _ in range(_ROUNDS):
+            masses = [Masses(self._alignment, view.nodes, view.rows, view.side.ends) for view in self._views]
+            leaves = [text for found in masses for text, _ in found.leaves(_HEAVY, _FOLLOWED)]
+            undecided = [text for text in dict.fromkeys(leaves) if text not in seen and self._alignment.goes_on(text)]
+            if not undecided:
+                break
+            seen.update(undecided)
+            with self._lock:
+                for view in self._views:
+                    view.nodes = self._alignment.refined(view.nodes, undecided)
+                    _run(view.side, view.read, [((), view)])
+        return masses
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         found = [self._score(token) for token in tokens]
@@ -357,7 +398,8 @@ class _AlignedRow:
         return masses.along(path) if path else -np.inf
 
     def propose(self, count: int) -> list[Token]:
-        texts = self._masses[0].likely(2 * count)
+        leaves = self._masses[0].leaves(_LEAST, 2 * count)
+        texts = [(text, mass) for text, mass in leaves if not self._alignment.goes_on(text)]
         firsts = self._alignment.base.first([text for text, _ in texts])
         found: dict[bytes, float] = {}
         for first, (_, mass) in zip(firsts, texts, strict=True):
