@@ -30,7 +30,7 @@ DRIFT = 0.01  # how far the experts are from their anti-experts: 15 to 40 % of t
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders: base, and pairs with the same vocabulary ("same"), digits one by one ("digits"), metaspace ("pieces")."""
+    """Folders: base, and pairs with its vocabulary ("same"), digits one by one ("digits"), metaspace ("pieces")."""
     from toys import save, train_tokenizer
 
     root = tmp_path_factory.mktemp("models")
