@@ -228,6 +228,24 @@ def host(
     )
 
 
+@app.command()
+def demo(
+    cache: Annotated[
+        Path | None, typer.Option(help="Where the demo's models are kept; the user's cache by default.")
+    ] = None,
+) -> None:
+    """See the method work, with no account, key or download: a black box that has missed the news.
+
+    On first use it trains four small models (a minute or two) and keeps them. The black box then answers over HTTP
+    with its top 5 logprobs; a small model that has read the news, and the same before it, bring the black box up to
+    date.
+    """
+    _quiet_transformers()
+    from blackbox_proxy.demo.run import run_demo
+
+    run_demo(Console(), cache=cache)
+
+
 def _rendering(name: str) -> Literal["raw", "chat"]:
     if name not in ("raw", "chat"):
         raise InputError(f"unknown rendering {name!r}", hint="Use raw or chat.")

@@ -131,6 +131,7 @@ class Vocabulary:
         self._pretokens = pretokens
         self._render = render
         self._first: dict[bytes, bytes] = {}
+        self._tokens: dict[int, Token] = {}
         self._less_preferred = frozenset(less_preferred)
 
     def __len__(self) -> int:
@@ -164,9 +165,12 @@ class Vocabulary:
 
     def token_of(self, index: int) -> Token:
         """The token of an id. An id outside the vocabulary, or a hole, is a token without bytes."""
-        spelling = self.spelling[index] if 0 <= index < len(self.spelling) else None
-        text = self.special.get(index) or (spelling or b"").decode("utf-8", "replace")
-        return Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+        found = self._tokens.get(index)
+        if found is None:
+            spelling = self.spelling[index] if 0 <= index < len(self.spelling) else None
+            text = self.special.get(index) or (spelling or b"").decode("utf-8", "replace")
+            found = self._tokens[index] = Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+        return found
 
     def id_of(self, spelling: bytes) -> int | None:
         return self._by_bytes.get(spelling)

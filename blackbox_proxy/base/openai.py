@@ -100,7 +100,8 @@ class OpenAIBase:
         """
         refused = 0
         while True:
-            arguments = request(prefix, self.settings, n, temperature=temperature, seed=seed)
+            settings = self.settings
+            arguments = request(prefix, settings, n, temperature=temperature, seed=seed)
             try:
                 content, retries = await with_retries(
                     lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
@@ -109,16 +110,13 @@ class OpenAIBase:
                 )
                 break
             except BadRequest as error:
-                limit = named_limit(str(error), self.settings.top_logprobs) if self._may_lower_k else None
+                limit = named_limit(str(error), settings.top_logprobs) if self._may_lower_k else None
                 if limit is None:
                     raise
                 refused += 1
                 self.settings = replace(self.settings, top_logprobs=limit)
-        retries += refused
-        draft = parse(
-            decode_body(content), n=n, top_logprobs=self.settings.top_logprobs, vocabulary=self.settings.vocabulary
-        )
-        return Draft(draft.positions, draft.finish, draft.usage + Usage(retries=retries))
+        draft = parse(decode_body(content), n=n, top_logprobs=settings.top_logprobs, vocabulary=settings.vocabulary)
+        return Draft(draft.positions, draft.finish, draft.usage + Usage(retries=retries + refused))
 
     async def _send(self, arguments: dict[str, Any]) -> bytes:
         """The body of a 200. The raw one: the client's models would drop and reshape what other dialects answer."""

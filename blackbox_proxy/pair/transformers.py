@@ -7,6 +7,7 @@ masses of events.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -382,15 +383,15 @@ class _AlignedRow:
         nothing: tuple[list[float], How] = ([-np.inf] * len(self._masses), "neutral")
         if token.end:
             values = [masses.end() for masses in self._masses]
-            return (values, "exact") if np.all(np.isfinite(values)) else nothing
+            return (values, "exact") if all(map(math.isfinite, values)) else nothing
         if not token.bytes:
             return nothing
         if token.bytes not in self._known:
             values = [masses.event(token.bytes) for masses in self._masses]
             how: How = "exact"
-            if not np.all(np.isfinite(values)):
+            if not all(map(math.isfinite, values)):
                 values, how = [self._along(masses, token.bytes) for masses in self._masses], "prefix"
-            self._known[token.bytes] = (values, how) if np.all(np.isfinite(values)) else nothing
+            self._known[token.bytes] = (values, how) if all(map(math.isfinite, values)) else nothing
         return self._known[token.bytes]
 
     def _along(self, masses: Masses, token: bytes) -> float:
