@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
-from blackbox_proxy.vocabulary import Vocabulary, load_tokenizer
+from blackbox_proxy.spelling import load_tokenizer
+from blackbox_proxy.vocabulary import Vocabulary
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -10,11 +10,12 @@ from functools import cache
 from typing import Any, Self, TypeVar, cast, get_args
 
 from blackbox_proxy.base.protocol import Base
-from blackbox_proxy.decode import Alpha, Settings, alpha_at, decode
+from blackbox_proxy.decode import decode
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.protocol import Pair
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
+from blackbox_proxy.weigh import Alpha, Settings, alpha_at
 
 T = TypeVar("T")
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blackbox_proxy.decode import Settings, decode, one_end
+from blackbox_proxy.decode import decode
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.pair.protocol import Row
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, Token, Usage
+from blackbox_proxy.weigh import Settings, one_end
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
+from blackbox_proxy.spelling import as_text
 from blackbox_proxy.types import Prefix, Prompt, Rendering
-from blackbox_proxy.vocabulary import Vocabulary, as_text, is_ids
+from blackbox_proxy.vocabulary import Vocabulary, is_ids
 
 from .dialects import Api, Dialect
 

@@ -116,7 +116,7 @@ def open_engine(
     """Load a model as an engine; arguments as for `run_host`. Raises ModelUnavailable, InputError."""
     template = None if chat_template is None else read_template(chat_template)
     from blackbox_proxy.base.local import TransformersBase
-    from blackbox_proxy.vocabulary import load_tokenizer
+    from blackbox_proxy.spelling import load_tokenizer
 
     limit = None if top_logprobs < 0 else max(top_logprobs, 1)
     base = TransformersBase(model, top_logprobs=limit, device=device, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -1,0 +1,114 @@
+"""One of the two models in one session: its prompt, its trunk, and what of the text it has already read for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from blackbox_proxy.lm import CausalLM, Trunk
+from blackbox_proxy.types import END, Floats, How, Scores, Token
+from blackbox_proxy.vocabulary import Ids, is_unfinished, utf8_prefix
+
+Rows = NDArray[np.float32]
+
+
+class Side:
+    """One of the two models in one session: its prompt, its trunk, and the ids that end a text."""
+
+    def __init__(self, lm: CausalLM, prompt: Sequence[int], ends: frozenset[int]) -> None:
+        self.lm = lm
+        self.prompt = list(prompt)
+        self.trunk = Trunk(lm)
+        self.ends: Ids = np.array(sorted(i for i in ends if i < lm.size), dtype=np.int64)
+        self._read, self._rest = self._split_prompt()
+        self._start = (list(self._read), self._rest)
+        self._taken = 0
+
+    def _split_prompt(self) -> tuple[list[int], bytes]:
+        """The prompt's ids up to the last place that nothing can retokenise, and the text after it.
+
+        Special tokens are a barrier: no text is taken back across one.
+        """
+        vocabulary = self.lm.vocabulary
+        barrier = 0
+        for i, index in enumerate(self.prompt):
+            if not (vocabulary.spelling[index] if index < len(vocabulary) else None):
+                barrier = i + 1
+        head, tail = self.prompt[:barrier], self.prompt[barrier:]
+        spelled = [vocabulary.spelling[index] or b"" for index in tail]
+        taken = _tokens_within(spelled, vocabulary.boundary(b"".join(spelled)))
+        if not head and not taken:
+            taken = 1  # a model must have read something before it can say what follows
+        return head + tail[:taken], b"".join(spelled[taken:])
+
+    def text_after(self, issued: Sequence[Token]) -> tuple[list[int], bytes]:
+        """The trunk's ids and the bytes after it, once these tokens of the base are issued."""
+        if len(issued) < self._taken:
+            self._read, self._rest = list(self._start[0]), self._start[1]
+            self._taken = 0
+        self._rest += b"".join(token.bytes or b"" for token in issued[self._taken :])
+        self._taken = len(issued)
+        ids, self._rest = self.settle(self._rest)
+        self._read += ids
+        return self._read, self._rest
+
+    def settle(self, text: bytes) -> tuple[list[int], bytes]:
+        """The tokens of the part of `text` that nothing can retokenise any more, and the rest."""
+        vocabulary = self.lm.vocabulary
+        settled: list[int] = []
+        whole = utf8_prefix(text)
+        while whole < len(text) and not is_unfinished(
+            text[whole:]
+        ):  # a stray byte: no character can take it up any more
+            stray = vocabulary.id_of(text[whole : whole + 1])
+            settled += [*vocabulary.encode([text[:whole]])[0], *([] if stray is None else [stray])]
+            text = text[whole + 1 :]
+            whole = utf8_prefix(text)
+        boundary = vocabulary.boundary(text)
+        if boundary == 0:
+            return settled, text
+        ids = vocabulary.encode([text[:whole]])[0]
+        spelled = [vocabulary.spelling[index] or b"" for index in ids]
+        taken = _tokens_within(spelled, boundary)
+        return settled + ids[:taken], text[sum(map(len, spelled[:taken])) :]
+
+
+def _tokens_within(spelled: Sequence[bytes], length: int) -> int:
+    """How many of the first tokens fit into the first `length` bytes."""
+    total = 0
+    for count, spelling in enumerate(spelled):
+        total += len(spelling)
+        if total > length:
+            return count
+    return len(spelled)
+
+
+def columns(rows: torch.Tensor) -> Rows:
+    result: Rows = rows.float().cpu().numpy()
+    return result
+
+
+def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) -> list[Token]:
+    if np.isfinite(log_end):
+        proposed = sorted([*proposed, (END, log_end)], key=lambda pair: -pair[1])
+    return [token for token, _ in proposed[:count]]
+
+
+def scores_of(columns: Sequence[Floats], how: Sequence[How]) -> Scores:
+    """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
+
+    Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
+    the others.
+    """
+    expert = columns[0]
+    antiexpert = columns[1] if len(columns) > 1 else np.zeros(len(expert))
+    known = np.isfinite(expert) & np.isfinite(antiexpert)
+    offset = np.zeros(len(expert))
+    offset[known] = expert[known] - antiexpert[known]
+    if len(columns) == 1 and not known.all():
+        offset[~known] = offset[known].min() if known.any() else 0.0
+    kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
+    return Scores(expert, antiexpert, offset, kinds)

@@ -1,0 +1,174 @@
+"""From a position's candidates to log p: one end, the tail, the pairs' offsets, the equation. No loop, no choice.
+
+position, rows -> one_end -> scores, proposals, tail -> combine -> Weighed
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox_proxy import combine
+from blackbox_proxy.errors import InputError, NoLogprobs
+from blackbox_proxy.logspace import logsumexp
+from blackbox_proxy.pair.protocol import Pair, Row
+from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.types import Candidates, Floats, How, Position, Scores, TailPolicy, Token
+from blackbox_proxy.vocabulary import VocabularyTokens
+
+Alpha = float | Callable[[int], float]
+"""A number, or a schedule: a function of the place in the text (tokens from 0)."""
+
+_KEPT = 64  # candidates that a step keeps of a long list
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a text is decoded. `alphas`: one per pair. `tail_size`: tokens the expert may propose beyond the base's
+    candidates.
+
+    `draft`: positions asked for per request.
+    """
+
+    max_tokens: int
+    alphas: tuple[Alpha, ...]
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    tail: TailPolicy = "backoff"
+    tail_size: int = 32
+    draft: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighed:
+    """Candidates of one position, those of the tail last: columns of equal length c. Scores are those of the first
+    pair.
+    """
+
+    tokens: Sequence[Token]
+    shown: int
+    log_q: Floats
+    log_p: Floats
+    scores: Scores
+    covered_mass: float
+
+    def tie(self, index: int) -> tuple[object, ...]:
+        """What decides between equal candidates: the base's preference, then the token itself, never the order of
+        listing.
+        """
+        kind, value = self.tokens[index].key
+        return (-self.log_q[index], kind, str(value))
+
+    @property
+    def changed(self) -> bool:
+        return self._top(self.log_p) != self._top(self.log_q)
+
+    def _top(self, values: Floats) -> int:
+        best = np.flatnonzero(values == np.max(values))
+        return int(best[0]) if len(best) == 1 else min((int(i) for i in best), key=self.tie)
+
+    def candidates(self, chosen: Token) -> Candidates:
+        """What a step keeps: everything where the list is short; else the likeliest under p and under q, and the
+        chosen one.
+        """
+        order = np.argsort(-self.log_p, kind="stable")
+        if len(order) > 2 * _KEPT:
+            wanted = set(order[:_KEPT].tolist()) | set(np.argsort(-self.log_q, kind="stable")[:_KEPT].tolist())
+            order = np.array([i for i in order if i in wanted])
+        order = order[np.isfinite(self.log_p[order])]
+        tokens = tuple(self.tokens[int(i)] for i in order)
+        if all(token.key != chosen.key for token in tokens):
+            place = next(i for i in range(len(self.tokens)) if self.tokens[i].key == chosen.key)
+            order, tokens = np.append(order, place), (*tokens, chosen)
+        how: tuple[How, ...] = tuple(self.scores.how[int(i)] for i in order)
+        expert, antiexpert = self.scores.log_expert[order], self.scores.log_antiexpert[order]
+        return Candidates(tokens, self.log_q[order], expert, antiexpert, self.log_p[order], order >= self.shown, how)
+
+
+def weigh(position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settings: Settings, place: int) -> Weighed:
+    """q of the candidates and of the tail, the pairs' offsets, and p from them (design: section 2.1)."""
+    tokens, log_q = one_end(position.tokens, position.logprobs)
+    if len(tokens) == 0:
+        raise NoLogprobs(
+            "the base gave no log probability at this position", hint="Use a model and API that return top logprobs."
+        )
+    scores = [row.score(tokens) for row in rows]
+    alphas = [alpha_at(alpha, place) for alpha in settings.alphas]
+    everything: list[Token] | Sequence[Token] = tokens
+    shown = len(tokens)
+    if settings.tail != "truncate" and combine.hidden_mass(log_q) > 0.0:
+        proposed = _proposals(tokens, rows, settings.tail_size)
+        beyond = [row.score(proposed) for row in rows]
+        spreads = [_spread(pair, score) for pair, score in zip(pairs, scores, strict=True)]
+        spreads_beyond = [_spread(pair, score) for pair, score in zip(pairs, beyond, strict=True)]
+        if proposed:
+            log_a, log_a_tail = combine.mixture(spreads), combine.mixture(spreads_beyond)
+            log_q_tail = combine.tail(log_q, log_a, log_a_tail, settings.tail)
+            real = np.isfinite(log_q_tail)
+            everything = [*tokens, *(token for token, ok in zip(proposed, real.tolist(), strict=True) if ok)]
+            log_q = np.concatenate([log_q, log_q_tail[real]])
+            scores = [_joined(score, more, real) for score, more in zip(scores, beyond, strict=True)]
+    log_p = combine.combine(log_q, [score.offset for score in scores], alphas)
+    return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(log_q[:shown]))
+
+
+def alpha_at(alpha: Alpha, place: int) -> float:
+    """alpha at a place in the text. Raises InputError if it is no finite number."""
+    value = float(alpha(place) if callable(alpha) else alpha)
+    if not math.isfinite(value):
+        raise InputError(
+            f"alpha must be a finite number, not {value}", hint="1 is plain proxy-tuning, 0 the base itself."
+        )
+    return value
+
+
+def one_end(tokens: Sequence[Token], log_q: Floats) -> tuple[Sequence[Token], Floats]:
+    """All end tokens as the one event they are: the likeliest of them, with the probability of all."""
+    if isinstance(tokens, VocabularyTokens):
+        ends = np.flatnonzero(np.isin(tokens.ids, list(tokens.vocabulary.end_ids)))
+    else:
+        ends = np.array([i for i, token in enumerate(tokens) if token.end], dtype=np.int64)
+    finite = np.isfinite(log_q)
+    if len(ends) <= 1 and finite.all():
+        return tokens, log_q
+    kept = finite.copy()
+    merged = log_q.copy()
+    if len(ends) > 1:
+        best = int(ends[np.argmax(log_q[ends])])
+        merged[best] = logsumexp(log_q[ends])
+        kept[ends] = False
+        kept[best] = np.isfinite(merged[best])
+    places = np.flatnonzero(kept)
+    if isinstance(tokens, VocabularyTokens):
+        return VocabularyTokens(tokens.ids[places], tokens.vocabulary), merged[places]
+    return [tokens[int(i)] for i in places], merged[places]
+
+
+def _proposals(tokens: Sequence[Token], rows: Sequence[Row], count: int) -> list[Token]:
+    """What the experts would say and the base does not show."""
+    known = {token.key for token in tokens}
+    found: dict[tuple[str, object], Token] = {}
+    for row in rows:
+        for token in row.propose(count + len(known)):
+            if token.key not in known and (token.end or token.bytes):
+                found.setdefault(token.key, token)
+    return list(found.values())[: count * len(rows)]
+
+
+def _spread(pair: Pair, scores: Scores) -> Floats:
+    """How the hidden mass is spread: as the untuned model would; as the expert where there is none."""
+    return scores.log_antiexpert if pair.has_antiexpert else scores.log_expert
+
+
+def _joined(shown: Scores, beyond: Scores, real: NDArray[np.bool_]) -> Scores:
+    how = tuple(kind for kind, ok in zip(beyond.how, real.tolist(), strict=True) if ok)
+    return Scores(
+        np.concatenate([shown.log_expert, beyond.log_expert[real]]),
+        np.concatenate([shown.log_antiexpert, beyond.log_antiexpert[real]]),
+        np.concatenate([shown.offset, beyond.offset[real]]),
+        (*shown.how, *how),
+    )
