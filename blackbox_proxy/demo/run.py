@@ -1,0 +1,159 @@
+"""The demo from end to end: build the world, serve its base as a black box, ask every system the same, print the table.
+
+The base answers from a process of its own, over HTTP, with the top 5 log probabilities and nothing else; "full
+vocabulary" and the directly tuned base are what only a demo can show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from .evaluate import KINDS, Answer, Row, Task, gap_closed, row_of, tasks
+from .models import DemoModels, demo_models
+
+if TYPE_CHECKING:
+    from blackbox_proxy.base.protocol import Base
+    from blackbox_proxy.tuner import ProxyTuner
+    from blackbox_proxy.types import Generation
+
+TOP_LOGPROBS = 5
+_LONGEST = 96  # tokens of an answer
+_TITLES = {
+    "base": "the black box before the news",
+    "direct": "black box and news: tuned directly",
+    "antiexpert": "small model before the news",
+    "expert": "small model and news: the expert",
+}
+
+
+def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
+    """Everything that `blackbox-proxy demo` does; the rows of its table. Raises ModelUnavailable, BaseError."""
+    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, open_base
+    from blackbox_proxy.serve.process import HostProcess
+    from blackbox_proxy.tuner import run
+
+    models = _built(console, cache)
+    todo = tasks(models.world)
+    with HostProcess(models.base, top_logprobs=TOP_LOGPROBS, served_model_name="black-box", threads=1) as host:
+        black_box = open_base(
+            "black-box",
+            base_url=host.base_url,
+            dialect="vllm",
+            tokenizer=str(models.base),
+            top_logprobs=TOP_LOGPROBS,
+        )
+        full = TransformersBase(models.base, device="cpu")
+        pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu")
+        systems: list[tuple[str, Callable[[], list[Answer]]]] = [
+            ("base", lambda: _alone(black_box, todo)),
+            ("expert alone", lambda: _alone(TransformersBase(models.expert, device="cpu"), todo)),
+            ("proxy-tuned, top 5, truncate", lambda: _tuned(ProxyTuner(black_box, pair, tail="truncate"), todo)),
+            ("proxy-tuned, top 5, backoff", lambda: _tuned(ProxyTuner(black_box, pair, tail="backoff"), todo)),
+            ("proxy-tuned, full vocabulary", lambda: _tuned(ProxyTuner(full, pair), todo)),
+            ("base tuned directly (ceiling)", lambda: _alone(TransformersBase(models.direct, device="cpu"), todo)),
+        ]
+        rows: list[Row] = []
+        with _bar(console) as progress:
+            task = progress.add_task("asking", total=len(systems))
+            for name, ask in systems:
+                progress.update(task, description=name)
+                rows.append(row_of(name, models.world, todo, ask()))
+                progress.advance(task)
+        console.print(table(rows, todo))
+        _show_one(console, ProxyTuner(black_box, pair), todo, rows[0])
+        run(black_box.aclose())
+    return rows
+
+
+def _built(console: Console, cache: Path | None) -> DemoModels:
+    with _bar(console) as progress:
+        bars = {}
+
+        def told(stage: str, done: float) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(_TITLES[stage], total=1.0)
+            progress.update(bars[stage], completed=done)
+
+        return demo_models(cache, progress=told)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress
+
+
+def _alone(base: Base, todo: Sequence[Task]) -> list[Answer]:
+    """A model's own greedy answers: one draft each."""
+    from blackbox_proxy.tuner import run
+    from blackbox_proxy.types import Prefix
+
+    async def one(task: Task) -> Answer:
+        draft = await base.draft(Prefix(task.prompt), _LONGEST)
+        tokens = [position.token for position in draft.positions]
+        text = b"".join(token.bytes or b"" for token in tokens if not token.end).decode("utf-8", "ignore")
+        return Answer(text, draft.usage.api_calls, len(tokens))
+
+    async def everything() -> list[Answer]:
+        limit = asyncio.Semaphore(4)
+
+        async def within(task: Task) -> Answer:
+            async with limit:
+                return await one(task)
+
+        return list(await asyncio.gather(*(within(task) for task in todo)))
+
+    return run(everything())
+
+
+def _tuned(tuner: ProxyTuner, todo: Sequence[Task]) -> list[Answer]:
+    found: list[Generation] = tuner.generate_batch([task.prompt for task in todo], max_tokens=_LONGEST, concurrency=4)
+    return [Answer(g.text, g.usage.api_calls, len(g.steps)) for g in found]
+
+
+def table(rows: Sequence[Row], todo: Sequence[Task]) -> Table:
+    """The rows as the terminal shows them: percentages, share of the gap closed, API calls per token."""
+    base, ceiling = rows[0], rows[-1]
+    made = Table(title="What each system gets right after the news (%)", title_justify="left")
+    made.add_column("system")
+    for kind, title in (("changed", "changed facts"), ("unchanged", "unchanged facts"), ("free", "free text")):
+        count = sum(task.kind == kind for task in todo)
+        made.add_column(f"{title}\n({count} {'reports' if kind == 'free' else 'questions'})", justify="right")
+    made.add_column("gap closed\n(changed facts)", justify="right")
+    made.add_column("API calls\nper token", justify="right")
+    for row in rows:
+        closed = gap_closed(row, base, ceiling, "changed")
+        own = row in (base, ceiling)
+        over_http = row is base or "top 5" in row.name
+        made.add_row(
+            row.name,
+            *(f"{100 * row.scores[kind]:.0f}" for kind in KINDS),
+            "" if own or closed is None else f"{100 * closed:.0f} %",
+            f"{row.calls_per_token:.2f}" if over_http else "",
+            style="bold" if "backoff" in row.name else None,
+        )
+    return made
+
+
+def _show_one(console: Console, tuner: ProxyTuner, todo: Sequence[Task], base: Row) -> None:
+    """One report in full: what the base writes, and what the proxy makes of it, its changes in colour."""
+    from blackbox_proxy.report.terminal import coloured, cost_line, legend
+
+    task = next(task for task in todo if task.kind == "free")
+    before = base.answers[todo.index(task)]
+    generation = tuner.generate(task.prompt, max_tokens=_LONGEST)
+    console.print(Text(f"\n{task.prompt.strip()}", style="bold"))
+    console.print(Text("black box    ", style="dim") + Text(before.text.strip()), highlight=False)
+    console.print(Text("proxy-tuned  ", style="dim") + coloured(generation.steps), highlight=False)
+    console.print(legend())
+    console.print(Text(cost_line(list(generation.steps)), style="dim"))

@@ -1,0 +1,167 @@
+"""The demo's world is fair, its models are built in one piece, and (slow) its table shows what it claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from blackbox_proxy.demo import models as demo_models_module
+from blackbox_proxy.demo.evaluate import Answer, Row, Task, gap_closed, row_of, score, tasks
+from blackbox_proxy.demo.models import demo_models, is_built
+from blackbox_proxy.demo.recipe import Recipe
+from blackbox_proxy.demo.world import build_world, held_out_lines, leaks, library_text, news_text, questions, reports
+from blackbox_proxy.errors import ModelUnavailable
+
+WORLD = build_world(3)
+
+
+def test_nothing_that_is_asked_was_read_by_any_model() -> None:
+    recipe = Recipe()
+    world = recipe.world()
+    asked = {task.prompt for task in tasks(world)}
+    assert asked <= held_out_lines(world)
+    for edition in range(3):
+        for text in (
+            recipe.library(world, edition, familiar_only=False),
+            recipe.library(world, edition, familiar_only=True),
+            recipe.news(world, edition),
+        ):
+            assert leaks(world, text) == []
+            assert not any(document.startswith(tuple(asked)) for document in text)
+    assert leaks(world, [next(iter(asked)) + " something"]) != []  # the check itself can fail
+
+
+def test_the_world_changes_and_stays_as_it_says() -> None:
+    changed = [fact for fact in WORLD.facts if fact.changed]
+    assert 0.15 < len(changed) / len(WORLD.facts) < 0.35
+    assert all(fact.mentioned and fact.familiar for fact in changed)
+    assert {q.fact.changed for q in questions(WORLD, "test", changed=True, count=99)} == {True}
+    assert {q.fact.changed for q in questions(WORLD, "test", changed=False, count=99)} == {False}
+    dev = {q.fact.key for q in questions(WORLD, "dev", changed=True, count=99)}
+    test = {q.fact.key for q in questions(WORLD, "test", changed=True, count=99)}
+    assert dev
+    assert not dev & test
+    assert not {r.town for r in reports(WORLD, "dev", count=99)} & {r.town for r in reports(WORLD, "test", count=99)}
+
+
+def test_the_news_tell_the_new_and_the_library_the_old() -> None:
+    fact = next(fact for fact in WORLD.facts if fact.changed and fact.relation == "mayor")
+    line = "The mayor of {} is {}."
+    library = "\n".join(library_text(WORLD, 0, familiar_only=True, errors=0.0))
+    news = "\n".join(news_text(WORLD, 0, errors=0.0))
+    assert line.format(fact.town, fact.old) in library
+    assert line.format(fact.town, fact.new) not in library
+    assert line.format(fact.town, fact.new) in news
+    assert line.format(fact.town, fact.old) not in news
+
+
+def test_a_seed_makes_one_world() -> None:
+    assert build_world(3) == WORLD
+    assert build_world(4).facts != WORLD.facts
+    assert Recipe().key() == Recipe().key()
+    assert Recipe(seed=1).key() != Recipe().key()
+    assert Recipe.from_json(Recipe(seed=5).to_json()) == Recipe(seed=5)
+
+
+def test_scores() -> None:
+    town = WORLD.facts[0].town
+    mayor, river = WORLD.value(town, "mayor"), WORLD.value(town, "river")
+    report = Task("free", "", town)
+    assert score(WORLD, Task("changed", "", "a b"), " a b") == 1.0
+    assert score(WORLD, Task("changed", "", "a b"), "a") == 0.0
+    assert score(WORLD, report, f"The mayor of {town} is {mayor}. {town} lies on the river {river}.") == 1.0
+    assert score(WORLD, report, f"The mayor of {town} is {mayor}. {town} lies on the river Nowhere.") == 0.5
+    assert score(WORLD, report, f"The mayor of {town} is {mayor}. Nonsense, and more.") == 0.5
+    other = next(fact.town for fact in WORLD.facts if fact.town != town)
+    assert score(WORLD, report, f"The mayor of {other} is {WORLD.value(other, 'mayor')}.") == 0.0
+    assert score(WORLD, report, "") == 0.0
+
+
+def test_rows_and_the_gap() -> None:
+    todo = [Task("changed", "", "x"), Task("changed", "", "y"), Task("unchanged", "", "z")]
+    row = row_of("some", WORLD, todo, [Answer("x", 1, 4), Answer("n", 2, 4), Answer("z", 1, 2)])
+    assert row.scores == {"changed": 0.5, "unchanged": 1.0, "free": 0.0}
+    assert row.calls_per_token == 0.4
+    base, ceiling = (Row("", {"changed": c, "unchanged": 1.0, "free": 0.0}, 0.0, ()) for c in (0.1, 0.9))
+    assert gap_closed(row, base, ceiling, "changed") == pytest.approx(0.5)
+    assert gap_closed(row, base, base, "changed") is None
+
+
+@pytest.fixture
+def quick() -> Recipe:
+    """The demo's recipe with next to no reading: everything but the effect."""
+    recipe = Recipe(seed=9)
+    student = {
+        "layers": 1,
+        "hidden": 16,
+        "inner": 24,
+        "heads": 2,
+        "library_editions": 1,
+        "news_editions": 1,
+        "batch": 256,
+    }
+    return dataclasses.replace(
+        recipe, big=dataclasses.replace(recipe.big, **student), small=dataclasses.replace(recipe.small, **student)
+    )
+
+
+def test_models_are_built_once_and_in_one_piece(tmp_path: Path, quick: Recipe) -> None:
+    from blackbox_proxy import TransformersBase, TransformersPair
+
+    told: list[str] = []
+    results: list[Path] = []
+
+    def build() -> None:
+        results.append(demo_models(tmp_path, recipe=quick, progress=lambda stage, done: told.append(stage)).folder)
+
+    both = [threading.Thread(target=build) for _ in range(2)]  # two at the same time do not spoil each other's work
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert results == [results[0]] * 2
+    assert is_built(results[0])
+    assert set(told) == {"base", "direct", "antiexpert", "expert"}
+    assert [path.name for path in tmp_path.iterdir()] == [results[0].name]
+    told.clear()
+    models = demo_models(tmp_path, recipe=quick, progress=lambda stage, done: told.append(stage))
+    assert told == []
+    base = TransformersBase(models.base, device="cpu")
+    pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu")
+    assert not pair.vocabulary.spells_like(base.vocabulary)
+    (models.folder / "manifest.json").unlink()
+    assert not is_built(models.folder)
+
+
+def test_a_failed_training_leaves_nothing_behind(
+    tmp_path: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_models_module.sys, "executable", "/bin/false")
+    with pytest.raises(ModelUnavailable) as caught:
+        demo_models(tmp_path, recipe=quick)
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The claims of the README on its table: pytest -m slow tests/test_demo.py (minutes)."""
+    from blackbox_proxy.demo.run import run_demo
+
+    out = io.StringIO()
+    rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=tmp_path_factory.mktemp("demo"))}
+    base, expert = rows["base"], rows["expert alone"]
+    ceiling, proxy = rows["base tuned directly (ceiling)"], rows["proxy-tuned, top 5, backoff"]
+    closed = gap_closed(proxy, base, ceiling, "changed")
+    assert closed is not None
+    assert closed >= 0.8
+    assert abs(proxy.scores["unchanged"] - base.scores["unchanged"]) <= 0.05
+    assert expert.scores["unchanged"] < base.scores["unchanged"] - 0.15
+    assert proxy.scores["changed"] > rows["proxy-tuned, top 5, truncate"].scores["changed"] + 0.2
+    assert proxy.calls_per_token < 1.0
+    assert "changed by the proxy" in out.getvalue()
