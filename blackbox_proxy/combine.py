@@ -59,9 +59,8 @@ def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy) -
     the same candidates and of the t tokens. -inf everywhere under "truncate" or when nothing is hidden.
 
     - "floor": r / t each.
-    - "backoff": r * A(c) / A(not C), the hidden mass spread as the anti-expert would spread it over what C does not
-    cover. At alpha = 1
-      the tuned score of c then is r * E(c) / A(not C).
+    - "backoff": r * A(c) / A(not C): the hidden mass, spread as the anti-expert would spread it over what C does not
+      cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C).
 
     Both are capped at min over C of q: the base would have shown a likelier token.
     """

@@ -58,7 +58,7 @@ def uniform(seed: int, place: int) -> float:
 
 
 def choose(log_p: Floats, sampling: Sampling, place: int, tie: TieBreak) -> int:
-    """Index of the chosen candidate at `place` (tokens from the start of the text); `tie(i)` orders equal candidates."""
+    """Index of the chosen candidate at `place`, in tokens from the start of the text; `tie(i)` orders equal ones."""
     if sampling.temperature == 0.0:
         best = np.flatnonzero(log_p == np.max(log_p))
         return int(best[0]) if len(best) == 1 else min((int(i) for i in best), key=tie)

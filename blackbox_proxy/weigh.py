@@ -17,7 +17,7 @@ from blackbox_proxy.errors import InputError, NoLogprobs
 from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.protocol import Pair, Row
 from blackbox_proxy.sampling import Sampling
-from blackbox_proxy.types import Candidates, Floats, How, Position, Scores, TailPolicy, Token
+from blackbox_proxy.types import END_KEY, Candidates, Floats, How, Position, Scores, TailPolicy, Token
 from blackbox_proxy.vocabulary import VocabularyTokens
 
 Alpha = float | Callable[[int], float]
@@ -96,24 +96,28 @@ def weigh(position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settin
         raise NoLogprobs(
             "the base gave no log probability at this position", hint="Use a model and API that return top logprobs."
         )
+    shown_log_q = log_q
+    limit = min((row.limit for row in rows if row.limit is not None), default=len(tokens))
+    if len(tokens) > limit:
+        tokens, log_q = _worth_scoring(tokens, log_q, rows, limit, settings.tail_size)
     scores = [row.score(tokens) for row in rows]
     alphas = [alpha_at(alpha, place) for alpha in settings.alphas]
     everything: list[Token] | Sequence[Token] = tokens
     shown = len(tokens)
-    if settings.tail != "truncate" and combine.hidden_mass(log_q) > 0.0:
+    if settings.tail != "truncate" and combine.hidden_mass(shown_log_q) > 0.0:
         proposed = _proposals(tokens, rows, settings.tail_size)
         beyond = [row.score(proposed) for row in rows]
         spreads = [_spread(pair, score) for pair, score in zip(pairs, scores, strict=True)]
         spreads_beyond = [_spread(pair, score) for pair, score in zip(pairs, beyond, strict=True)]
         if proposed:
             log_a, log_a_tail = combine.mixture(spreads), combine.mixture(spreads_beyond)
-            log_q_tail = combine.tail(log_q, log_a, log_a_tail, settings.tail)
+            log_q_tail = combine.tail(shown_log_q, log_a, log_a_tail, settings.tail)
             real = np.isfinite(log_q_tail)
             everything = [*tokens, *(token for token, ok in zip(proposed, real.tolist(), strict=True) if ok)]
             log_q = np.concatenate([log_q, log_q_tail[real]])
             scores = [_joined(score, more, real) for score, more in zip(scores, beyond, strict=True)]
     log_p = combine.combine(log_q, [score.offset for score in scores], alphas)
-    return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(log_q[:shown]))
+    return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(shown_log_q))
 
 
 def alpha_at(alpha: Alpha, place: int) -> float:
@@ -143,9 +147,31 @@ def one_end(tokens: Sequence[Token], log_q: Floats) -> tuple[Sequence[Token], Fl
         kept[ends] = False
         kept[best] = np.isfinite(merged[best])
     places = np.flatnonzero(kept)
+    return _taken(tokens, places), merged[places]
+
+
+def _worth_scoring(
+    tokens: Sequence[Token], log_q: Floats, rows: Sequence[Row], limit: int, count: int
+) -> tuple[Sequence[Token], Floats]:
+    """Of a long list (a whole vocabulary), the `limit` likeliest tokens of the base and what the experts propose.
+
+    The others have neither the base's probability nor the expert's, so p has no place for them.
+    """
+    wanted = {token.key for row in rows for token in row.propose(limit + count)}
     if isinstance(tokens, VocabularyTokens):
-        return VocabularyTokens(tokens.ids[places], tokens.vocabulary), merged[places]
-    return [tokens[int(i)] for i in places], merged[places]
+        ids = [key[1] for key in wanted if key[0] == "id"]
+        proposed = np.isin(tokens.ids, [*ids, *(tokens.vocabulary.end_ids if END_KEY in wanted else ())])
+    else:
+        proposed = np.array([token.key in wanted for token in tokens])
+    proposed[np.argsort(-log_q, kind="stable")[:limit]] = True
+    places = np.flatnonzero(proposed)
+    return _taken(tokens, places), log_q[places]
+
+
+def _taken(tokens: Sequence[Token], places: NDArray[np.intp]) -> Sequence[Token]:
+    if isinstance(tokens, VocabularyTokens):
+        return VocabularyTokens(tokens.ids[places], tokens.vocabulary)
+    return [tokens[int(i)] for i in places]
 
 
 def _proposals(tokens: Sequence[Token], rows: Sequence[Row], count: int) -> list[Token]:

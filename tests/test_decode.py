@@ -70,6 +70,8 @@ class TableBase:
 
 
 class TableRow:
+    limit: int | None = None
+
     def __init__(self, offsets: dict[bytes | None, float], proposals: Sequence[Token]) -> None:
         self.offsets, self.proposals = offsets, proposals
 
@@ -269,6 +271,22 @@ async def test_several_pairs_each_with_its_alpha() -> None:
     settings = Settings(20, (1.0, 0.5), Sampling())
     steps = [step async for step in decode(TableBase(CHAIN), [TO_BLUE, to_hen], "prompt", settings)]
     assert text_of(steps) == "the blue hen"
+
+
+async def test_of_a_long_list_the_likeliest_and_the_proposed_are_scored() -> None:
+    """A whole vocabulary and a pair that scores one by one: what neither the base nor the expert likes is left out."""
+    rest = {f"t{i}".encode(): 0.0005 for i in range(200)}
+    table: Table = {b"": {b"aa": 0.5, b"bb": 0.39, b"zz": 0.0001, **rest}}
+    pair = TablePair({b"": {b"zz": 12.0}}, [token(b"zz")])
+    settings = replace(SETTINGS, max_tokens=1)
+    everything = await run(TableBase(table), pair, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TableRow, "limit", 4)
+        few = await run(TableBase(table), pair, settings)
+    assert (text_of(few), text_of(everything)) == ("zz", "zz")
+    assert few[0].covered_mass == everything[0].covered_mass
+    assert few[0].candidates[0].log_q == pytest.approx(math.log(0.0001))
+    assert {c.token.bytes for c in few[0].candidates} == {b"aa", b"bb", b"zz", b"t0", b"t1"}
 
 
 def test_all_end_tokens_are_one_event() -> None:

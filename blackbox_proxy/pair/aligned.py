@@ -1,6 +1,4 @@
-"""Base and pair spell differently (or the base's spelling is unknown): candidates are scored as events, over one
-token tree.
-"""
+"""Base and pair spell differently, or the base's spelling is unknown: candidates are events, scored over a tree."""
 
 from __future__ import annotations
 
@@ -103,6 +101,8 @@ def _spellings(tokens: Sequence[Token]) -> list[bytes]:
 
 
 class _AlignedRow:
+    limit: int | None = 256
+
     def __init__(self, views: Sequence[_View], alignment: Alignment, lock: threading.Lock) -> None:
         self._views = views
         self._alignment = alignment

@@ -11,8 +11,10 @@ computed. The mass of a node is handed on to its continuations and never counted
 the events are disjoint and add up to one; more nodes bring each event closer to its true meaning. The nodes chosen
 ("canonical"): for every candidate c and every place in it where a local token could bridge to its end, the local
 tokenizer's own spelling of the text up to there; and the full spelling of c where the local tokenizer would go on to
-spell a longer token of the base ("2" before "23"). "all" takes every spelling of every undecided text instead: exact,
-and only feasible for small vocabularies.
+spell a longer token of the base ("2" before "23"). Where a model puts weight on a path that has not decided its event
+(it is about to write a word that the base has as one token and did not show), that path becomes a node too
+(`refined`). "all" takes every spelling of every undecided text instead: exact, and only feasible for small
+vocabularies.
 
 Nothing of x before the last place where a local pre-token starts can be retokenised by what follows, so paths start
 there (`tail`, the bytes from that place to the end of x); those that disagree with the tail are left out, and the

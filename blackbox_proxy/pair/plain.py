@@ -38,6 +38,8 @@ class PlainSession:
 
 
 class _PlainRow:
+    limit: int | None = None
+
     def __init__(self, rows: Sequence[Rows], ends: Sequence[Ids], base: Vocabulary) -> None:
         self._rows = rows
         self._ends = ends

@@ -14,7 +14,12 @@ from blackbox_proxy.vocabulary import Vocabulary
 
 
 class Row(Protocol):
-    """What the pair knows at one position of a draft, after its forward pass."""
+    """What the pair knows at one position of a draft, after its forward pass.
+
+    `limit`: how many candidates are worth scoring one by one; None where a whole vocabulary costs nothing.
+    """
+
+    limit: int | None
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         """Log masses of these tokens of the base, shape (len(tokens),) each."""
