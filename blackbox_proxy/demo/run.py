@@ -53,12 +53,13 @@ def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
         )
         full = TransformersBase(models.base, device="cpu")
         pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu")
+        tuned: list[Generation] = []
         systems: list[tuple[str, Callable[[], list[Answer]]]] = [
             ("base", lambda: _alone(black_box, todo)),
             ("expert alone", lambda: _alone(TransformersBase(models.expert, device="cpu"), todo)),
-            ("proxy-tuned, top 5, truncate", lambda: _tuned(ProxyTuner(black_box, pair, tail="truncate"), todo)),
-            ("proxy-tuned, top 5, backoff", lambda: _tuned(ProxyTuner(black_box, pair, tail="backoff"), todo)),
-            ("proxy-tuned, full vocabulary", lambda: _tuned(ProxyTuner(full, pair), todo)),
+            ("proxy-tuned, top 5, truncate", lambda: _tuned(ProxyTuner(black_box, pair, tail="truncate"), todo, [])),
+            ("proxy-tuned, top 5, backoff", lambda: _tuned(ProxyTuner(black_box, pair, tail="backoff"), todo, tuned)),
+            ("proxy-tuned, full vocabulary", lambda: _tuned(ProxyTuner(full, pair), todo, [])),
             ("base tuned directly (ceiling)", lambda: _alone(TransformersBase(models.direct, device="cpu"), todo)),
         ]
         rows: list[Row] = []
@@ -69,7 +70,7 @@ def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
                 rows.append(row_of(name, models.world, todo, ask()))
                 progress.advance(task)
         console.print(table(rows, todo))
-        _show_one(console, ProxyTuner(black_box, pair), todo, rows[0])
+        _show_one(console, tuned, todo, rows[0])
         run(black_box.aclose())
     return rows
 
@@ -116,9 +117,11 @@ def _alone(base: Base, todo: Sequence[Task]) -> list[Answer]:
     return run(everything())
 
 
-def _tuned(tuner: ProxyTuner, todo: Sequence[Task]) -> list[Answer]:
-    found: list[Generation] = tuner.generate_batch([task.prompt for task in todo], max_tokens=_LONGEST, concurrency=4)
-    return [Answer(g.text, g.usage.api_calls, len(g.steps)) for g in found]
+def _tuned(tuner: ProxyTuner, todo: Sequence[Task], kept: list[Generation]) -> list[Answer]:
+    """The tuned answers; the generations themselves are added to `kept`."""
+    prompts = [task.prompt for task in todo]
+    kept += tuner.generate_batch(prompts, max_tokens=_LONGEST, concurrency=4)
+    return [Answer(g.text, g.usage.api_calls, len(g.steps)) for g in kept]
 
 
 def table(rows: Sequence[Row], todo: Sequence[Task]) -> Table:
@@ -145,15 +148,15 @@ def table(rows: Sequence[Row], todo: Sequence[Task]) -> Table:
     return made
 
 
-def _show_one(console: Console, tuner: ProxyTuner, todo: Sequence[Task], base: Row) -> None:
-    """One report in full: what the base writes, and what the proxy makes of it, its changes in colour."""
+def _show_one(console: Console, generations: Sequence[Generation], todo: Sequence[Task], base: Row) -> None:
+    """The report that the proxy changed most: what the black box writes, and what becomes of it, changes in colour."""
     from blackbox_proxy.report.terminal import coloured, cost_line, legend
 
-    task = next(task for task in todo if task.kind == "free")
-    before = base.answers[todo.index(task)]
-    generation = tuner.generate(task.prompt, max_tokens=_LONGEST)
-    console.print(Text(f"\n{task.prompt.strip()}", style="bold"))
-    console.print(Text("black box    ", style="dim") + Text(before.text.strip()), highlight=False)
-    console.print(Text("proxy-tuned  ", style="dim") + coloured(generation.steps), highlight=False)
+    reports = [place for place, task in enumerate(todo) if task.kind == "free"]
+    place = max(reports, key=lambda place: sum(step.changed for step in generations[place].steps))
+    steps = list(generations[place].steps)
+    console.print(Text(f"\n{todo[place].prompt.strip()}", style="bold"))
+    console.print(Text("black box    ", style="dim") + Text(base.answers[place].text.strip()), highlight=False)
+    console.print(Text("proxy-tuned  ", style="dim") + coloured(steps), highlight=False)
     console.print(legend())
-    console.print(Text(cost_line(list(generation.steps)), style="dim"))
+    console.print(Text(cost_line(steps), style="dim"))
