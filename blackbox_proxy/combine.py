@@ -18,7 +18,7 @@ import numpy as np
 from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.types import Floats, TailPolicy
 
-_TINY = 1e-12  # less hidden mass than this is rounding, not a tail
+_TINY = 1e-6  # less hidden mass than this is rounding (of float32, or of the decimals an API prints), not a tail
 
 
 def normalise(log_weights: Floats) -> Floats:

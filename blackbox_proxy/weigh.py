@@ -157,7 +157,7 @@ def _worth_scoring(
 
     The others have neither the base's probability nor the expert's, so p has no place for them.
     """
-    wanted = {token.key for row in rows for token in row.propose(limit + count)}
+    wanted = {token.key for row in rows for token in row.propose(2 * count)}
     if isinstance(tokens, VocabularyTokens):
         ids = [key[1] for key in wanted if key[0] == "id"]
         proposed = np.isin(tokens.ids, [*ids, *(tokens.vocabulary.end_ids if END_KEY in wanted else ())])

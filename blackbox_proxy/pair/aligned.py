@@ -101,7 +101,7 @@ def _spellings(tokens: Sequence[Token]) -> list[bytes]:
 
 
 class _AlignedRow:
-    limit: int | None = 256
+    limit: int | None = 128
 
     def __init__(self, views: Sequence[_View], alignment: Alignment, lock: threading.Lock) -> None:
         self._views = views
