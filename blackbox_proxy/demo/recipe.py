@@ -1,7 +1,7 @@
 """How the demo's models are made: their sizes, what they read and how often, and the key under which they are cached.
 
-Pure data. Everything that decides what the models become is a field here or text of `world`; `Recipe.key` digests both, so
-a change of either makes the demo build anew.
+Pure data. Everything that decides what the models become is a field here or text of `world`; `Recipe.key` digests
+both, so a change of either makes the demo build anew.
 """
 
 from __future__ import annotations
