@@ -156,12 +156,12 @@ def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory)
     out = io.StringIO()
     rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=tmp_path_factory.mktemp("demo"))}
     base, expert = rows["base"], rows["expert alone"]
-    ceiling, proxy = rows["base tuned directly (ceiling)"], rows["proxy-tuned, top 5, backoff"]
+    ceiling, proxy = rows["base tuned directly"], rows["proxy, top 5, backoff"]
     closed = gap_closed(proxy, base, ceiling, "changed")
     assert closed is not None
     assert closed >= 0.8
     assert abs(proxy.scores["unchanged"] - base.scores["unchanged"]) <= 0.05
     assert expert.scores["unchanged"] < base.scores["unchanged"] - 0.15
-    assert proxy.scores["changed"] > rows["proxy-tuned, top 5, truncate"].scores["changed"] + 0.2
+    assert proxy.scores["changed"] > rows["proxy, top 5, truncate"].scores["changed"] + 0.2
     assert proxy.calls_per_token < 1.0
     assert "changed by the proxy" in out.getvalue()

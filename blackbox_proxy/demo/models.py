@@ -103,13 +103,21 @@ def build(folder: Path, recipe: Recipe, progress: Progress) -> None:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    if folder.exists() and not is_built(folder):  # not made by this function: it renames whole folders only
-        shutil.rmtree(folder)
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not is_built(folder):  # otherwise another process was faster, with the same result
-            raise
+    """Give a complete draft its name, unless another process has been faster: its result is the same."""
+    for _ in range(3):  # again if, just then, another process swept or published
+        try:
+            draft.rename(folder)
+        except OSError:
+            if is_built(folder):
+                return
+            # Nothing here makes a folder of this name that is not whole: what stands there is no cache of ours.
+            # It is moved away before it is removed: no two processes then remove the same files.
+            with suppress(OSError):
+                folder.rename(draft.with_name(f"{draft.name}-replaced"))
+            shutil.rmtree(draft.with_name(f"{draft.name}-replaced"), ignore_errors=True)
+        else:
+            return
+    draft.rename(folder)
 
 
 def _sweep(parent: Path) -> None:

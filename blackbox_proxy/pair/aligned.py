@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from blackbox_proxy.pair.alignment import Alignment, Nodes
+from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.protocol import Row
 from blackbox_proxy.pair.side import Rows, Side, columns, scores_of, with_end
@@ -36,10 +36,10 @@ class AlignedSession:
         drafted = [position.token for position in positions]
         unknown = [j for j, token in enumerate(drafted) if token.bytes is None]
         positions = positions[: unknown[0] + 1] if unknown else positions  # what follows unknown bytes cannot be scored
-        candidates = [_spellings(position.tokens) for position in positions]
         if isinstance(self._alignment.base, LearnedVocabulary):
-            seen = [token.bytes for token in (*issued, *drafted) if token.bytes]
-            self._alignment.base.learn([*seen, *(spelling for row in candidates for spelling in row)])
+            shown = [token for position in positions for token in position.tokens]
+            self._alignment.base.learn([token.bytes for token in (*issued, *drafted, *shown) if token.bytes])
+        candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
         with self._lock:
             self._alignment.refresh()
             plans: dict[bytes, list[tuple[Path, Nodes]]] = {}

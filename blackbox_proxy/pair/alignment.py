@@ -39,7 +39,7 @@ from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
 Segmentations = Literal["canonical", "all"]
-_BUDGET = 24  # candidates of one position, the likeliest first, that get nodes whatever the models think of them
+BUDGET = 24  # candidates of one position, the likeliest first, that get nodes whatever the models think of them
 _ALL_LIMIT = 20_000  # nodes of one position under "all"
 _EXACT_LIMIT = 4_096  # ids for which F is evaluated one by one when a whole vocabulary must be split
 _REFINED = 256  # ids of one distribution for which it is evaluated in any case, the likeliest first
@@ -224,7 +224,7 @@ class Alignment:
     def nodes(self, tail: bytes, tokens: Sequence[bytes]) -> Nodes:
         """The nodes of a position whose candidates are `tokens`, most likely first."""
         exhaustive = self.segmentations == "all"
-        paths = self._all_paths(tail) if exhaustive else self._canonical_paths(tail, tokens[:_BUDGET])
+        paths = self._all_paths(tail) if exhaustive else self._canonical_paths(tail, tokens[:BUDGET])
         return self._closed(tail, paths)
 
     def refined(self, nodes: Nodes, undecided: Iterable[bytes]) -> Nodes:
