@@ -18,7 +18,7 @@ from rich.text import Text
 
 from .evaluate import KINDS, Row, Task, gap_closed, row_of, tasks
 from .models import DemoModels, demo_models
-from .systems import TOP_LOGPROBS, BlackBox, answering_in_another_process, answers
+from .systems import BlackBox, answering_in_another_process, answers
 
 if TYPE_CHECKING:
     from blackbox_proxy.types import Generation, TailPolicy
@@ -41,14 +41,10 @@ _TITLES = {
 
 def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
     """Everything that `blackbox-proxy demo` does; the rows of its table. Raises ModelUnavailable, BaseError."""
-    from blackbox_proxy.serve.process import HostProcess
-
     models = _built(console, cache)
     todo = tasks(models.world)
-    host = HostProcess(models.base, top_logprobs=TOP_LOGPROBS, served_model_name="black-box", threads=1)
-    with answering_in_another_process(models, todo) as others, host, _bar(console) as progress:
-        bar = progress.add_task("asking all systems", total=6)
-        black_box = BlackBox(models, host.base_url)
+    with answering_in_another_process(models, todo) as others, BlackBox(models) as black_box, _bar(console) as progress:
+        bar = progress.add_task("asking all systems", total=len(SYSTEMS))
         found = {"base": black_box.alone(todo)}
         progress.advance(bar)
         tails: tuple[TailPolicy, ...] = ("truncate", "backoff")
@@ -57,7 +53,6 @@ def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
             tuned[tail] = black_box.tuned(todo, tail)
             found[tail] = answers(tuned[tail])
             progress.advance(bar)
-        black_box.close()
         for name, answered in others.items():
             found[name] = answered.result()
             progress.advance(bar)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from .evaluate import Answer, Task
 from .models import DemoModels
@@ -30,9 +30,16 @@ _AT_ONCE = 4
 class BlackBox:
     """The base behind HTTP, with the top 5 log probabilities of each token and nothing else, and the pair beside it."""
 
-    def __init__(self, models: DemoModels, base_url: str) -> None:
+    def __init__(self, models: DemoModels) -> None:
         from blackbox_proxy import TransformersPair, open_base
+        from blackbox_proxy.serve.process import HostProcess
 
+        self._host = HostProcess(models.base, top_logprobs=TOP_LOGPROBS, served_model_name="black-box", threads=1)
+        with ThreadPoolExecutor(1) as pool:  # the host starts while the pair is loaded
+            started = pool.submit(self._host.start)
+            _one_thread()
+            self._pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu")
+            base_url = started.result().base_url
         self._base = open_base(
             "black-box",
             base_url=base_url,
@@ -40,7 +47,15 @@ class BlackBox:
             tokenizer=str(models.base),
             top_logprobs=TOP_LOGPROBS,
         )
-        self._pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from blackbox_proxy.tuner import run
+
+        run(self._base.aclose())
+        self._host.close()
 
     def alone(self, todo: Sequence[Task]) -> list[Answer]:
         """The base's own answers."""
@@ -51,11 +66,6 @@ class BlackBox:
         from blackbox_proxy import ProxyTuner
 
         return _tuned(ProxyTuner(self._base, self._pair, tail=tail), todo)
-
-    def close(self) -> None:
-        from blackbox_proxy.tuner import run
-
-        run(self._base.aclose())
 
 
 @contextmanager
