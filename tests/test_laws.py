@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.errors import CannotContinue
 from blackbox_proxy.types import Generation
 from blackbox_proxy.vocabulary import Vocabulary
 
@@ -54,7 +55,7 @@ def ids_of(generation: Generation) -> list[int | None]:
     return [step.token_id for step in generation.steps]
 
 
-@pytest.mark.parametrize("draft", [1, 3])
+@pytest.mark.parametrize("draft", [1, 2])
 @pytest.mark.parametrize("where", ["http", "process"])
 def test_law_3_same_vocabulary_equals_the_equation(
     where: str,
@@ -85,9 +86,9 @@ def test_law_5_drafts_change_no_byte(
     kind: str, models: dict[str, str], api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base()
-    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[:6], max_tokens=32)
+    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[:5], max_tokens=24)
     for draft in (2, 9):
-        drafted = ProxyTuner(base, pairs(kind), draft=draft).generate_batch(PROMPTS[:6], max_tokens=32)
+        drafted = ProxyTuner(base, pairs(kind), draft=draft).generate_batch(PROMPTS[:5], max_tokens=24)
         assert [ids_of(g) for g in drafted] == [ids_of(g) for g in plain]
         assert sum(g.usage.api_calls for g in drafted) < sum(g.usage.api_calls for g in plain)
 
@@ -134,8 +135,32 @@ def test_law_8_text_prefixes_never_show_what_is_not_there(
     time.
     """
     base = api_base(dialect="openai", tokenizer=None)
-    for generation in ProxyTuner(base, pairs(kind)).generate_batch(PROMPTS[:6], max_tokens=32):
+    for generation in ProxyTuner(base, pairs(kind)).generate_batch(PROMPTS[:5], max_tokens=24):
         spelled = b"".join(step.token for step in generation.steps)
         assert "\ufffd" not in generation.text
         assert generation.text == spelled.decode("utf-8", "ignore")
         assert all(np.isfinite(c.log_p) for step in generation.steps for c in step.candidates)
+
+
+@pytest.mark.parametrize("kind", ["same", "digits"])
+def test_chat_is_decoded_through_a_prefill(
+    kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """Whole texts over chat: every request continues the assistant's message, which holds what was issued so far."""
+    messages = [{"role": "user", "content": "The mayor of New York?"}]
+    generation = ProxyTuner(api_base(api="chat"), pairs(kind), draft=3).generate(messages, max_tokens=24)
+    assert len(generation.steps) == 24 or generation.finish_reason == "stop"
+    assert any(step.changed for step in generation.steps)
+    assert generation.usage.api_calls > 5
+    assert generation.text == b"".join(step.token for step in generation.steps).decode("utf-8", "ignore")
+    assert "\ufffd" not in generation.text
+
+
+def test_a_chat_api_without_prefill_gives_one_token_and_says_what_would_give_more(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    tuner = ProxyTuner(api_base(api="chat", dialect="openai", tokenizer=None), pairs("digits"))
+    assert len(tuner.generate("The mayor of", max_tokens=1).steps) == 1
+    with pytest.raises(CannotContinue) as caught:
+        tuner.generate("The mayor of", max_tokens=2)
+    assert "completions" in caught.value.hint
