@@ -29,7 +29,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from blackbox_proxy.errors import PairError
 from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
+K = TypeVar("K")
+V = TypeVar("V")
 Segmentations = Literal["canonical", "all"]
 BUDGET = 24  # candidates of one position, the likeliest first, that get nodes whatever the models think of them
 _ALL_LIMIT = 20_000  # nodes of one position under "all"
@@ -67,6 +69,29 @@ class Nodes:
         return self.tail[len(self.texts[index]) :]
 
 
+class _Recent(Generic[K, V]):
+    """The most recently used `limit` results, by key."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._found: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        found = self._found.get(key)
+        if found is not None:
+            self._found.move_to_end(key)
+        return found
+
+    def keep(self, key: K, value: V) -> V:
+        self._found[key] = value
+        if len(self._found) > self._limit:
+            self._found.popitem(last=False)
+        return value
+
+    def clear(self) -> None:
+        self._found.clear()
+
+
 class Alignment:
     """Everything that holds between one base vocabulary and one local vocabulary, computed once and remembered."""
 
@@ -74,9 +99,9 @@ class Alignment:
         self.local = local
         self.base = base
         self.segmentations = segmentations
-        self._sets: OrderedDict[tuple[bytes, bytes, bytes], Ids] = OrderedDict()
-        self._masks: OrderedDict[bytes, tuple[NDArray[np.bool_], bool]] = OrderedDict()
-        self._tables: OrderedDict[tuple[bytes, bytes], Ids] = OrderedDict()
+        self._sets: _Recent[tuple[bytes, bytes, bytes], Ids] = _Recent(_CACHED_SETS)
+        self._masks: _Recent[bytes, tuple[NDArray[np.bool_], bool]] = _Recent(_CACHED_MASKS)
+        self._tables: _Recent[tuple[bytes, bytes], Ids] = _Recent(_CACHED_SETS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
         self._version = -1
@@ -113,7 +138,6 @@ class Alignment:
         key = (missing, after)
         found = self._tables.get(key)
         if found is not None:
-            self._tables.move_to_end(key)
             return found
         own = self.code(self.base.first([after])[0]) if after else -1
         table = np.full(len(self.local), own, dtype=np.int64)
@@ -123,10 +147,7 @@ class Alignment:
         real = [place for place, text in enumerate(added) if text]
         firsts = self.base.first([added[place] for place in real])
         table[ids[real]] = [self.code(first) for first in firsts]
-        self._tables[key] = table
-        if len(self._tables) > _CACHED_SETS:
-            self._tables.popitem(last=False)
-        return table
+        return self._tables.keep(key, table)
 
     # -- the ids that lead to an event: large local vocabularies -------------------------------------------------------
 
@@ -138,7 +159,6 @@ class Alignment:
         key = (missing, after, token)
         found = self._sets.get(key)
         if found is not None:
-            self._sets.move_to_end(key)
             return found
         if token.startswith(after) and len(token) > len(after):
             ids = self.local.beginning_with(missing + token[len(after) :])
@@ -149,10 +169,7 @@ class Alignment:
             spelling = self.local.spelling
             added = [after + (spelling[int(i)] or b"")[len(missing) :] for i in ids]
             ids = ids[[first == token for first in self.base.first(added)]]
-        self._sets[key] = ids
-        if len(self._sets) > _CACHED_SETS:
-            self._sets.popitem(last=False)
-        return ids
+        return self._sets.keep(key, ids)
 
     def staying(self, after: bytes, row: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which local ids t (V,) leave F(after + t) = F(after): the base's first token is settled, not lengthened.
@@ -170,7 +187,6 @@ class Alignment:
     def _staying_by_rule(self, after: bytes) -> tuple[NDArray[np.bool_], bool]:
         found = self._masks.get(after)
         if found is not None:
-            self._masks.move_to_end(after)
             return found
         mask = np.ones(len(self.local), dtype=np.bool_)
         changing = self._changing(after)
@@ -178,10 +194,7 @@ class Alignment:
         exact = self._is_exact(changing)
         if exact:
             self._cut_one_by_one(after, changing, mask)
-        self._masks[after] = (mask, exact)
-        if len(self._masks) > _CACHED_MASKS:
-            self._masks.popitem(last=False)
-        return mask, exact
+        return self._masks.keep(after, (mask, exact))
 
     def _changing(self, after: bytes) -> Ids:
         """Local ids that can change F once `after` is written: those after which a longer token of the base fits."""

@@ -60,9 +60,7 @@ class Side:
         vocabulary = self.lm.vocabulary
         settled: list[int] = []
         whole = utf8_prefix(text)
-        while whole < len(text) and not is_unfinished(
-            text[whole:]
-        ):  # a stray byte: no character can take it up any more
+        while whole < len(text) and not is_unfinished(text[whole:]):  # a stray byte, which belongs to no character
             stray = vocabulary.id_of(text[whole : whole + 1])
             settled += [*vocabulary.encode([text[:whole]])[0], *([] if stray is None else [stray])]
             text = text[whole + 1 :]
