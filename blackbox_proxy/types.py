@@ -78,13 +78,18 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was spent: requests, tokens as the API counts them, positions that came from a cache, retries."""
+    """What was spent: requests, tokens as the API counts them, positions that came from a cache, retries.
+
+    `cached_prompt_tokens`: those of `prompt_tokens` that the API says it had in its own prompt cache. Of a stream that
+    was cut before the API reported, the prompt is counted here and the completion is what had arrived.
+    """
 
     api_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_positions: int = 0
     retries: int = 0
+    cached_prompt_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -93,6 +98,7 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_positions + other.cached_positions,
             self.retries + other.retries,
+            self.cached_prompt_tokens + other.cached_prompt_tokens,
         )
 
 
@@ -101,12 +107,14 @@ class Draft:
     """The base's own continuation of a prefix: at most n positions, and why it stopped there.
 
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
-    (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on.
+    (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
+    positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
     """
 
     positions: tuple[Position, ...]
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
+    given: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,29 @@ and shows its candidates at every position of it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from blackbox_proxy.types import Draft, Prefix, Prompt
+from blackbox_proxy.types import Draft, Prefix, Prompt, Token
 from blackbox_proxy.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a base can do besides drafting. A base may find out more (a server that ignores `stream`), so look again.
+
+    streams: positions arrive while it writes, and it stops writing when the stream is closed.
+    scores: it shows its candidates at the tokens of given text (`given`), not only at its own.
+    streams_scored: both in one request.
+    draws: its drafts at temperature 1 are drawn from the very probabilities that it shows, so that accepting them with
+    min(1, p/q) is exact.
+    """
+
+    streams: bool = False
+    scores: bool = False
+    streams_scored: bool = False
+    draws: bool = True
 
 
 @runtime_checkable
@@ -45,11 +64,47 @@ class Base(Protocol):
         """How many more tokens fit the window after this prefix; None where that is unknown."""
         ...
 
-    async def draft(self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None) -> Draft:
+    @property
+    def abilities(self) -> Abilities:
+        """What this base is known to be able to do by now."""
+        ...
+
+    async def draft(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> Draft:
         """The base's own continuation of `prefix`: at most n >= 1 positions, at least one unless the base ends at once.
 
         `temperature` 0 drafts greedily, 1 draws from the base's distribution. The log probabilities shown are the
-        model's own (at temperature 1) in both cases. Raises BaseError.
+        model's own (at temperature 1) in both cases.
+
+        `given` (where `abilities.scores`): tokens put after the prefix. The draft then begins with one position for
+        each of them, and the continuation follows after the last. The base may cut their bytes into other tokens;
+        where it does not keep them apart from the prefix, or could not continue from one of them, the draft holds the
+        positions up to there and nothing after, possibly none. Raises BaseError.
+        """
+        ...
+
+    def stream(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> AsyncGenerator[Draft, None]:
+        """The same draft in parts, as they arrive; closing the generator stops the base.
+
+        The parts' positions joined are the draft's, their usages add up to its usage, and the last part has its
+        `finish`. The first part has the request in its usage, so that one that is cut is counted; `given` of each part
+        counts its own positions. A connection that breaks after the first position ends the draft, with `finish`
+        None: what has arrived has been paid for. A base without `abilities.streams` answers in one part.
         """
         ...
 
