@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.base.openai import open_base
+    from blackbox_proxy.drafting import Drafting, Prices
     from blackbox_proxy.pair.transformers import TransformersPair
     from blackbox_proxy.tuner import ProxyTuner
     from blackbox_proxy.types import Candidate, Generation, Step, Usage
@@ -25,7 +26,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Candidate": "types",
+    "Drafting": "drafting",
     "Generation": "types",
+    "Prices": "drafting",
     "ProxyTuner": "tuner",
     "Step": "types",
     "TransformersBase": "base.local",
@@ -37,7 +40,9 @@ _HOMES = {
 
 __all__ = [
     "Candidate",
+    "Drafting",
     "Generation",
+    "Prices",
     "ProxyTuner",
     "Step",
     "TransformersBase",

@@ -6,13 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 
 from blackbox_proxy import __version__
 from blackbox_proxy.errors import BlackboxError, InputError
+
+if TYPE_CHECKING:
+    from blackbox_proxy.drafting import Drafting, Prices
 
 app = typer.Typer(
     name="blackbox-proxy",
@@ -93,7 +96,7 @@ def generate(
         str | None, typer.Option(envvar="BLACKBOX_PROXY_BASE_URL", help="The API's address, as http://host:port/v1.")
     ] = None,
     api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
-    dialect: Annotated[str, typer.Option(help="The API's dialect: openai, vllm.")] = "openai",
+    dialect: Annotated[str, typer.Option(help="The API's dialect: openai, vllm, host.")] = "openai",
     api_key: Annotated[
         str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The API's key.", show_default=False)
     ] = None,
@@ -110,7 +113,20 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest candidates with this mass.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
-    draft: Annotated[int, typer.Option(help="Tokens asked for per request; does not change the text.")] = 8,
+    draft: Annotated[
+        int | None, typer.Option(help="Ask for so many tokens per request, unstreamed; chosen as it goes by default.")
+    ] = None,
+    minimise: Annotated[str, typer.Option(help="What the requests' sizes minimise: latency or cost.")] = "latency",
+    prices: Annotated[
+        str | None, typer.Option(help="Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Verify while the draft arrives, close it where it errs.")
+    ] = True,
+    local_drafts: Annotated[
+        bool,
+        typer.Option("--local-drafts/--no-local-drafts", help="Let the expert draft too, where the API can score."),
+    ] = True,
     base_prompt: Annotated[str, typer.Option(help="How the base sees the prompt: raw or chat (its template).")] = "raw",
     expert_prompt: Annotated[str, typer.Option(help="How the expert sees it: raw or chat.")] = "raw",
     antiexpert_prompt: Annotated[str, typer.Option(help="How the anti-expert sees it: raw or chat.")] = "raw",
@@ -144,6 +160,7 @@ def generate(
 
     if api not in ("completions", "chat"):
         raise InputError(f"unknown api {api!r}", hint="Use completions or chat.")
+    drafting = _drafting(draft, minimise, prices, stream, local_drafts)
     black_box: Base
     if local:
         black_box = TransformersBase(
@@ -175,7 +192,7 @@ def generate(
         "seed": seed,
         "stop": stop or (),
     }
-    with ProxyTuner(black_box, pair, alpha, tail=cast(TailPolicy, tail), draft=draft) as tuner:
+    with ProxyTuner(black_box, pair, alpha, tail=cast(TailPolicy, tail), draft=drafting) as tuner:
         if as_json:
             generation = tuner.generate(text, **decoding)
             typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
@@ -200,6 +217,8 @@ def host(
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda …")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+    first_token: Annotated[float, typer.Option(help="Seconds until the first token, as if over a network.")] = 0.0,
+    per_token: Annotated[float, typer.Option(help="Seconds for each further token.")] = 0.0,
 ) -> None:
     """Serve a local model as a black box: OpenAI's API with top-k logprobs, so that everything can be tried at home.
 
@@ -224,6 +243,8 @@ def host(
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        first_token=first_token,
+        per_token=per_token,
         announce=announce,
     )
 
@@ -244,6 +265,90 @@ def demo(
     from blackbox_proxy.demo.run import run_demo
 
     run_demo(Console(), cache=cache)
+
+
+@app.command()
+def bench(
+    *,
+    base: Annotated[str | None, typer.Option(help="The big model: folder or hub id; the demo's by default.")] = None,
+    expert: Annotated[str | None, typer.Option(help="The small tuned model: folder or hub id.")] = None,
+    antiexpert: Annotated[str | None, typer.Option(help="The same small model before tuning.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
+    texts: Annotated[int, typer.Option(help="How many of the prompts to use.")] = 4,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of each text.")] = 64,
+    first_token: Annotated[float, typer.Option(help="Emulated seconds until an answer's first token.")] = 0.3,
+    per_token: Annotated[float, typer.Option(help="Emulated seconds for each further token.")] = 0.02,
+    alpha: Annotated[float, typer.Option(help="Weight of the pair; a smaller one disagrees less often.")] = 1.0,
+    top_logprobs: Annotated[int, typer.Option(help="Log probabilities that the API shows per token.")] = 5,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
+    prices: Annotated[
+        str | None, typer.Option(help="Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.")
+    ] = None,
+    way: Annotated[list[str] | None, typer.Option(help="Only this way of asking; may be repeated.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where the demo's models are kept.")] = None,
+) -> None:
+    """Measure what few calls are worth: the same texts, asked for in every way, over an emulated network.
+
+    The base answers over HTTP from a process of its own, each token not before its time; requests and billed tokens
+    are counted there. Without models of your own it takes those of the demo (trained on first use).
+
+    Examples:
+
+        blackbox-proxy bench
+
+        blackbox-proxy bench --base ./big --expert ./small-tuned --antiexpert ./small --prompts prompts.txt --alpha 0.5
+    """
+    _quiet_transformers()
+    from blackbox_proxy.bench.measure import Network
+    from blackbox_proxy.bench.run import read_prompts, run_bench
+
+    own = [base, expert, antiexpert]
+    if any(own) and not (all(own) and prompts):
+        raise InputError("models of your own come together", hint="Give --base, --expert, --antiexpert and --prompts.")
+    if texts < 1 or max_tokens < 1:
+        raise InputError("--texts and --max-tokens must be at least 1")
+    if base and expert and antiexpert:
+        models = (base, expert, antiexpert)
+        asked = read_prompts(cast(Path, prompts))
+    else:
+        from blackbox_proxy.demo.run import bench_models
+
+        models, asked = bench_models(Console(stderr=True), cache)
+        if prompts:
+            asked = read_prompts(prompts)
+    run_bench(
+        Console(),
+        base=models[0],
+        expert=models[1],
+        antiexpert=models[2],
+        prompts=asked[:texts],
+        network=Network(first_token, per_token),
+        alpha=alpha,
+        max_tokens=max_tokens,
+        top_logprobs=top_logprobs,
+        temperature=temperature,
+        prices=_prices(prices),
+        ways=way or (),
+    )
+
+
+def _prices(text: str | None) -> Prices:
+    from blackbox_proxy.drafting import Prices
+
+    try:
+        return Prices() if text is None else Prices(*(float(price) for price in text.split(",")))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"--prices are three numbers, not {text!r}", hint="Prompt, cached prompt, output: 1.5,1.5,2."
+        ) from error
+
+
+def _drafting(n: int | None, minimise: str, prices: str | None, stream: bool, local: bool) -> Drafting:
+    from blackbox_proxy.drafting import Drafting, Minimise
+
+    if n is not None:
+        return Drafting.fixed(n)
+    return Drafting(stream=stream, local=local, minimise=cast(Minimise, minimise), prices=_prices(prices))
 
 
 def _rendering(name: str) -> Literal["raw", "chat"]:

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar, cast, get_args
 
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.decode import decode
+from blackbox_proxy.drafting import Drafting, Pace
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.protocol import Pair
 from blackbox_proxy.sampling import Sampling
@@ -26,8 +27,12 @@ class ProxyTuner:
     pair: one pair or several, each with its own `alpha` (DExperts, arXiv 2105.03023). alpha: a number, or a function
     of the place in the text; 1 is plain proxy-tuning, 0 the base itself; one for all pairs or one each. `tail`: what
     is done about tokens that the base does not show ("backoff", "truncate", "floor"; see `combine`); `tail_size`: how
-    many of them the expert may propose. `draft`: positions asked of the base per request; the text is the same for
-    each value, the number of calls is not.
+    many of them the expert may propose. `draft`: how the base is asked for drafts (see `Drafting`), or a number, for
+    that many tokens per request; the number of calls depends on it, the text does not.
+
+    A greedy text is the same for every `draft`, a sampled one follows the same distribution: drafts are accepted with
+    min(1, p/q) where the API draws from what it shows (`Abilities.draws`), else where they equal p's own draw. A seed
+    repeats a sampled text as far as the API repeats its own drafts.
 
     Every method takes: prompt (text or messages), max_tokens, temperature (0 is greedy), top_p, seed (any int; None
     draws one), stop (a string or several). Raises InputError before anything is spent, BaseError and PairError (see
@@ -42,7 +47,7 @@ class ProxyTuner:
         *,
         tail: TailPolicy = "backoff",
         tail_size: int = 32,
-        draft: int = 8,
+        draft: int | Drafting | None = None,
     ) -> None:
         self.base = base
         self.pairs: tuple[Pair, ...] = tuple(pair) if isinstance(pair, Sequence) else (pair,)
@@ -57,12 +62,13 @@ class ProxyTuner:
             alpha_at(value, 0)
         if tail not in get_args(TailPolicy):
             raise InputError(f"unknown tail policy {tail!r}", hint=f"Use one of {', '.join(get_args(TailPolicy))}.")
-        if draft < 1 or tail_size < 0:
-            raise InputError("draft must be at least 1 and tail_size at least 0", hint="The defaults are 8 and 32.")
+        if tail_size < 0:
+            raise InputError(f"tail_size must be at least 0, not {tail_size}", hint="Leave it out for 32.")
         self.alphas: tuple[Alpha, ...] = alphas
         self.tail: TailPolicy = tail
         self._tail_size = tail_size
-        self._draft = draft
+        self.drafting = Drafting.fixed(draft) if isinstance(draft, int) else draft or Drafting()
+        self._pace = Pace(self.drafting)
 
     def _settings(
         self,
@@ -78,9 +84,7 @@ class ProxyTuner:
         if not all(stops):
             raise InputError("a stop string is empty", hint="Leave out stop to go on to the end of the text.")
         sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
-        return Settings(
-            max_tokens, self.alphas, sampling, stops, tail=self.tail, tail_size=self._tail_size, draft=self._draft
-        )
+        return Settings(max_tokens, self.alphas, sampling, stops, tail=self.tail, tail_size=self._tail_size)
 
     async def astream(
         self,
@@ -95,7 +99,9 @@ class ProxyTuner:
         """The steps of the text as they are decided."""
         settings = self._settings(max_tokens, temperature, top_p, seed, stop)
         self._check(prompt, max_tokens)
-        steps = decode(self.base, self.pairs, prompt, settings)
+        repeatable = temperature > 0.0 and seed is not None
+        pace = Pace(self.drafting, measures=False) if repeatable else self._pace
+        steps = decode(self.base, self.pairs, prompt, settings, pace)
         try:
             async for step in steps:
                 yield step

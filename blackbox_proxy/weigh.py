@@ -5,6 +5,7 @@ position, rows -> one_end -> scores, proposals, tail -> combine -> Weighed
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,6 @@ _KEPT = 64  # candidates that a step keeps of a long list
 class Settings:
     """How a text is decoded. `alphas`: one per pair. `tail_size`: tokens the expert may propose beyond the base's
     candidates.
-
-    `draft`: positions asked for per request.
     """
 
     max_tokens: int
@@ -40,7 +39,6 @@ class Settings:
     stop: tuple[str, ...] = ()
     tail: TailPolicy = "backoff"
     tail_size: int = 32
-    draft: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +60,22 @@ class Weighed:
         """
         kind, value = self.tokens[index].key
         return (-self.log_q[index], kind, str(value))
+
+    def keys(self) -> NDArray[np.uint64]:
+        """What tells the noise of each candidate, shape (c,)."""
+        return token_keys(self.tokens)
+
+    def place_of(self, token: Token) -> int | None:
+        """Where a token stands among the candidates; None if it is none of them."""
+        if isinstance(self.tokens, VocabularyTokens) and not token.end:
+            found = np.flatnonzero(self.tokens.ids == (-1 if token.id is None else token.id))
+            return int(found[0]) if len(found) else None
+        return next((i for i, other in enumerate(self.tokens) if other.key == token.key), None)
+
+    @property
+    def base_top(self) -> int:
+        """The candidate that the base finds likeliest."""
+        return self._top(self.log_q)
 
     @property
     def changed(self) -> bool:
@@ -118,6 +132,25 @@ def weigh(position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settin
             scores = [_joined(score, more, real) for score, more in zip(scores, beyond, strict=True)]
     log_p = combine.combine(log_q, [score.offset for score in scores], alphas)
     return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(shown_log_q))
+
+
+def token_keys(tokens: Sequence[Token]) -> NDArray[np.uint64]:
+    """A number for each token, shape (c,), the same whenever it is the same token; all end tokens are one."""
+    if isinstance(tokens, VocabularyTokens):
+        keys = tokens.ids.astype(np.uint64) + np.uint64(1)
+        keys[np.isin(tokens.ids, list(tokens.vocabulary.end_ids))] = 0
+        return keys
+    return np.array([_key(token) for token in tokens], dtype=np.uint64)
+
+
+def _key(token: Token) -> int:
+    kind, value = token.key
+    if kind == "end":
+        return 0
+    if isinstance(value, int):
+        return value + 1
+    spelled = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(spelled, digest_size=8, key=str(kind).encode()).digest(), "little") | 1 << 63
 
 
 def alpha_at(alpha: Alpha, place: int) -> float:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.decode import decode
+from blackbox_proxy.drafting import Drafting, Pace, Plan
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.pair.protocol import Row
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.sampling import Sampling, nucleus
 from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, Token, Usage
-from blackbox_proxy.weigh import Settings, one_end
+from blackbox_proxy.weigh import Settings, one_end, weigh
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""
@@ -30,9 +34,13 @@ class TableBase:
 
     name, vocabulary, context = "table", None, None
 
-    def __init__(self, table: Table, *, as_text: bool = True, limit: int = 100, hide_end: bool = False) -> None:
+    def __init__(
+        self, table: Table, *, as_text: bool = True, limit: int = 100, hide_end: bool = False, slow: float = 0.0
+    ) -> None:
         self.table, self.as_text, self.limit, self.hide_end = table, as_text, limit, hide_end
         self.asked: list[tuple[bytes, int]] = []
+        self.abilities = Abilities(streams=True, scores=True, streams_scored=True)
+        self.streamed, self.slow = 0, slow
 
     def check(self, prompt: Any, max_tokens: int) -> None: ...
 
@@ -46,25 +54,46 @@ class TableBase:
     def room(self, prefix: Prefix) -> int | None:
         return None
 
-    async def draft(self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None) -> Draft:
+    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
+        """One position a part, then a part with the finish alone."""
+        whole = await self.draft(prefix, n, **options)
+        for j, position in enumerate(whole.positions):
+            await asyncio.sleep(self.slow)
+            yield Draft((position,), usage=whole.usage if j == 0 else Usage(), given=int(j < whole.given))
+            self.streamed += 1
+        yield Draft((), whole.finish, Usage() if whole.positions else whole.usage)
+
+    async def draft(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> Draft:
         text = prefix.generated
         self.asked.append((text, n))
+        rng = np.random.default_rng([seed or 0, len(prefix.tokens)])
         positions: list[Position] = []
         finish = None
-        for _ in range(min(n, self.limit)):
+        for place in range(len(given) + min(n, self.limit)):
             row = sorted(self.table.get(text, {None: 1.0}).items(), key=lambda item: -item[1])
             tokens, logprobs = [token(s) for s, _ in row], np.log([p for _, p in row])
-            if tokens[0].end and self.hide_end:
+            drawn = int(rng.choice(len(row), p=[p for _, p in row])) if temperature else 0
+            chosen = given[place] if place < len(given) else tokens[drawn]
+            if chosen.end and self.hide_end:
                 finish = "stop"
                 break
-            positions.append(Position(tokens[0], float(logprobs[0]), tokens, logprobs))
-            if tokens[0].end:
+            positions.append(Position(chosen, float(logprobs[drawn]), tokens, logprobs))
+            if chosen.end:
                 finish = "stop"
                 break
-            text += tokens[0].bytes or b""
-            if text not in self.table:
+            text += chosen.bytes or b""
+            if text not in self.table and place >= len(given):
                 break
-        return Draft(tuple(positions), finish, Usage(1, len(prefix.tokens), len(positions)))  # type: ignore[arg-type]
+        usage = Usage(1, len(prefix.tokens) + len(given), len(positions) - len(given))
+        return Draft(tuple(positions), finish, usage, len(given))  # type: ignore[arg-type]
 
     async def aclose(self) -> None: ...
 
@@ -90,9 +119,13 @@ class TablePair:
     has_antiexpert = True
 
     def __init__(
-        self, offsets: dict[bytes, dict[bytes | None, float]], proposals: Sequence[Token] = (), window: int = 99
+        self,
+        offsets: dict[bytes, dict[bytes | None, float]],
+        proposals: Sequence[Token] = (),
+        window: int = 99,
+        writes: dict[bytes, bytes] | None = None,
     ):
-        self.offsets, self.proposals, self.window = offsets, proposals, window
+        self.offsets, self.proposals, self.window, self.writes = offsets, proposals, window, writes or {}
 
     def check(self, prompt: Any, max_tokens: int) -> None: ...
 
@@ -105,7 +138,8 @@ class TablePair:
         text = b"".join(t.bytes or b"" for t in issued)
         rows: list[Row] = []
         for position in positions:
-            rows.append(TableRow(self.offsets.get(text, {}), self.proposals))
+            written = [token(self.writes[text])] if text in self.writes else []
+            rows.append(TableRow(self.offsets.get(text, {}), [*written, *self.proposals]))
             text += position.token.bytes or b""
         return rows
 
@@ -115,8 +149,33 @@ class TablePair:
 SETTINGS = Settings(20, (1.0,), Sampling())
 
 
-async def run(base: TableBase, pair: TablePair, settings: Settings = SETTINGS) -> list[Step]:
-    return [step async for step in decode(base, [pair], "prompt", settings)]
+class Always(Pace):
+    """The same request again and again, as far as it fits."""
+
+    def __init__(self, given: int, n: int, stream: bool) -> None:
+        super().__init__(Drafting())
+        self.always = Plan(given, n, stream)
+
+    def plan(self, abilities: Abilities, left: int, prompt_tokens: float) -> Plan:
+        given = min(self.always.given, left - 1) if abilities.scores else 0
+        return Plan(given, max(1, min(self.always.n, left - given)), self.always.stream)
+
+
+WAYS = ["1", "2", "3", "8", "stream", "stream-2", "adaptive", "local-1", "local-3", "local-3-stream"]
+
+
+def pace_of(way: str) -> Pace:
+    """How the base is asked, as tests name it: a fixed number, a stream, with so many tokens of the local pair …"""
+    numbers = [int(part) for part in way.split("-") if part.isdigit()]
+    if way.startswith("local"):
+        return Always(numbers[0], 4, way.endswith("stream"))
+    if way == "adaptive":
+        return Pace(Drafting(stream=False))
+    return Always(0, numbers[0] if numbers else 100, way.startswith("stream"))
+
+
+async def run(base: TableBase, pair: TablePair, settings: Settings = SETTINGS, way: str = "1") -> list[Step]:
+    return [step async for step in decode(base, [pair], "prompt", settings, pace_of(way))]
 
 
 def text_of(steps: list[Step]) -> str:
@@ -137,47 +196,47 @@ CHAIN: Table = {
 TO_BLUE = TablePair({b"the ": {b"blue ": 2.0}})
 
 
-@pytest.mark.parametrize("draft", [1, 2, 3, 8])
-async def test_the_text_is_the_same_for_every_draft_length(draft: int) -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_text_is_the_same_for_every_draft_length(way: str) -> None:
     base = TableBase(CHAIN)
-    steps = await run(base, TO_BLUE, replace(SETTINGS, draft=draft))
+    steps = await run(base, TO_BLUE, SETTINGS, way)
     assert text_of(steps) == "the blue fox!"
     assert [step.changed for step in steps] == [False, True, False, False, False]
     assert [step.drafted for step in steps] == [True, False, True, True, True]
     assert (steps[-1].end, steps[-1].finish_reason) == (True, "stop")
     assert sum(step.usage.api_calls for step in steps) == len(base.asked)
-    if draft == 8:
+    if way == "8":
         assert base.asked == [(b"", 8), (b"the blue ", 8)]  # 1 + disagreements
 
 
-@pytest.mark.parametrize("draft", [1, 8])
-async def test_an_end_that_the_api_leaves_out_ends_the_text(draft: int) -> None:
-    steps = await run(TableBase(CHAIN, hide_end=True), TablePair({}), replace(SETTINGS, draft=draft))
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_end_that_the_api_leaves_out_ends_the_text(way: str) -> None:
+    steps = await run(TableBase(CHAIN, hide_end=True), TablePair({}), SETTINGS, way)
     assert text_of(steps) == "the red fox"
     assert (steps[-1].end, steps[-1].finish_reason, len(steps[-1].candidates)) == (True, "stop", 0)
 
 
 async def test_fewer_positions_than_asked_are_taken_as_they_are() -> None:
     base = TableBase(CHAIN, limit=1)
-    assert text_of(await run(base, TablePair({}), replace(SETTINGS, draft=8))) == "the red fox"
+    assert text_of(await run(base, TablePair({}), SETTINGS, "8")) == "the red fox"
     assert len(base.asked) == 4
 
 
 async def test_limits() -> None:
-    steps = await run(TableBase(CHAIN), TablePair({}), replace(SETTINGS, max_tokens=2, draft=8))
+    steps = await run(TableBase(CHAIN), TablePair({}), replace(SETTINGS, max_tokens=2), "8")
     assert (text_of(steps), steps[-1].finish_reason) == ("the red ", "length")
-    steps = await run(TableBase(CHAIN), TablePair({}, window=2), replace(SETTINGS, draft=8))
+    steps = await run(TableBase(CHAIN), TablePair({}, window=2), SETTINGS, "8")
     assert (text_of(steps), steps[-1].finish_reason) == ("the red ", "length")
 
 
-@pytest.mark.parametrize("draft", [1, 2, 8])
-async def test_stop_strings_across_tokens(draft: int) -> None:
-    steps = await run(TableBase(CHAIN), TO_BLUE, replace(SETTINGS, stop=("e fo",), draft=draft))
+@pytest.mark.parametrize("way", WAYS)
+async def test_stop_strings_across_tokens(way: str) -> None:
+    steps = await run(TableBase(CHAIN), TO_BLUE, replace(SETTINGS, stop=("e fo",)), way)
     assert (text_of(steps), steps[-1].finish_reason, steps[-1].end) == ("the blu", "stop", False)
 
 
-@pytest.mark.parametrize("draft", [1, 2, 8])
-async def test_what_was_paid_for_is_kept_when_the_apis_window_is_full(draft: int) -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_paid_for_is_kept_when_the_apis_window_is_full(way: str) -> None:
     """An API of unknown window refuses a request that does not fit, in the middle of a text."""
 
     class Narrow(TableBase):
@@ -186,7 +245,7 @@ async def test_what_was_paid_for_is_kept_when_the_apis_window_is_full(draft: int
                 raise ContextTooLong("full")
             return await super().draft(prefix, n, **options)
 
-    steps = await run(Narrow(CHAIN), TablePair({}), replace(SETTINGS, draft=draft))
+    steps = await run(Narrow(CHAIN), TablePair({}), SETTINGS, way)
     assert (text_of(steps), steps[-1].finish_reason) == ("the red fox", "length")
 
 
@@ -200,9 +259,9 @@ SPLIT: Table = {
 }
 
 
-@pytest.mark.parametrize("draft", [1, 2, 3, 4, 8])
-async def test_a_split_character_is_finished_inside_one_draft(draft: int) -> None:
-    steps = await run(TableBase(SPLIT), TablePair({}), replace(SETTINGS, draft=draft))
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_split_character_is_finished_inside_one_draft(way: str) -> None:
+    steps = await run(TableBase(SPLIT), TablePair({}), SETTINGS, way)
     assert text_of(steps) == "👍"
     assert [step.token for step in steps] == [THUMB[:2], THUMB[2:3], THUMB[3:], b""]
 
@@ -222,17 +281,14 @@ async def test_a_character_that_the_proxy_breaks_off_is_not_begun() -> None:
     it.
     """
     broken = TablePair({THUMB[:2]: {b"?": 9.0}})
-    for draft in (1, 2, 8):
-        assert (
-            text_of(await run(TableBase({**SPLIT, THUMB[:2]: {b"?": 1.0}}), broken, replace(SETTINGS, draft=draft)))
-            == "x"
-        )
+    for way in WAYS:
+        assert text_of(await run(TableBase({**SPLIT, THUMB[:2]: {b"?": 1.0}}), broken, SETTINGS, way)) == "x"
 
 
 async def test_a_stray_byte_is_never_taken_as_text() -> None:
     table: Table = {b"": {b"\x80": 0.9, b"x": 0.1}, b"\x80": {b"y": 1.0}, b"x": {None: 1.0}}
-    for draft in (1, 8):
-        assert text_of(await run(TableBase(table), TablePair({}), replace(SETTINGS, draft=draft))) == "x"
+    for way in WAYS:
+        assert text_of(await run(TableBase(table), TablePair({}), SETTINGS, way)) == "x"
 
 
 async def test_nothing_that_can_be_issued_is_an_error_with_a_hint() -> None:
@@ -269,7 +325,7 @@ async def test_alpha_may_be_a_schedule_and_zero_is_the_base() -> None:
 async def test_several_pairs_each_with_its_alpha() -> None:
     to_hen = TablePair({b"the blue ": {b"hen": 2.0}})
     settings = Settings(20, (1.0, 0.5), Sampling())
-    steps = [step async for step in decode(TableBase(CHAIN), [TO_BLUE, to_hen], "prompt", settings)]
+    steps = [step async for step in decode(TableBase(CHAIN), [TO_BLUE, to_hen], "prompt", settings, pace_of("1"))]
     assert text_of(steps) == "the blue hen"
 
 
@@ -302,12 +358,122 @@ def test_impossible_candidates_are_left_out() -> None:
     assert np.allclose(log_q, [-0.1])
 
 
-@pytest.mark.parametrize("draft", [1, 2, 8])
-async def test_sampled_text_does_not_depend_on_the_draft_length(draft: int) -> None:
-    texts = [
-        text_of(await run(TableBase(CHAIN), TO_BLUE, replace(SETTINGS, sampling=Sampling(1.0, 1.0, seed), draft=d)))
-        for seed in range(12)
-        for d in (1, draft)
-    ]
-    assert texts[::2] == texts[1::2]
-    assert len(set(texts)) > 2
+@pytest.mark.parametrize("way", ["local-1", "local-3", "local-3-stream"])
+async def test_the_local_pairs_drafts_save_requests_and_count_as_drafted(way: str) -> None:
+    """The expert would write what the tuned model writes; its tokens and the base's after them are one request."""
+    pair = TablePair({b"the ": {b"blue ": 2.0}}, writes={b"": b"the ", b"the ": b"blue ", b"the blue ": b"fox"})
+    base = TableBase(CHAIN)
+    steps = await run(base, pair, SETTINGS, way)
+    assert text_of(steps) == "the blue fox!"
+    assert len(base.asked) < 1 + sum(step.changed for step in steps) or way == "local-1"
+    assert steps[1].drafted is (way != "local-1")
+
+
+async def test_what_the_base_cannot_keep_apart_is_asked_without_a_local_draft() -> None:
+    class Joining(TableBase):
+        async def draft(self, prefix: Prefix, n: int, given: Sequence[Token] = (), **options: Any) -> Draft:
+            whole = await super().draft(prefix, n, given=given, **options)
+            return Draft((), None, whole.usage) if given else whole
+
+    base = Joining(CHAIN)
+    pair = TablePair(TO_BLUE.offsets, writes={b"": b"the "})
+    assert text_of(await run(base, pair, SETTINGS, "local-3")) == "the blue fox!"
+
+
+async def test_a_stream_is_closed_at_the_first_disagreement() -> None:
+    endless: Table = {b"the red " + b"ha" * i: {b"ha": 1.0} for i in range(40)}
+    base = TableBase({**CHAIN, **endless}, slow=0.02)
+    await run(base, TO_BLUE, replace(SETTINGS, max_tokens=40), "stream")
+    assert base.asked == [(b"", 40), (b"the blue ", 38)]
+    assert base.streamed < 20  # of the first stream not all 40: it was closed about when its second token came
+
+
+async def test_steps_before_an_error_are_delivered() -> None:
+    unknown = Token(bytes=None, text="\ufffd")
+
+    class Broken(TableBase):
+        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+            whole = await super().draft(prefix, n, **options)
+            return Draft((*whole.positions[:1], Position(unknown, 0.0, [unknown], np.zeros(1))), None, whole.usage)
+
+    seen = []
+
+    async def collect() -> None:
+        async for step in decode(Broken(CHAIN), [TablePair({})], "prompt", SETTINGS, pace_of("8")):
+            seen.append(step.token)  # noqa: PERF401
+
+    with pytest.raises(CannotContinue):
+        await collect()
+    assert seen == [b"the "]
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+SHOWN: Table = {  # the base shows two of its tokens; the pair knows of two more
+    b"": {b"aa": 0.5, b"bb": 0.3, b"cc": 0.15, b"dd": 0.05},
+    b"aa": {b"bb": 0.6, None: 0.3, b"cc": 0.1},
+    b"bb": {None: 0.7, b"aa": 0.2, b"dd": 0.1},
+}
+OFFSETS: dict[bytes, dict[bytes | None, float]] = {
+    b"": {b"aa": -0.7, b"bb": 0.4, b"cc": 1.0, b"dd": 1.5},
+    b"aa": {b"bb": -0.5, None: 0.8, b"cc": 1.2},
+}
+
+
+class ShortBase(TableBase):
+    """Draws from its whole table, shows the two likeliest."""
+
+    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+        whole = await super().draft(prefix, n, **options)
+        shown = [Position(p.token, p.logprob, p.tokens[:2], p.logprobs[:2]) for p in whole.positions]
+        return replace(whole, positions=tuple(shown))
+
+
+def expected_texts(settings: Settings) -> dict[tuple[bytes, ...], float]:
+    """Every text of two tokens and its probability, from the table and the equation alone."""
+    proposals = [token(s) for s in (b"cc", b"dd")]
+
+    def rows(text: bytes) -> dict[bytes, float]:
+        row = sorted(SHOWN.get(text, {None: 1.0}).items(), key=lambda item: -item[1])[:2]
+        position = Position(END, None, [token(s) for s, _ in row], np.log([p for _, p in row]))
+        pair = TablePair(OFFSETS, proposals)
+        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings, 0)  # type: ignore[list-item]
+        p = nucleus(weighed.log_p, settings.sampling)
+        return {b"" if t.end else t.bytes or b"": float(x) for t, x in zip(weighed.tokens, p, strict=True) if x > 0}
+
+    return {
+        (first, second): p * p2
+        for first, p in rows(b"").items()
+        for second, p2 in (rows(first).items() if first else [(b"-", 1.0)])
+    }
+
+
+COMBINATIONS = [
+    (temperature, top_p, tail, way)
+    for temperature in (0.7, 1.0)
+    for top_p in (0.9, 1.0)
+    for tail in ("truncate", "floor", "backoff")
+    for way in ("2", "local-1")
+]
+QUICK = [(1.0, 0.9, "floor", "2"), (0.7, 1.0, "backoff", "local-1")]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "tail", "way"),
+    [pytest.param(*c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in COMBINATIONS],
+)
+async def test_law_5_sampled_texts_follow_p(temperature: float, top_p: float, tail: str, way: str) -> None:
+    """Chi-square over 20,000 draws (10,000 texts of two tokens): exceeded once in ten thousand if p is right."""
+    settings = Settings(2, (1.0,), Sampling(temperature, top_p), tail=tail)  # type: ignore[arg-type]
+    expected = expected_texts(settings)
+    assert sum(expected.values()) == pytest.approx(1.0)
+    pair = TablePair(OFFSETS, [token(b"cc"), token(b"dd")])
+    seen: Counter[tuple[bytes, ...]] = Counter()
+    for seed in range(10_000):
+        settings = replace(settings, sampling=Sampling(temperature, top_p, seed))
+        steps = await run(ShortBase(SHOWN), pair, settings, way)
+        seen[tuple(step.token for step in steps) if len(steps) == 2 else (b"", b"-")] += 1
+    assert set(seen) <= set(expected)
+    chi = sum((seen[text] - 10_000 * p) ** 2 / (10_000 * p) for text, p in expected.items())
+    freedom = len(expected) - 1
+    assert chi < freedom + 3.72 * math.sqrt(2 * freedom) + 9.2  # bounds the 0.9999 quantile from above

@@ -29,8 +29,8 @@ from test_local_base import END_TEXT, TEXTS, build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError, ModelUnavailable, ServerFailed
-from blackbox_proxy.serve.engine import Ask, Event
-from blackbox_proxy.serve.host import HostEngine, open_engine, run_host
+from blackbox_proxy.serve.engine import Ask, Engine, Event
+from blackbox_proxy.serve.host import open_engine, run_host
 from blackbox_proxy.serve.process import HostProcess, serve_in_thread
 from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import Stats, create_app
@@ -58,12 +58,12 @@ def reference(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> HostEngine:
+def engine(folder: Path) -> Engine:
     return open_engine(folder, top_logprobs=5, served_model_name="tiny")
 
 
 @pytest.fixture(scope="module")
-def url(engine: HostEngine) -> Iterator[str]:
+def url(engine: Engine) -> Iterator[str]:
     """A host that shows 5 log probabilities."""
     with serve_in_thread(create_app(engine)) as url:
         yield url
@@ -303,6 +303,64 @@ async def test_echo_of_ids_writes_special_tokens_out(client: AsyncOpenAI, tokeni
     assert (choice.logprobs.text_offset or [])[:2] == [0, len(END_TEXT)]
 
 
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("echo", [None, True])
+async def test_the_end_of_the_prompt_comes_back(
+    client: AsyncOpenAI, tokenizer: Any, echo: bool | None, as_ids: bool
+) -> None:
+    ids = tokenizer("The dog ate “naïve” soup")["input_ids"]
+    prompt = ids if as_ids else "The dog ate “naïve” soup"
+    arguments: dict[str, Any] = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 3, "logprobs": 2}
+    whole = (await client.completions.create(**arguments, echo=True)).choices[0]
+    assert whole.logprobs is not None
+    for last in (1, 5, 9, len(ids), len(ids) + 3):
+        answer = await client.completions.create(**arguments, echo=echo, extra_body={"echo_last": last})
+        [choice] = answer.choices
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        tokens = whole.logprobs.tokens or []
+        first = max(0, len(ids) - last)
+        assert logprobs.tokens == tokens[first:]
+        assert choice.text == b"".join(map(spelled, tokens[first:])).decode("utf-8", "replace")
+        want = [x or 0 for x in (whole.logprobs.token_logprobs or [])[first:]]
+        assert [x or 0 for x in logprobs.token_logprobs or []] == pytest.approx(want, abs=1e-4)
+        assert ((logprobs.token_logprobs or [])[0] is None) == (first == 0)
+        written, offsets = b"", []
+        for token in tokens[first:]:
+            offsets.append(len(written.decode("utf-8", "replace").removesuffix("\ufffd")))
+            written += spelled(token)
+        if not choice.text.startswith("\ufffd"):
+            assert logprobs.text_offset == offsets
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(ids)
+
+
+async def test_the_end_of_the_prompt_without_scores(client: AsyncOpenAI, tokenizer: Any) -> None:
+    arguments: dict[str, Any] = {"model": "tiny", "temperature": 0, "prompt": "The dog"}
+    last = tokenizer.decode(tokenizer("The dog")["input_ids"][-2:])
+    answer = await client.completions.create(**arguments, max_tokens=60, extra_body={"echo_last": 2})
+    assert (answer.choices[0].text, answer.choices[0].logprobs) == (last + SOUP, None)
+    alone = await client.completions.create(**arguments, max_tokens=0, extra_body={"echo_last": 2})
+    assert alone.choices[0].text == last
+    none = await client.completions.create(**arguments, max_tokens=60, echo=True, extra_body={"echo_last": 0})
+    assert none.choices[0].text == SOUP
+
+
+async def test_the_end_of_the_prompt_in_a_stream(client: AsyncOpenAI) -> None:
+    arguments: dict[str, Any] = {"model": "tiny", "prompt": "The dog", "temperature": 0, "max_tokens": 60}
+    arguments |= {"logprobs": 2, "extra_body": {"echo_last": 2}}
+    [whole] = (await client.completions.create(**arguments)).choices
+    choices = [chunk.choices[0] async for chunk in await client.completions.create(**arguments, stream=True)]
+    assert whole.logprobs is not None
+    assert choices[0].logprobs is not None
+    assert choices[0].logprobs.tokens == (whole.logprobs.tokens or [])[:2]  # the prompt's come first, by themselves
+    assert "".join(choice.text for choice in choices) == whole.text
+    for column in ("tokens", "token_logprobs", "text_offset"):
+        streamed = [value for choice in choices for value in getattr(choice.logprobs, column)]
+        want = getattr(whole.logprobs, column)
+        assert streamed == (want if column == "tokens" else pytest.approx(want, abs=1e-4))
+
+
 # -- stop -----------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +482,25 @@ async def test_a_stream_never_shows_half_a_character(client: AsyncOpenAI) -> Non
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+async def test_the_usage_so_far(client: AsyncOpenAI, chat: bool) -> None:
+    arguments: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0, "stream": True}
+    create: Any = client.chat.completions.create if chat else client.completions.create
+    arguments |= {"messages": HI} if chat else {"prompt": ["The dog", "A"], "echo": True}
+    stream = await create(
+        **arguments, stream_options={"include_usage": True, "continuous_usage_stats": True}, n=1 if chat else 2
+    )
+    used = [chunk.usage async for chunk in stream]
+    counts = [usage.completion_tokens for usage in used]
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-2:] == [counts[-1]] * 2
+    assert all(usage.total_tokens == usage.prompt_tokens + usage.completion_tokens for usage in used)
+    assert used[0].prompt_tokens > 0
+    without = await create(**arguments, stream_options={"continuous_usage_stats": True})
+    assert {chunk.usage async for chunk in without} == {None}
+
+
 class Endless:
     """An engine that writes until it is closed, and says when that was."""
 
@@ -484,7 +561,7 @@ async def test_a_client_that_leaves_stops_a_whole_answer() -> None:
 class Watched:
     """The real engine; says when a text has ended."""
 
-    def __init__(self, engine: HostEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.name, self.top_logprobs, self.context = engine.name, engine.top_logprobs, engine.context
         self.check = engine.check
         self.ended = threading.Event()
@@ -499,7 +576,7 @@ class Watched:
             self.ended.set()
 
 
-async def test_leaving_the_real_model_stops_it(engine: HostEngine) -> None:
+async def test_leaving_the_real_model_stops_it(engine: Engine) -> None:
     watched = Watched(engine)
     arguments: dict[str, Any] = {"model": "tiny", "prompt": "The", "max_tokens": 250, "temperature": 2, "seed": 1}
     with serve_in_thread(create_app(watched)) as url:
@@ -886,6 +963,9 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": HI}
         (COMPLETION | {"logprobs": True}, "logprobs", "invalid_type"),
         (COMPLETION | {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         (COMPLETION | {"max_tokens": "5"}, "max_tokens", "invalid_type"),
+        (COMPLETION | {"echo_last": -1}, "echo_last", "integer_below_min_value"),
+        (COMPLETION | {"echo_last": 1.5}, "echo_last", "invalid_type"),
+        (COMPLETION | {"echo_last": 0, "echo": True, "max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         (COMPLETION | {"temperature": 2.5}, "temperature", "decimal_above_max_value"),
         (COMPLETION | {"temperature": -0.1}, "temperature", "decimal_below_min_value"),
         (COMPLETION | {"top_p": 1.5}, "top_p", "decimal_above_max_value"),
@@ -914,6 +994,7 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": HI}
         (CHAT | {"logprobs": 5}, "logprobs", "invalid_type"),
         (CHAT | {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         (CHAT | {"max_completion_tokens": 0}, "max_completion_tokens", "integer_below_min_value"),
+        (CHAT | {"echo_last": 1}, "echo_last", "invalid_type"),
         (CHAT | {"messages": []}, "messages", "empty_array"),
         (CHAT | {"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
         (CHAT | {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
@@ -983,7 +1064,7 @@ def test_unknown_paths_and_methods(url: str) -> None:
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-async def test_the_key(engine: HostEngine) -> None:
+async def test_the_key(engine: Engine) -> None:
     with serve_in_thread(create_app(engine, api_key=KEY)) as url:
         for wrong in ("none", KEY + "x", "schlüssel"):
             status, answer = post(f"{url}/v1/completions", b"{}", authorization=f"Bearer {wrong}")
@@ -1008,7 +1089,7 @@ async def test_models(client: AsyncOpenAI) -> None:
     assert (await client.models.retrieve("tiny")).id == "tiny"
 
 
-async def test_the_server_counts(engine: HostEngine) -> None:
+async def test_the_server_counts(engine: Engine) -> None:
     with serve_in_thread(create_app(engine)) as url:
         async with client_of(url) as client:
             used = []
@@ -1034,7 +1115,7 @@ async def test_many_clients_at_once(client: AsyncOpenAI) -> None:
     assert texts == [SOUP, TEXTS[2][1:], TEXTS[3][len("User: hi") :], SOUP] * 4
 
 
-async def test_middleware_stands_in_front(engine: HostEngine) -> None:
+async def test_middleware_stands_in_front(engine: Engine) -> None:
     from starlette.middleware import Middleware
 
     seen = []

@@ -16,7 +16,7 @@ from toys import tiny_model, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from blackbox_proxy.base.local import Slots, TransformersBase, draw, top
-from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.base.protocol import Abilities, Base
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.lm import CausalLM, load_causal_lm
 from blackbox_proxy.sampling import Sampling
@@ -197,6 +197,20 @@ async def test_echo_in_several_passes_is_the_same(base: TransformersBase, monkey
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
+async def test_the_end_of_an_echo_computes_only_its_rows(base: TransformersBase, rows_computed: list[int]) -> None:
+    ids = base.prompt_ids("The dog ate “naïve” soup")
+    whole = await base.echo(ids, top_logprobs=3)
+    assert rows_computed == [len(ids) - 1]
+    for last in (0, 1, 4, len(ids) - 1, len(ids), len(ids) + 5):
+        rows_computed.clear()
+        found = await base.echo(ids, top_logprobs=3, last=last)
+        assert sum(rows_computed) == min(last, len(ids) - 1)
+        assert ids_of(found) == list(ids[max(0, len(ids) - last) :])
+        for one, other in zip(reversed(found), reversed(whole), strict=False):
+            assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-4))
+            assert [token.id for token in one.tokens] == [token.id for token in other.tokens]
+
+
 async def test_echo_of_one_token_reads_nothing(base: TransformersBase) -> None:
     [position] = await base.echo([7])
     assert position.token.id == 7
@@ -273,6 +287,113 @@ async def test_chat_rendering_uses_the_template(folder: Path, tmp_path: Path) ->
     await base.aclose()
 
 
+# -- given tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows_computed(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of log probabilities each forward pass has computed."""
+    counts: list[int] = []
+    rows = base._rows
+
+    def counting(ids: list[int], keep: int) -> torch.Tensor:
+        counts.append(keep)
+        return rows(ids, keep)
+
+    monkeypatch.setattr(base, "_rows", counting)
+    return counts
+
+
+def tokens_of(base: TransformersBase, text: str) -> tuple[Token, ...]:
+    return tuple(base.vocabulary.token_of(index) for index in base.prompt_ids(text))
+
+
+def test_what_it_can_do(base: TransformersBase) -> None:
+    assert base.abilities == Abilities(streams=False, scores=True, streams_scored=False, draws=True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_given_tokens_are_scored_and_continued(
+    base: TransformersBase, rows_computed: list[int], temperature: float
+) -> None:
+    prefix, given = Prefix("The", tokens_of(base, " dog")), tokens_of(base, " ate a soup")
+    draft = await base.draft(prefix, 12, temperature=temperature, seed=5, given=given)
+    assert draft.given == len(given)
+    assert rows_computed == [len(given) + 1] + [1] * (len(draft.positions) - len(given) - 1)
+    assert [position.token for position in draft.positions[: len(given)]] == list(given)
+    longer = prefix
+    for position in draft.positions[: len(given)]:
+        [here] = (await base.draft(longer, 1)).positions
+        assert isinstance(position.tokens, VocabularyTokens)
+        np.testing.assert_array_equal(position.tokens.ids, here.tokens.ids)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(position.logprobs, here.logprobs, atol=1e-4)
+        shown = here.logprobs[position.tokens.ids == position.token.id]
+        assert position.logprob == pytest.approx(float(shown[0]), abs=1e-4)
+        longer = longer.plus(position.token)
+    alone = await base.draft(longer, 12, temperature=temperature, seed=5)
+    own = draft.positions[len(given) :]
+    assert ids_of(own) == ids_of(alone.positions)
+    assert [p.logprob for p in own] == pytest.approx([p.logprob for p in alone.positions], abs=1e-4)
+    assert (draft.finish, alone.given) == (alone.finish, 0)
+    assert draft.usage.api_calls == 1
+    assert draft.usage.prompt_tokens == alone.usage.prompt_tokens == len(base.prompt_ids("The")) + len(longer.tokens)
+    assert draft.usage.completion_tokens == len(own)
+
+
+async def test_given_tokens_in_several_passes(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tokens_of(base, " dog ate “naïve” soup")
+    whole = await base.draft(Prefix("The"), 4, given=given)
+    await base.aclose()
+    monkeypatch.setattr("blackbox_proxy.base.local._ECHO_NUMBERS", 300 * 4)
+    parts = await base.draft(Prefix("The"), 4, given=given)
+    assert ids_of(parts.positions) == ids_of(whole.positions)
+    assert parts.given == whole.given == len(given)
+    assert len(parts.positions) == len(given) + 4
+
+
+@pytest.mark.parametrize("odd", [Token(bytes=b" x"), Token(id=0, bytes=b"", end=True), Token(id=300, bytes=b"x")])
+async def test_a_draft_stops_before_a_given_token_that_has_no_continuation(base: TransformersBase, odd: Token) -> None:
+    prefix, given = Prefix("The"), tokens_of(base, " dog")
+    draft = await base.draft(prefix, 5, given=(*given, odd, *given))
+    assert [position.token for position in draft.positions] == list(given)
+    assert (draft.given, draft.finish) == (len(given), None)
+    prompt = len(base.prompt_ids("The"))
+    assert (draft.usage.prompt_tokens, draft.usage.completion_tokens) == (prompt + len(given), 0)
+    none = await base.draft(prefix, 5, given=(odd,))
+    assert (none.positions, none.given, none.finish) == ((), 0, None)
+
+
+async def test_given_tokens_fit_the_window(base: TransformersBase) -> None:
+    given = (base.vocabulary.token_of(6),) * 5
+    draft = await base.draft(Prefix([5] * 250), 100, temperature=1.0, seed=1, given=given)
+    assert (len(draft.positions), draft.given, draft.finish) == (6, 5, "length")
+    with pytest.raises(ContextTooLong):
+        await base.draft(Prefix([5] * 251), 100, given=given)
+
+
+async def test_a_stream_is_the_draft_in_one_part(base: TransformersBase) -> None:
+    given = tokens_of(base, " dog")
+    draft = await base.draft(Prefix("The"), 5, temperature=1.0, seed=2, given=given)
+    [part] = [part async for part in base.stream(Prefix("The"), 5, temperature=1.0, seed=2, given=given)]
+    assert ids_of(part.positions) == ids_of(draft.positions)
+    assert (part.finish, part.given) == (draft.finish, draft.given)
+    assert part.usage == draft.usage
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
+async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
+    model = tiny_model(architecture, 300, seed=3)
+    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
+    base = TransformersBase(CausalLM(model, vocabulary, architecture))
+    given = [vocabulary.token_of(index) for index in range(70, 76)]
+    draft = await base.draft(Prefix(list(range(40, 60))), 3, given=given)
+    ids = list(range(40, 60)) + ids_of(draft.positions)
+    rows = plain(model, ids)
+    for place, position in enumerate(draft.positions, start=20):
+        assert position.logprob == pytest.approx(rows[place - 1][ids[place]], abs=1e-3)
+    await base.aclose()
+
+
 # -- sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +449,7 @@ def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None
 
 async def test_a_small_nucleus_is_greedy(base: TransformersBase) -> None:
     greedy = await base.draft(Prefix("The dog"), 20)
-    narrow = [p async for p in base.stream(Prefix("The dog"), 20, temperature=1.0, top_p=1e-6, seed=0)]
+    narrow = [p async for p in base.positions(Prefix("The dog"), 20, temperature=1.0, top_p=1e-6, seed=0)]
     assert ids_of(narrow) == ids_of(greedy.positions)
 
 
@@ -410,7 +531,7 @@ async def test_one_token_at_a_time_reads_one_token_at_a_time(base: TransformersB
 async def test_texts_decoded_in_turn_keep_their_caches(base: TransformersBase, read: list[int]) -> None:
     prompt = [5 + i % 90 for i in range(100)]
     prefixes = [Prefix(prompt).plus(base.vocabulary.token_of(40 + i)) for i in range(3)]
-    streams = [base.stream(prefix, 30, temperature=1.0, seed=i) for i, prefix in enumerate(prefixes)]
+    streams = [base.positions(prefix, 30, temperature=1.0, seed=i) for i, prefix in enumerate(prefixes)]
     for _ in range(30):
         await asyncio.gather(*(anext(stream, None) for stream in streams))
     assert read[0] == 101
@@ -502,7 +623,7 @@ async def test_the_event_loop_runs_on_while_the_model_reads(base: TransformersBa
 
 
 async def test_closing_a_stream_stops_the_model(base: TransformersBase, read: list[int]) -> None:
-    stream = base.stream(Prefix("The dog"), 60, temperature=1.0, seed=0)
+    stream = base.positions(Prefix("The dog"), 60, temperature=1.0, seed=0)
     await anext(stream)
     await anext(stream)
     await stream.aclose()

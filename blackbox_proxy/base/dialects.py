@@ -8,7 +8,7 @@ What a server *answers* needs no field where the answer itself tells (both log-p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Api = Literal["completions", "chat"]
@@ -40,6 +40,11 @@ class Dialect:
     what the token is, and then its text is worth more.
     `chat_length`: what the chat API calls the number of tokens to generate.
     `extra_body`: sent with every request, below the caller's own `extra_body`.
+    `streams`: log probabilities stream. `usage_stream`: the `stream_options` to send with a stream.
+    `echo`: fields that make the completions API repeat its prompt with the candidates at every token of it; None where
+    it cannot. `echo_last`: the field that limits this to the last so many tokens. `echo_streams`: it does so in a
+    stream, too.
+    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown.
     """
 
     name: str
@@ -50,6 +55,12 @@ class Dialect:
     ids_out: Mapping[str, Any] = field(default_factory=dict)
     chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    streams: bool = True
+    usage_stream: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
+    echo: Mapping[str, Any] | None = None
+    echo_last: str | None = None
+    echo_streams: bool = False
+    draws: bool = True
 
     def limit(self, api: Api) -> int | None:
         """The most `top_logprobs` this API gives; None where there is no fixed limit."""
@@ -60,6 +71,19 @@ class Dialect:
         return self.limit(api) or _USUAL_K
 
 
+_VLLM = Dialect(
+    "vllm",
+    completions_k=None,  # --max-logprobs, 20 unless the server was started with another
+    chat_k=None,
+    prefix="ids",
+    prefill=Prefill(body={"continue_final_message": True, "add_generation_prompt": False}),
+    ids_out={"return_tokens_as_token_ids": True},
+    # Sampling defaults come from the model's generation_config.json; a draft must be drawn from q itself.
+    extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    usage_stream={"include_usage": True, "continuous_usage_stats": True},
+    echo={"echo": True},
+)
+
 DIALECTS: Mapping[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
@@ -69,16 +93,9 @@ DIALECTS: Mapping[str, Dialect] = {
             chat_k=20,
             prefix="ids",
             chat_length="max_completion_tokens",
+            echo=None,  # refused together with log probabilities
         ),
-        Dialect(
-            "vllm",
-            completions_k=None,  # --max-logprobs, 20 unless the server was started with another
-            chat_k=None,
-            prefix="ids",
-            prefill=Prefill(body={"continue_final_message": True, "add_generation_prompt": False}),
-            ids_out={"return_tokens_as_token_ids": True},
-            # Sampling defaults come from the model's generation_config.json; a draft must be drawn from q itself.
-            extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-        ),
+        _VLLM,
+        replace(_VLLM, name="host", echo_last="echo_last", echo_streams=True),  # this project's own `host`
     )
 }

@@ -18,23 +18,24 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
 from blackbox_proxy.sampling import Sampling, nucleus
-from blackbox_proxy.types import Draft, Floats, Position, Prefix, Prompt, Rendering, Usage
+from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Rendering, Token, Usage
 from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens, is_ids
 
 T = TypeVar("T")
 
 _WORTH_COPYING = 32  # tokens shared with another text from which on copying its cache beats reading them again
 _CHEAP_LOSS = 8  # tokens that are cut off a cache without keeping a copy: a replaced token and its draft
-_ECHO_NUMBERS = 1 << 24  # log probabilities computed at a time when given text is scored (64 MiB of float32)
+_ECHO_NUMBERS = 1 << 24  # log probabilities computed at a time when text is scored (64 MiB of float32)
 
 
 class TransformersBase:
@@ -125,17 +126,50 @@ class TransformersBase:
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    async def draft(self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None) -> Draft:
+    @property
+    def abilities(self) -> Abilities:
+        """It scores given tokens, and draws from what it shows. It does not claim to stream: no round trip is saved."""
+        return Abilities(streams=False, scores=True, streams_scored=False, draws=True)
+
+    async def draft(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> Draft:
         """The model's own continuation: at most n positions, the last one the end token where it ends its text.
 
-        Counts as one call in `usage`, like a request to an API. Raises InputError, ContextTooLong, BadResponse.
+        `given` tokens come first, read in one pass with the first token of the continuation; from the first of them
+        that has no id or is an end on, there is nothing. Counts as one call in `usage`, like a request to an API.
+        Raises InputError, ContextTooLong, BadResponse.
         """
-        async with aclosing(self.stream(prefix, n, temperature=temperature, seed=seed)) as stream:
+        stream = self.positions(prefix, n, temperature=temperature, seed=seed, given=given)
+        async with aclosing(stream):
             positions = tuple([position async for position in stream])
-        usage = Usage(1, len(self.prompt_ids(prefix.prompt)) + len(prefix.tokens), len(positions))
-        return Draft(positions, "stop" if positions[-1].token.end else "length", usage)
+        sent = len(self._readable(given))
+        own = positions[sent:]
+        usage = Usage(1, len(self.prompt_ids(prefix.prompt)) + len(prefix.tokens) + sent, len(own))
+        finish: FinishReason | None = None
+        if own:
+            finish = "stop" if own[-1].token.end else "length"
+        return Draft(positions, finish, usage, sent)
 
     async def stream(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> AsyncGenerator[Draft, None]:
+        """The whole draft in one part."""
+        yield await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+
+    async def positions(
         self,
         prefix: Prefix,
         n: int,
@@ -144,47 +178,56 @@ class TransformersBase:
         top_p: float = 1.0,
         seed: int | None = None,
         top_logprobs: int | None = None,
+        given: Sequence[Token] = (),
     ) -> AsyncGenerator[Position, None]:
-        """The same position by position; closing the generator stops the model after the token in progress.
+        """The draft position by position; closing the generator stops the model after the token in progress.
 
         temperature 0 takes the most likely token (the lowest id on ties), otherwise tokens are drawn from
         softmax(log q / temperature), cut to the smallest set that holds `top_p` of the mass. The log probabilities
         shown are the model's own at temperature 1. The same text with the same seed gets the same token, however
-        many are asked for at once. `top_logprobs`: how many candidates to show here, 0 for none; None for what the
-        base was made with.
+        many are asked for at once, or given. `top_logprobs`: how many candidates to show here, 0 for none; None for
+        what the base was made with.
         """
         if n < 1:
             raise InputError(f"at least one token must be asked for, not {n}")
-        sampling = Sampling(temperature, top_p)
-        ids = self._ids(prefix)
-        if self.context is not None:
-            self._check_window(len(ids) + 1)
-            n = min(n, self.context - len(ids))
         if seed is None:
             seed = int(np.random.default_rng().integers(2**63))
+        sampling = Sampling(temperature, top_p, seed)
         k = self._shown(top_logprobs)
-        for _ in range(n):
-            position = await self._on_thread(lambda: self._next(ids, k, sampling, seed))
-            yield position
+        ids = self._ids(prefix)
+        start, sent = len(ids), self._readable(given)
+        ids += sent
+        self._check_window(len(ids) + 1)
+        goes_on = len(sent) == len(given)
+        async with aclosing(self._scan(ids, start, len(ids) + goes_on, k, sampling)) as scan:
+            async for position in scan:
+                yield position
+        if not goes_on:
+            return
+        if self.context is not None:
+            n = min(n, self.context - len(ids))
+        for _ in range(n - 1):
             if position.token.end or position.token.id is None:
                 return
             ids.append(position.token.id)
+            [position] = await self._on_thread(partial(self._read, ids, len(ids), len(ids) + 1, k, sampling))
+            yield position
 
-    async def echo(self, ids: Sequence[int], *, top_logprobs: int | None = None) -> list[Position]:
+    async def echo(
+        self, ids: Sequence[int], *, top_logprobs: int | None = None, last: int | None = None
+    ) -> list[Position]:
         """Score given text: position j shows the candidates before token j and the log probability of that token.
 
-        The first token has neither: nothing comes before it. Raises InputError, ContextTooLong, BadResponse.
+        The first token has neither: nothing comes before it. `last`: only so many tokens at the end are scored and
+        returned, None for all. Raises InputError, ContextTooLong, BadResponse.
         """
-        given = list(self.prompt_ids(tuple(ids)))
-        self._check_window(len(given))
+        text = list(self.prompt_ids(tuple(ids)))
+        self._check_window(len(text))
+        start = 0 if last is None else max(0, len(text) - last)
         nothing = VocabularyTokens(np.empty(0, np.int64), self.vocabulary)
-        positions = [Position(self.vocabulary.token_of(given[0]), None, nothing, np.empty(0))]
-        k, step = self._shown(top_logprobs), max(1, _ECHO_NUMBERS // self._known)
-        if not self._lm.caches:
-            step = len(given)  # every pass reads the text from its start
-        for start in range(1, len(given), step):
-            positions += await self._on_thread(lambda start=start: self._given(given, start, start + step, k))  # type: ignore[misc]
-        return positions
+        first = [Position(self.vocabulary.token_of(text[0]), None, nothing, np.empty(0))] if start == 0 else []
+        scan = self._scan(text, max(start, 1), len(text), self._shown(top_logprobs), Sampling())
+        return first + [position async for position in scan]
 
     async def aclose(self) -> None:
         """Drop the KV caches and the thread. The base can still be used; both are made anew then."""
@@ -203,28 +246,42 @@ class TransformersBase:
             thread = self._thread
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
-    def _next(self, ids: list[int], k: int, sampling: Sampling, seed: int) -> Position:
-        """What follows `ids`. The draw depends on the seed and the place in the text only."""
-        row = self._rows(ids, keep=1)[0]
-        found, logprobs = top(row, max(k, 1))
-        chosen, logprob = int(found[0]), float(logprobs[0])
-        if sampling.temperature > 0:
-            whole = row.cpu().numpy().astype(np.float64)
-            chosen = draw(whole, sampling, np.random.default_rng([seed % 2**64, len(ids)]))
-            logprob = float(whole[chosen])
-        return Position(
-            self.vocabulary.token_of(chosen), logprob, VocabularyTokens(found[:k], self.vocabulary), logprobs[:k]
-        )
+    async def _scan(
+        self, ids: list[int], start: int, end: int, k: int, sampling: Sampling
+    ) -> AsyncGenerator[Position, None]:
+        """`_read` in passes of a bounded size."""
+        step = max(1, _ECHO_NUMBERS // self._known)
+        if not self._lm.caches:
+            step = max(1, end - start)  # every pass reads the text from its start
+        for first in range(start, end, step):
+            for position in await self._on_thread(partial(self._read, ids, first, min(first + step, end), k, sampling)):
+                yield position
 
-    def _given(self, ids: list[int], start: int, end: int, k: int) -> list[Position]:
-        """Positions start to end - 1 of a given text; start >= 1."""
-        positions = []
-        tokens = ids[start:end]
-        for index, row in zip(tokens, self._rows(ids[: start + len(tokens) - 1], keep=len(tokens)), strict=True):
-            found, logprobs = top(row, max(k, 1))
-            shown = VocabularyTokens(found[:k], self.vocabulary)
-            positions.append(Position(self.vocabulary.token_of(index), float(row[index]), shown, logprobs[:k]))
-        return positions
+    def _read(self, ids: list[int], start: int, end: int, k: int, sampling: Sampling) -> list[Position]:
+        """Positions start to end - 1 of a text, start >= 1; the one after its last token (end = len(ids) + 1) is the
+        model's own choice.
+        """
+        rows = self._rows(ids[: end - 1], keep=end - start)
+        return [
+            self._position(row, ids[place] if place < len(ids) else None, place, k, sampling)
+            for place, row in zip(range(start, end), rows, strict=True)
+        ]
+
+    def _position(self, row: torch.Tensor, index: int | None, place: int, k: int, sampling: Sampling) -> Position:
+        """What a row (V,) of log probabilities says of a given token; of the chosen one, if none is given. The draw
+        depends on the seed and the place in the text only.
+        """
+        found, logprobs = top(row, max(k, 1))
+        if index is not None:
+            logprob = float(row[index])
+        elif sampling.temperature > 0:
+            whole = row.cpu().numpy().astype(np.float64)
+            index = draw(whole, sampling, np.random.default_rng([sampling.seed % 2**64, place]))
+            logprob = float(whole[index])
+        else:
+            index, logprob = int(found[0]), float(logprobs[0])
+        shown = VocabularyTokens(found[:k], self.vocabulary)
+        return Position(self.vocabulary.token_of(index), logprob, shown, logprobs[:k])
 
     def _rows(self, ids: list[int], keep: int) -> torch.Tensor:
         """Log probabilities (keep, V) of what follows the last `keep` of `ids`."""
@@ -241,6 +298,15 @@ class TransformersBase:
                 hint="Issue back the tokens that this base has shown.",
             )
         return [*self.prompt_ids(prefix.prompt), *issued]
+
+    def _readable(self, given: Sequence[Token]) -> list[int]:
+        """The ids of the given tokens, up to the first that cannot be continued from."""
+        ids = []
+        for token in given:
+            if token.end or token.id is None or not 0 <= token.id < self._known:
+                break
+            ids.append(token.id)
+        return ids
 
     def _check_window(self, length: int) -> None:
         if self.context is not None and length > self.context:

@@ -1,7 +1,8 @@
 """A base behind an OpenAI-compatible API: `open_base` checks the arguments, `OpenAIBase` asks.
 
-One draft is one request: payload.py builds it, retry.py sends it again where that helps, parse.py reads the answer.
-This file holds only what has state: the connections.
+One draft is one request: payload.py builds it (given.py, where it has given text), connection.py sends it, retry.py
+sends it again where that helps, parse.py reads the answer, streaming.py one that arrives in parts, and recut.py says
+where it stops being an answer to what will be asked next.
 """
 
 from __future__ import annotations
@@ -9,27 +10,30 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
-import httpx2
-
-import openai
-from blackbox_proxy.errors import BadRequest, InputError
-from blackbox_proxy.types import Draft, Prefix, Prompt, Rendering, Usage
+from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
+from blackbox_proxy.types import Draft, Prefix, Prompt, Rendering, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
+from .connection import Connection
 from .dialects import DIALECTS, Api, Dialect
+from .given import Plan, plan
+from .meter import Meter, sent_tokens
 from .parse import decode_body, parse
-from .payload import RESERVED, Settings, can_continue, check, prompt_length, request
-from .retry import named, named_limit, with_retries
+from .payload import RESERVED, Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
+from .protocol import Abilities
+from .recut import Recut, after_special, chat_opening, until_recut
+from .retry import named_limit, refuses_streams, with_retries
+from .streaming import Incremental
 
 _OPENAI = "https://api.openai.com/v1"
-_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 _NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
+_T = TypeVar("_T")
 
 
 class OpenAIBase:
@@ -53,13 +57,19 @@ class OpenAIBase:
         self.settings = settings
         self._may_lower_k = may_lower_k
         self.url = _shown(base_url)
-        self._base_url = base_url
-        self._api_key = api_key
         self._context = context
-        self._timeout = timeout
         self._max_attempts = max_attempts
         self._sleep = asyncio.sleep
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
+        self._streams = True  # as far as known
+        self._connection = Connection(
+            settings.api,
+            settings.model,
+            self.url,
+            base_url=base_url,
+            key=api_key,
+            secret=api_key != _NO_KEY,
+            timeout=timeout,
+        )
 
     def __repr__(self) -> str:
         settings = self.settings
@@ -92,75 +102,216 @@ class OpenAIBase:
             return None
         return max(0, self._context - length - len(prefix.tokens))
 
-    async def draft(self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None) -> Draft:
+    @property
+    def abilities(self) -> Abilities:
+        """By the dialect, the caller's `extra_body`, and what the server has done so far."""
+        dialect = self.settings.dialect
+        streams = dialect.streams and self._streams
+        scores = self.settings.api == "completions" and dialect.echo is not None
+        return Abilities(
+            streams=streams,
+            scores=scores,
+            streams_scored=streams and scores and dialect.echo_streams,
+            draws=draws_what_it_shows(self.settings),
+        )
+
+    async def draft(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> Draft:
         """The server's own continuation: at most n positions, in one request.
 
         `usage.api_calls` counts requests answered with 200 (so 1 here), `usage.retries` the failed ones before it.
         Raises BaseError and InputError; nothing of openai or httpx2 gets out, their exceptions are the `__cause__`.
         """
+        asked = self._plan(prefix, n, given)
+        if asked is None:
+            return Draft(())
+        content, settings, retries = await self._asked(
+            lambda settings: request(
+                asked.prefix, settings, asked.n, temperature=temperature, seed=seed, fields=asked.fields
+            ),
+            lambda arguments, _: self._connection.send(arguments),
+        )
+        return self._read(content, asked, settings, Usage(retries=retries))
+
+    async def stream(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> AsyncGenerator[Draft, None]:
+        """The same in parts, as the server writes; closing the generator closes the connection, so that it stops.
+
+        Failures before the first position are repeated like those of `draft`, later ones end the draft and count as a
+        retry. A server that turns out not to stream log probabilities is asked again without streaming, and
+        `abilities.streams` is false from then on.
+
+        Prompt tokens are those that the API reports; before it does, those counted here, and where the tokenizer is
+        unknown a quarter of the bytes sent. The last part corrects what was counted by what was reported.
+        """
+        abilities = self.abilities
+        if not (abilities.streams_scored if given else abilities.streams):
+            yield await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+            return
+        asked = self._plan(prefix, n, given)
+        if asked is None:
+            yield Draft(())
+            return
+        sent: dict[str, Any] = {}
+
+        def build(settings: Settings) -> dict[str, Any]:
+            sent.update(
+                request(
+                    asked.prefix,
+                    settings,
+                    asked.n,
+                    temperature=temperature,
+                    seed=seed,
+                    stream=True,
+                    fields=asked.fields,
+                )
+            )
+            return dict(sent)
+
+        meter = Meter(lambda: sent_tokens(asked.prefix, sent, self.settings))
+        try:
+            (first, rest, reader), settings, retries = await self._asked(
+                build, lambda arguments, settings: self._begin(arguments, settings, asked)
+            )
+        except (NoLogprobs, BadRequest) as error:
+            if isinstance(error, BadRequest) and not refuses_streams(error):
+                raise
+            self._streams = False
+            lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
+            draft = await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+            yield replace(draft, usage=draft.usage + lost)
+            return
+        recut, finish, more = self._recut(asked), None, Usage(retries=retries)
+        part: Draft | bytes | None = first
+        async with aclosing(rest):
+            if isinstance(first, bytes):
+                draft = self._read(first, asked, settings, more)
+                self._streams = False
+                yield draft
+                return
+            while isinstance(part, Draft):
+                kept = until_recut(part, recut)
+                finish = kept.finish
+                if kept.positions:
+                    usage = meter.part(len(kept.positions) - kept.given, reader.usage) + more
+                    yield replace(kept, finish=None, usage=usage)
+                    more = Usage()
+                if kept is not part:
+                    break
+                try:
+                    part = await anext(rest, None)
+                except (BadResponse, NoLogprobs):
+                    raise
+                except BaseError:
+                    more += Usage(retries=1)
+                    break
+        yield Draft((), finish, meter.last(reader.usage) + more)
+
+    # -- what asks and what is read -------------------------------------------------------------------------------
+
+    def _plan(self, prefix: Prefix, n: int, given: Sequence[Token]) -> Plan | None:
+        if given and not self.abilities.scores:
+            raise InputError(
+                f"the {self.settings.dialect.name!r} dialect's {self.settings.api} API does not score given text",
+                hint='Of the servers known, those of dialect="vllm" and "host" do, through api="completions".',
+            )
+        return plan(prefix, n, given, self.settings)
+
+    async def _asked(
+        self,
+        build: Callable[[Settings], dict[str, Any]],
+        send: Callable[[dict[str, Any], Settings], Awaitable[_T]],
+    ) -> tuple[_T, Settings, int]:
+        """What `send` returns, the settings that it was asked with, and how many requests failed before.
+
+        Where the caller left k open, a server that names a lower limit is asked again with that.
+        """
         refused = 0
         while True:
             settings = self.settings
-            arguments = request(prefix, settings, n, temperature=temperature, seed=seed)
+            arguments = build(settings)
             try:
-                content, retries = await with_retries(
-                    lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
+                answer, retries = await with_retries(
+                    lambda arguments=arguments, settings=settings: send(arguments, settings),  # type: ignore[misc]
                     max_attempts=self._max_attempts,
                     sleep=self._sleep,
                 )
-                break
+                return answer, settings, refused + retries
             except BadRequest as error:
                 limit = named_limit(str(error), settings.top_logprobs) if self._may_lower_k else None
                 if limit is None:
                     raise
                 refused += 1
                 self.settings = replace(self.settings, top_logprobs=limit)
-        draft = parse(decode_body(content), n=n, top_logprobs=settings.top_logprobs, vocabulary=settings.vocabulary)
-        return Draft(draft.positions, draft.finish, draft.usage + Usage(retries=retries + refused))
 
-    async def _send(self, arguments: dict[str, Any]) -> bytes:
-        """The body of a 200. The raw one: the client's models would drop and reshape what other dialects answer."""
-        client = self._client()
-        create: Any = (
-            client.completions.with_raw_response.create
-            if self.settings.api == "completions"
-            else client.chat.completions.with_raw_response.create
+    def _read(self, content: bytes, asked: Plan, settings: Settings, more: Usage) -> Draft:
+        draft = parse(
+            decode_body(content),
+            n=asked.n,
+            top_logprobs=settings.top_logprobs,
+            vocabulary=settings.vocabulary,
+            echo=asked.echo(settings),
         )
-        secret = "" if self._api_key == _NO_KEY else self._api_key
-        try:
-            answer = await create(**arguments)
-        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise named(error, model=self.settings.model, url=self.url, secret=secret) from error
-        content: bytes = answer.content  # which a parse error may quote
-        return content.replace(secret.encode(), b"[api key]") if secret else content
+        return replace(until_recut(draft, self._recut(asked)), usage=draft.usage + more)
 
-    def _client(self) -> openai.AsyncOpenAI:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            # A client holds on to its loop, so the weak keys alone would keep both for as long as this base lives.
-            for old in [other for other in self._clients if other.is_closed()]:
-                del self._clients[old]
-            client = openai.AsyncOpenAI(
-                api_key=self._api_key,
-                base_url=self._base_url,
-                timeout=self._timeout,
-                max_retries=0,  # retry.py decides
-                # The client's own would try to close itself when forgotten, in whatever event loop then runs.
-                http_client=httpx2.AsyncClient(timeout=self._timeout, limits=_LIMITS, follow_redirects=True),
-            )
-            self._clients[loop] = client
-        return client
+    def _recut(self, asked: Plan) -> Recut | None:
+        """Where a later request sends text that the server will cut anew, what watches for that; else None."""
+        settings, prefix, vocabulary = self.settings, asked.before, self.settings.vocabulary
+        if vocabulary is None or asked.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
+            return None
+        if settings.api == "completions":
+            return Recut(after_special(as_text(prefix, settings), vocabulary), vocabulary)
+        return Recut(chat_opening(prefix.prompt, vocabulary) + prefix.generated, vocabulary)
+
+    async def _begin(
+        self, arguments: dict[str, Any], settings: Settings, asked: Plan
+    ) -> tuple[Draft | bytes, AsyncGenerator[Draft | bytes, None], Incremental]:
+        """A stream read up to its first position (or to its end), the rest of it, and its reader."""
+        reader = Incremental(asked.n, settings.top_logprobs, settings.vocabulary, asked.echo(settings))
+        rest = self._parts(arguments, reader)
+        return await anext(rest), rest, reader
+
+    async def _parts(self, arguments: dict[str, Any], reader: Incremental) -> AsyncGenerator[Draft | bytes, None]:
+        """The positions as they arrive, and at last a part with the finish; or the body of an answer in one piece."""
+        async with self._connection.open(arguments) as answer:
+            if not answer.streams:
+                yield await answer.body()
+                return
+            try:
+                async for chunk in answer:
+                    before = reader.given
+                    positions = reader.feed(chunk)
+                    if reader.unscored:
+                        raise NoLogprobs("the API streams text without log probabilities")
+                    if positions:
+                        yield Draft(positions, given=reader.given - before)
+                    if reader.done:
+                        break
+            except BaseError as error:
+                if not (error.retryable and reader.complete):
+                    raise
+            if not (reader.complete or reader.done):
+                raise ConnectionFailed(f"{self.url} ended its answer early", hint="Try again.")
+            last, finish = reader.finish()
+            yield Draft(last, finish)
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""
-        here = asyncio.get_running_loop()
-        for loop, client in list(self._clients.items()):
-            del self._clients[loop]
-            if loop is here:
-                await client.close()
-            elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(client.close(), loop)
+        await self._connection.aclose()
 
 
 def open_base(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
-from blackbox_proxy.spelling import as_text
+from blackbox_proxy.spelling import as_text as rendered
 from blackbox_proxy.types import Prefix, Prompt, Rendering
 from blackbox_proxy.vocabulary import Vocabulary, is_ids
 
@@ -28,6 +28,46 @@ RESERVED = frozenset(
     | {"temperature", "top_p", "logprobs", "top_logprobs", "max_tokens", "max_completion_tokens"}
 )
 """Fields that `extra_body` may not set: the meaning of an answer depends on them."""
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "logit_bias": ({},),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "dynatemp_range": (0,),
+    "smoothing_factor": (0,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "repeat_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "regex": ("",),
+    "ebnf": ("",),
+    "guided_json": ({}, ""),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "structured_outputs": ({},),
+    "response_format": ({"type": "text"},),
+}
+"""Fields that bend what is drawn away from what is shown -> the values with which they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +237,34 @@ def prompt_length(prompt: Prompt, settings: Settings) -> int | None:
         return None
 
 
+def draws_what_it_shows(settings: Settings) -> bool:
+    """Whether drafts at temperature 1 are drawn from the very probabilities shown, as far as the request decides."""
+    bent = (
+        # null leaves the choice to the server: harmless, unless the dialect says something because it is not
+        value not in neutral and not (value is None and name not in settings.dialect.extra_body)
+        for name, neutral in _NEUTRAL.items()
+        for value in (settings.extra_body.get(name, neutral[0]),)
+    )
+    return settings.dialect.draws and not any(bent)
+
+
 # -- the request ------------------------------------------------------------------------------------------------------
 
 
-def request(prefix: Prefix, settings: Settings, n: int, *, temperature: float, seed: int | None) -> dict[str, Any]:
+def request(
+    prefix: Prefix,
+    settings: Settings,
+    n: int,
+    *,
+    temperature: float,
+    seed: int | None,
+    stream: bool = False,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The keyword arguments of `client.completions.create` or `client.chat.completions.create` for one draft.
 
-    n: the most tokens to draft. Raises InputError, and CannotContinue where `can_continue` is false.
+    n: the most tokens to draft. stream: whether they shall arrive one by one. fields: further ones of the body.
+    Raises InputError, and CannotContinue where `can_continue` is false.
     """
     _check_prompt(prefix.prompt, settings)
     way = travels(prefix, settings)
@@ -219,7 +280,7 @@ def request(prefix: Prefix, settings: Settings, n: int, *, temperature: float, s
         extra |= dialect.ids_out
     arguments: dict[str, Any] = {"model": settings.model, "temperature": temperature, "top_p": 1.0}
     if settings.api == "completions":
-        arguments["prompt"] = _as_ids(prefix, settings) if way == "ids" else _as_text(prefix, settings)
+        arguments["prompt"] = as_ids(prefix, settings) if way == "ids" else as_text(prefix, settings)
         arguments |= {"max_tokens": n, "logprobs": settings.top_logprobs}
     else:
         arguments["messages"], fields = _as_messages(prefix, dialect)
@@ -227,13 +288,19 @@ def request(prefix: Prefix, settings: Settings, n: int, *, temperature: float, s
         arguments |= {dialect.chat_length: n, "logprobs": True, "top_logprobs": settings.top_logprobs}
     if seed is not None:
         arguments["seed"] = seed
+    if stream:
+        arguments["stream"] = True
+        if dialect.usage_stream:
+            arguments["stream_options"] = dict(dialect.usage_stream)
     extra |= settings.extra_body
+    extra |= fields or {}
     if extra:
         arguments["extra_body"] = extra
     return arguments
 
 
-def _as_ids(prefix: Prefix, settings: Settings) -> list[int]:
+def as_ids(prefix: Prefix, settings: Settings) -> list[int]:
+    """The prompt of a completion where it travels as ids."""
     prompt = prefix.prompt
     if settings.vocabulary is not None:
         ids = list(settings.prompt_ids(settings.vocabulary, prompt))
@@ -243,12 +310,13 @@ def _as_ids(prefix: Prefix, settings: Settings) -> list[int]:
     return _not_empty(ids)
 
 
-def _as_text(prefix: Prefix, settings: Settings) -> str:
+def as_text(prefix: Prefix, settings: Settings) -> str:
+    """The prompt of a completion where it travels as text."""
     prompt, vocabulary, rendering = prefix.prompt, settings.vocabulary, settings.rendering
     if vocabulary is not None and (is_ids(prompt) or rendering == "chat"):
         text = _spelled(vocabulary, settings.prompt_ids(vocabulary, prompt))
     else:
-        text = as_text(prompt, rendering, chat=None)
+        text = rendered(prompt, rendering, chat=None)
     return _not_empty(text + (_issued(prefix) or ""))
 
 

@@ -121,7 +121,7 @@ def named(error: Exception, *, model: str, url: str, secret: str = "") -> Blackb
     model, url: what was asked, for the sentence. secret: the API key, taken out of whatever the server said, in the
     original too, because a traceback prints that as well.
     """
-    _without_secret(error, secret)
+    _take_out(error, secret)
     if isinstance(error, (openai.APITimeoutError, httpx2.TimeoutException)):
         return ConnectionFailed(
             f"{url} did not answer in time", hint="Try again, give a longer timeout=…, or ask for fewer tokens at once."
@@ -135,6 +135,8 @@ def named(error: Exception, *, model: str, url: str, secret: str = "") -> Blackb
         return ConnectionFailed(
             f"no connection to {url}: {_cut(reason)}", hint="Check base_url, that the server runs, and the network."
         )
+    if type(error) is openai.APIError:
+        return _named_event(error, url)
     return BaseError(f"the request to {url} failed: {_cut(str(error))}", hint="The cause is attached (__cause__).")
 
 
@@ -174,9 +176,21 @@ def _named_status(error: openai.APIStatusError, model: str, url: str) -> Blackbo
     return BadResponse(f"{url} answered with status {status}: {said}", hint="Check base_url.", **known)
 
 
-def _said(error: openai.APIStatusError) -> str:
+def _named_event(error: openai.APIError, url: str) -> BaseError:
+    """The error of an event in a stream that had begun well."""
+    body = getattr(error, "body", None)
+    code = str(body.get("code") if isinstance(body, Mapping) else None)
+    status = int(code) if re.fullmatch("[45][0-9]{2}", code) else None
+    if status is not None and status < 500 and status not in (408, 429):
+        return BadRequest(
+            f"{url} refuses the request ({status}): {_said(error)}", hint="Its message names the reason.", status=status
+        )
+    return ServerFailed(f"{url} failed while it wrote: {_said(error)}", hint="Try again later.", status=status)
+
+
+def _said(error: openai.APIError) -> str:
     """The API's own message, in one line."""
-    body: Any = error.body
+    body: Any = getattr(error, "body", None)
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body.get("error") or body
     return _cut(str(body or "no message"))
@@ -187,23 +201,24 @@ def _cut(text: str) -> str:
     return line if len(line) <= 300 else line[:299] + "…"
 
 
-def _without_secret(error: BaseException, secret: str) -> None:
+def _take_out(error: BaseException, secret: str) -> None:
     """Take the key out of an exception's texts, and out of those it came from."""
     link: BaseException | None = error
     while secret and link is not None:
-        link.args = tuple(_clean(value, secret) for value in link.args)
+        link.args = tuple(without_secret(value, secret) for value in link.args)
         for name in ("message", "body"):
             if hasattr(link, name):
-                setattr(link, name, _clean(getattr(link, name), secret))
+                setattr(link, name, without_secret(getattr(link, name), secret))
         link = link.__cause__ or link.__context__
 
 
-def _clean(value: Any, secret: str) -> Any:
+def without_secret(value: Any, secret: str) -> Any:
+    """JSON with the key taken out of all its texts."""
     if isinstance(value, str):
         return value.replace(secret, "[api key]")
     if isinstance(value, Mapping):
-        return {name: _clean(inner, secret) for name, inner in value.items()}
-    return [_clean(inner, secret) for inner in value] if isinstance(value, list) else value
+        return {name: without_secret(inner, secret) for name, inner in value.items()}
+    return [without_secret(inner, secret) for inner in value] if isinstance(value, list) else value
 
 
 def named_limit(refusal: str, asked: int) -> int | None:
@@ -215,3 +230,9 @@ def named_limit(refusal: str, asked: int) -> int | None:
         return None
     about = refusal.partition("logprobs")[2]
     return max((int(n) for n in re.findall(r"(?<![\w.])\d+(?![\w.]*\d)", about) if 0 < int(n) < asked), default=None)
+
+
+def refuses_streams(refusal: BadRequest) -> bool:
+    """Whether a refusal is about asking for a stream, or for its usage."""
+    cause = refusal.__cause__
+    return isinstance(cause, openai.APIError) and "stream" in f"{cause.param or ''} {_said(cause)}".lower()

@@ -19,6 +19,7 @@ from rich.text import Text
 from .evaluate import KINDS, Row, Task, gap_closed, row_of, tasks
 from .models import DemoModels, demo_models
 from .systems import BlackBox, answering_in_another_process, answers
+from .world import reports
 
 if TYPE_CHECKING:
     from blackbox_proxy.types import Generation, TailPolicy
@@ -31,12 +32,20 @@ SYSTEMS = {
     "full": "proxy, full vocabulary",
     "direct": "base tuned directly",
 }
+_BENCH_REPORTS = 16
 _TITLES = {
     "base": "the black box before the news",
     "direct": "black box and news: tuned directly",
     "antiexpert": "small model before the news",
     "expert": "small model and news: the expert",
 }
+
+
+def bench_models(console: Console, cache: Path | None) -> tuple[tuple[str, str, str], list[str]]:
+    """Base, expert and anti-expert of the demo, and the headlines of reports that no model has seen."""
+    models = _built(console, cache)
+    prompts = [report.prompt for report in reports(models.world, "test", count=_BENCH_REPORTS)]
+    return (str(models.base), str(models.expert), str(models.antiexpert)), prompts
 
 
 def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:

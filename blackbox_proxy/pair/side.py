@@ -25,7 +25,7 @@ class Side:
         self.ends: Ids = np.array(sorted(i for i in ends if i < lm.size), dtype=np.int64)
         self._read, self._rest = self._split_prompt()
         self._start = (list(self._read), self._rest)
-        self._taken = 0
+        self._taken: list[Token] = []
 
     def _split_prompt(self) -> tuple[list[int], bytes]:
         """The prompt's ids up to the last place that nothing can retokenise, and the text after it.
@@ -45,12 +45,15 @@ class Side:
         return head + tail[:taken], b"".join(spelled[taken:])
 
     def text_after(self, issued: Sequence[Token]) -> tuple[list[int], bytes]:
-        """The trunk's ids and the bytes after it, once these tokens of the base are issued."""
-        if len(issued) < self._taken:
+        """The trunk's ids and the bytes after it, once these tokens of the base are issued.
+
+        Tokens that were issued before may have been taken back: a local draft is.
+        """
+        if list(issued[: len(self._taken)]) != self._taken:
             self._read, self._rest = list(self._start[0]), self._start[1]
-            self._taken = 0
-        self._rest += b"".join(token.bytes or b"" for token in issued[self._taken :])
-        self._taken = len(issued)
+            self._taken = []
+        self._rest += b"".join(token.bytes or b"" for token in issued[len(self._taken) :])
+        self._taken = list(issued)
         ids, self._rest = self.settle(self._rest)
         self._read += ids
         return self._read, self._rest

@@ -33,6 +33,7 @@ def step_record(step: Step, candidates: int = 5) -> dict[str, Any]:
         "id": step.token_id,
         "end": step.end,
         "drafted": step.drafted,
+        "local": step.local,
         "changed": step.changed,
         "covered_mass": step.covered_mass,
         "candidates": [candidate_record(candidate) for candidate in step.candidates[:candidates]],

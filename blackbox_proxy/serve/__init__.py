@@ -5,6 +5,7 @@
     engine.py     what stands behind the routes: Ask in, Events out           a protocol
     text.py       stop strings, whole characters, text offsets                pure
     routes.py     the Starlette app
+    network.py    an engine as seen over a slow network
     prompts.py    messages and text -> token ids, with a tokenizer's chat template
     host.py       the engine over `TransformersBase`; running it              `python -m blackbox_proxy.serve.host`
     process.py    a host in a process or thread of its own                    for tests, demo and benchmarks

@@ -21,8 +21,9 @@ class Ask:
 
     prompt: text, token ids or chat messages. max_tokens None: as many as fit. top_logprobs: candidates shown per
     position, None where no log probabilities are wanted. echo: the prompt comes back first, scored if `top_logprobs`
-    is given. add_special_tokens: None for what is usual with this kind of prompt. ending, of messages: "reply" opens
-    an answer, "continue" goes on with the last message exactly as it is written, "none" adds nothing.
+    is given; of more than `echo_last` tokens only so many at its end, where that is not None. add_special_tokens: None
+    for what is usual with this kind of prompt. ending, of messages: "reply" opens an answer, "continue" goes on with
+    the last message exactly as it is written, "none" adds nothing.
     """
 
     prompt: str | tuple[int, ...] | tuple[Mapping[str, str], ...]
@@ -33,6 +34,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     echo: bool = False
+    echo_last: int | None = None
     add_special_tokens: bool | None = None
     ending: Ending = "reply"
 

@@ -20,9 +20,10 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.engine import Ask, Entry, Event
+from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
+from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.prompts import Prompts, read_template
-from blackbox_proxy.serve.text import Feed, offsets, written
+from blackbox_proxy.serve.text import Feed, offsets, places, written
 from blackbox_proxy.types import FinishReason, Prefix, Usage
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class HostEngine:
         if n == 0:
             return
         feed = Feed(ask.stop, start=len(echo.text))
-        stream = self._base.stream(
+        stream = self._base.positions(
             prefix,
             n,
             temperature=ask.temperature,
@@ -92,14 +93,19 @@ class HostEngine:
                 return
 
     async def _echo(self, ask: Ask, ids: tuple[int, ...]) -> Event:
-        """The prompt as an event, scored where log probabilities are asked for."""
+        """The prompt, or its last tokens, as an event, scored where log probabilities are asked for."""
         vocabulary = self._base.vocabulary
         text = ask.prompt.encode("utf-8") if isinstance(ask.prompt, str) else written(ids, vocabulary)
+        begins = places(text, ids, vocabulary)
+        first = 0 if ask.echo_last is None else max(0, len(ids) - ask.echo_last)
+        if first:
+            cut = begins[first] if first < len(ids) else len(text)
+            text, begins = text[cut:], [place - cut for place in begins[first:]]
         entries: tuple[Entry, ...] = ()
         if ask.top_logprobs is not None:
-            positions = await self._base.echo(ids, top_logprobs=ask.top_logprobs)
-            places = offsets(text, ids, vocabulary)
-            entries = tuple(Entry(p, place, generated=False) for p, place in zip(positions, places, strict=True))
+            positions = await self._base.echo(ids, top_logprobs=ask.top_logprobs, last=ask.echo_last)
+            found = offsets(text, begins)
+            entries = tuple(Entry(p, offset, generated=False) for p, offset in zip(positions, found, strict=True))
         return Event(text.decode("utf-8", "replace"), entries)
 
 
@@ -112,8 +118,11 @@ def open_engine(
     dtype: str = "auto",
     chat_template: str | None = None,
     trust_remote_code: bool = False,
-) -> HostEngine:
+    first_token: float = 0.0,
+    per_token: float = 0.0,
+) -> Engine:
     """Load a model as an engine; arguments as for `run_host`. Raises ModelUnavailable, InputError."""
+    network = Network(first_token, per_token)
     template = None if chat_template is None else read_template(chat_template)
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.spelling import load_tokenizer
@@ -121,12 +130,13 @@ def open_engine(
     limit = None if top_logprobs < 0 else max(top_logprobs, 1)
     base = TransformersBase(model, top_logprobs=limit, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(base.name, trust_remote_code=trust_remote_code)
-    return HostEngine(
+    engine = HostEngine(
         base,
         Prompts(tokenizer, template),
         name=served_model_name or os.fspath(model),
         top_logprobs=base.size if top_logprobs < 0 else top_logprobs,
     )
+    return engine if network == Network() else OverNetwork(engine, network)
 
 
 def run_host(
@@ -141,6 +151,8 @@ def run_host(
     dtype: str = "auto",
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    first_token: float = 0.0,
+    per_token: float = 0.0,
     middleware: Sequence[Middleware] = (),
     announce: Callable[[str, int], None] | None = None,
 ) -> None:
@@ -148,8 +160,9 @@ def run_host(
 
     model: folder or hub id; clients name it so, or `served_model_name`. port 0 takes a free one. top_logprobs: the
     most log probabilities per token that a client gets; -1 for the whole vocabulary. api_key: what clients must send.
-    chat_template: a Jinja template, or the path of one, in place of the tokenizer's own. middleware: Starlette's, in
-    front of everything. announce: called with host and port once requests are answered.
+    chat_template: a Jinja template, or the path of one, in place of the tokenizer's own. first_token, per_token:
+    seconds until the first token of a text and for each further one, as if over a network. middleware: Starlette's,
+    in front of everything. announce: called with host and port once requests are answered.
     Raises InputError (port taken, extra not installed), ModelUnavailable.
     """
     if top_logprobs < -1:
@@ -172,6 +185,8 @@ def run_host(
             dtype=dtype,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            first_token=first_token,
+            per_token=per_token,
         )
         app = create_app(engine, api_key=api_key, middleware=middleware)
         server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None)
@@ -229,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--chat-template")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--first-token", type=float, default=0.0)
+    parser.add_argument("--per-token", type=float, default=0.0)
     parser.add_argument("--announce", action="store_true", help="print the address as a line of JSON when ready")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     options = vars(parser.parse_args(arguments))

@@ -48,6 +48,8 @@ class HostProcess:
         dtype: str = "auto",
         chat_template: str | None = None,
         trust_remote_code: bool = False,
+        first_token: float = 0.0,
+        per_token: float = 0.0,
         port: int = 0,
         threads: int | None = None,
         timeout: float = 120.0,
@@ -69,6 +71,8 @@ class HostProcess:
             "--device": device,
             "--dtype": dtype,
             "--chat-template": chat_template,
+            "--first-token": str(first_token),
+            "--per-token": str(per_token),
         }
         self._arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
         self._arguments += ["--announce", "--until-eof", *(["--trust-remote-code"] if trust_remote_code else [])]

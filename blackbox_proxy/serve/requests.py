@@ -4,7 +4,8 @@ Unknown fields are ignored, as vLLM does. Known fields that would change the tex
 do not implement are refused unless they have a neutral value: a black box that ignores `logit_bias` would lie.
 
 Beyond OpenAI's fields, vLLM's are understood: `return_tokens_as_token_ids`, `return_token_ids`, `add_special_tokens`,
-`continue_final_message`, `add_generation_prompt`.
+`continue_final_message`, `add_generation_prompt`, `stream_options.continuous_usage_stats`. In completions also
+Fireworks' `echo_last`: the last N tokens of the prompt come back, with or without `echo`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class _Read(BaseModel):
 
 class _StreamOptions(_Read):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class _Common(_Read):
@@ -78,6 +80,7 @@ class CompletionRequest(_Common):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
     echo: bool | None = None
+    echo_last: int | None = None
 
 
 _Request = TypeVar("_Request", bound=_Common)
@@ -101,19 +104,24 @@ class ChatRequest(_Common):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     echo: Literal[False] | None = None
+    echo_last: Literal[0] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A checked request: `asks` in the order of the choices, `n` of them for each prompt."""
+    """A checked request: `asks` in the order of the choices, `n` of them for each prompt.
+
+    include_usage: a stream ends with its usage. continuous_usage: each of its chunks has the usage so far, too.
+    """
 
     asks: tuple[Ask, ...]
     n: int
     style: Style
     stream: bool
     include_usage: bool
+    continuous_usage: bool
 
 
 def parse(raw: bytes) -> Any:
@@ -131,10 +139,16 @@ def read_completion(body: Any, model: str, limit: int) -> Order:
     request = _read(CompletionRequest, body, model)
     max_tokens = 16 if request.max_tokens is None else request.max_tokens
     echo = bool(request.echo)
+    if request.echo_last is not None:
+        _within("echo_last", request.echo_last, 0, None)
+        echo = request.echo_last > 0
     _within("max_tokens", max_tokens, 0 if echo else 1, None)
     if request.logprobs is not None:
         _within("logprobs", request.logprobs, 0, limit)
-    asks = [Ask(prompt, max_tokens, top_logprobs=request.logprobs, echo=echo) for prompt in _prompts(request.prompt)]
+    asks = [
+        Ask(prompt, max_tokens, top_logprobs=request.logprobs, echo=echo, echo_last=request.echo_last)
+        for prompt in _prompts(request.prompt)
+    ]
     return _order(request, asks, chat=False, logprobs=request.logprobs is not None)
 
 
@@ -264,5 +278,7 @@ def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> 
         for seed in seeds
     )
     style = Style(chat, logprobs, bool(request.return_tokens_as_token_ids), bool(request.return_token_ids))
-    options = request.stream_options
-    return Order(wanted, n, style, bool(request.stream), bool(options and options.include_usage))
+    options = request.stream_options or _StreamOptions()
+    include_usage = bool(options.include_usage)
+    continuous = include_usage and bool(options.continuous_usage_stats)  # as vLLM: the one only with the other
+    return Order(wanted, n, style, bool(request.stream), include_usage, continuous)

@@ -5,8 +5,8 @@
     GET  /stats                                     what was asked of this server: {"requests", "active", …}
 
 One request's texts are written one after the other, requests side by side. A client that goes away stops its text at
-the next token, streamed or not. `middleware` is the place for what lies between a client and this server, such as an
-emulated network.
+the next token, streamed or not. `middleware` is the place for what looks at whole requests, such as a log; an emulated
+network needs to know the tokens and is an engine (network.py).
 """
 
 from __future__ import annotations
@@ -147,7 +147,12 @@ class _Service:
                         usage += event.usage
                         for choice in _parts(index, event, order, first):
                             part = wire.chunk(
-                                head, [choice], order.style, prompt_ids=event.prompt_ids, include_usage=include
+                                head,
+                                [choice],
+                                order.style,
+                                prompt_ids=event.prompt_ids,
+                                usage=usage if order.continuous_usage else None,
+                                include_usage=include,
                             )
                             yield json.dumps(part)
                         first = False

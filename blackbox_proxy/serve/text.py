@@ -84,20 +84,29 @@ def written(ids: Iterable[int], vocabulary: Vocabulary) -> bytes:
     return b"".join(_spelling(index, vocabulary) for index in ids)
 
 
-def offsets(text: bytes, ids: Sequence[int], vocabulary: Vocabulary) -> list[int]:
-    """Where in `text` (characters) each of its tokens begins.
+def places(text: bytes, ids: Iterable[int], vocabulary: Vocabulary) -> list[int]:
+    """Where in `text` (bytes) each of its tokens begins.
 
     Special tokens count where the text spells them out, not where the tokenizer added them; a space that the tokenizer
     put before the text is not in it either.
     """
-    result, place, characters = [], 0, Characters()
+    result, place = [], 0
     for index in ids:
         spelling = _spelling(index, vocabulary)
         if not text.startswith(spelling, place):
             spelling = b"" if index in vocabulary.special else spelling.removeprefix(b" ")
-        result.append(characters.count)
-        characters.add(text[place : place + len(spelling)])
+        result.append(place)
         place += len(spelling)
+    return result
+
+
+def offsets(text: bytes, places: Iterable[int]) -> list[int]:
+    """The same places in characters, counted as the text is decoded."""
+    result, read, characters = [], 0, Characters()
+    for place in places:
+        characters.add(text[read:place])
+        result.append(characters.count)
+        read = place
     return result
 
 

@@ -192,7 +192,9 @@ def chunk(
     usage: Usage | None = None,
     include_usage: bool = False,
 ) -> Json:
-    """One event of a stream. With `include_usage` all have a `usage`, null but in the one after the last choice."""
+    """One event of a stream. With `include_usage` all have a `usage`, null where none is given: everywhere but after
+    the last choice, unless the client asked for it continuously.
+    """
     result = _around(head, choices, "chat.completion.chunk" if style.chat else "text_completion")
     if include_usage:
         result["usage"] = None if usage is None else usage_json(usage)

@@ -269,7 +269,7 @@ def test_one_base_in_several_event_loops(server: Server, asking: Asking) -> None
     base = asking()
     for _ in range(3):
         assert len(asyncio.run(draft(base)).positions) == 2
-    assert len(base._clients) == 0
+    assert len(base._connection._clients) == 0
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -285,8 +285,8 @@ def test_clients_of_dead_loops_are_let_go(server: Server, asking: Asking, caplog
 
     for _ in range(3):
         asyncio.run(once())
-    assert len(base._clients) == 1
-    base._clients.clear()
+    assert len(base._connection._clients) == 1
+    base._connection._clients.clear()
     gc.collect()
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
@@ -295,7 +295,7 @@ async def test_concurrent_drafts_share_a_client_and_closing_is_not_the_end(serve
     server.answers = [GOOD]
     base = asking()
     await asyncio.gather(*(base.draft(Prefix(f"Hi {i}"), 4) for i in range(8)))
-    assert len(base._clients) == 1
+    assert len(base._connection._clients) == 1
     assert {sent["prompt"] for sent in server.sent} == {f"Hi {i}" for i in range(8)}
     await base.aclose()
     assert len((await draft(base)).positions) == 2

@@ -1,0 +1,140 @@
+"""The connections to one API: a client per running event loop, whole answers and streamed ones.
+
+Nothing of openai or httpx2 gets out of here: their exceptions are named by retry.py and become the `__cause__`. What is
+read is raw JSON, because the client's models would drop and reshape what other dialects answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httpx2
+
+import openai
+from blackbox_proxy.errors import BadResponse
+
+from .dialects import Api
+from .retry import named, without_secret
+
+_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+
+
+class Connection:
+    """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none."""
+
+    def __init__(
+        self, api: Api, model: str, url: str, *, base_url: str, key: str, secret: bool, timeout: float
+    ) -> None:
+        self._api = api
+        self._model = model
+        self._url = url
+        self._base_url = base_url
+        self._key = key
+        self._secret = key if secret else ""
+        self._timeout = timeout
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
+
+    async def send(self, arguments: dict[str, Any]) -> bytes:
+        """The body of a 200."""
+        with self.naming():
+            answer = await self._create("with_raw_response")(**arguments)
+        return self.clean(answer.content)  # a parse error may quote it
+
+    @asynccontextmanager
+    async def open(self, arguments: dict[str, Any]) -> AsyncIterator[Answer]:
+        """An answer that arrives while it is read; leaving closes it, so that the server notices."""
+        with self.naming():
+            opened = self._create("with_streaming_response")(**arguments)
+            response = await opened.__aenter__()
+        try:
+            yield Answer(response, self)
+        finally:
+            await response.close()
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Turns the client's exceptions into those of `errors`."""
+        try:
+            yield
+        except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise named(error, model=self._model, url=self._url, secret=self._secret) from error
+
+    def clean(self, content: bytes) -> bytes:
+        """A body without the key, which some servers repeat."""
+        return content.replace(self._secret.encode(), b"[api key]") if self._secret else content
+
+    def without_secret(self, value: object) -> object:
+        return without_secret(value, self._secret) if self._secret else value
+
+    def _create(self, how: str) -> Callable[..., Any]:
+        client = self._client()
+        resource: Any = client.completions if self._api == "completions" else client.chat.completions
+        create: Callable[..., Any] = getattr(resource, how).create
+        return create
+
+    def _client(self) -> openai.AsyncOpenAI:
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            # A client holds on to its loop, so the weak keys alone would keep both for as long as this base lives.
+            for old in [other for other in self._clients if other.is_closed()]:
+                del self._clients[old]
+            client = openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self._base_url,
+                timeout=self._timeout,
+                max_retries=0,  # retry.py decides
+                # The client's own would try to close itself when forgotten, in whatever event loop then runs.
+                http_client=httpx2.AsyncClient(timeout=self._timeout, limits=_LIMITS, follow_redirects=True),
+            )
+            self._clients[loop] = client
+        return client
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop, and of others that still run. They are made anew when needed."""
+        here = asyncio.get_running_loop()
+        for loop, client in list(self._clients.items()):
+            del self._clients[loop]
+            if loop is here:
+                await client.close()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(client.close(), loop)
+
+
+class Answer:
+    """A 200 whose body is still to be read: as events (its items, the JSON of each), or at once if it is not streamed.
+
+    Both raise BaseError.
+    """
+
+    def __init__(self, response: Any, connection: Connection) -> None:
+        self._response = response
+        self._connection = connection
+        self._events: openai.AsyncStream[object] | None = None
+        kind = str(response.headers.get("content-type", ""))
+        self.streams = kind.partition(";")[0].strip().lower() == "text/event-stream"
+
+    async def body(self) -> bytes:
+        with self._connection.naming():
+            content: bytes = await self._response.read()
+        return self._connection.clean(content)
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> object:
+        with self._connection.naming():
+            try:
+                if self._events is None:
+                    self._events = await self._response.parse(to=openai.AsyncStream[object])
+                event = await anext(self._events)
+            except (ValueError, RecursionError) as error:
+                raise BadResponse(
+                    "the API streamed something that is not JSON",
+                    hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url.",
+                ) from error
+        return event if isinstance(event, Mapping) else self._connection.without_secret(event)

@@ -1,0 +1,212 @@
+"""Laws 5 and 7 over real HTTP: every way of asking leads to the same bytes; a stream costs 1 + disagreements calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from blackbox_proxy import Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.drafting import Pace, Plan
+from blackbox_proxy.serve.host import open_engine
+from blackbox_proxy.serve.process import serve_in_thread
+from blackbox_proxy.serve.routes import Stats, create_app
+from blackbox_proxy.tuner import run
+from blackbox_proxy.types import Draft, Generation, Prefix
+
+STARTS = ("The mayor", "New York", "def area", "日本", "In 2023", "naïve 👩‍💻", "'don", "  two", "3.50 €", "she")
+PROMPTS = [f"{a} {b}" for a, b in itertools.product(STARTS, ("of", "12", "ba", "the theory", "Zürich"))]
+FIXED = (1, 2, 3, 8, 32, 64)
+OPTIONS = {"max_tokens": 24}
+
+
+class Given(Pace):
+    """Always asks with so many tokens of the local pair."""
+
+    def __init__(self, given: int, n: int, stream: bool) -> None:
+        super().__init__(Drafting())
+        self._always = Plan(given, n, stream)
+
+    def plan(self, abilities: Any, left: int, prompt_tokens: float) -> Plan:
+        given = min(self._always.given, left - 1) if abilities.scores else 0
+        return Plan(given, max(1, min(self._always.n, left - given)), self._always.stream)
+
+
+def ways() -> dict[str, Drafting | Pace]:
+    return {
+        **{str(n): Drafting.fixed(n) for n in FIXED},
+        "stream": Drafting(local=False),
+        "adaptive": Drafting(stream=False, local=False),
+        "cost": Drafting(stream=False, local=False, minimise="cost"),
+        "local": Given(5, 3, False),
+        "local, streamed": Given(5, 100, True),
+        "by itself": Drafting(),
+    }
+
+
+def tuner(base: Any, pair: TransformersPair, way: Drafting | Pace) -> ProxyTuner:
+    made = ProxyTuner(base, pair, draft=way if isinstance(way, Drafting) else None)
+    if isinstance(way, Pace):
+        made._pace = way
+    return made
+
+
+def bytes_of(generations: Sequence[Generation]) -> list[tuple[bytes, ...]]:
+    return [(*(step.token for step in g.steps), g.finish_reason.encode()) for g in generations]
+
+
+@contextmanager
+def counted(models: dict[str, str], **options: Any) -> Iterator[tuple[OpenAIBase, Stats]]:
+    """The base behind HTTP, alone with its counts."""
+    stats = Stats()
+    engine = open_engine(models["base"], served_model_name="big", device="cpu", **options)
+    with serve_in_thread(create_app(engine, stats=stats)) as url:
+        base = open_base(
+            "big", base_url=f"{url}/v1", dialect="host", tokenizer=models["base"], top_logprobs=5, max_attempts=1
+        )
+        try:
+            yield base, stats
+        finally:
+            run(base.aclose())
+
+
+@pytest.mark.parametrize("kind", ["same", "digits"])
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_law_5_every_way_of_asking_leads_to_the_same_bytes(
+    api: str, kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = api_base(dialect="host", api=api)
+    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[:4], **OPTIONS)
+    for name in ("3", "64", "stream", "local", "local, streamed"):
+        if api == "completions" or "local" not in name:
+            found = tuner(base, pairs(kind), ways()[name]).generate_batch(PROMPTS[:4], **OPTIONS)
+            assert bytes_of(found) == bytes_of(plain), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["same", "digits"])
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_law_5_in_full(
+    api: str, kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """50 prompts of 128 tokens."""
+    base = api_base(dialect="host", api=api)
+    plain = bytes_of(ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS, max_tokens=128))
+    assert sum(map(len, plain)) > 50 * 100
+    for name, way in ways().items():
+        if name != "1" and (api == "completions" or "local" not in name):
+            assert bytes_of(tuner(base, pairs(kind), way).generate_batch(PROMPTS, max_tokens=128)) == plain, name
+
+
+@pytest.mark.parametrize("options", [{"stop": ["e", "ba"]}, {"max_tokens": 1}, {"max_tokens": 7}])
+def test_limits_and_stop_strings_at_draft_borders(
+    options: dict[str, Any], api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = api_base(dialect="host")
+    asked = {**OPTIONS, **options}
+    plain = ProxyTuner(base, pairs("digits"), draft=1).generate_batch(PROMPTS[:5], **asked)
+    for name in ("2", "stream", "local, streamed"):
+        found = tuner(base, pairs("digits"), ways()[name]).generate_batch(PROMPTS[:5], **asked)
+        assert bytes_of(found) == bytes_of(plain)
+        assert [g.text for g in found] == [g.text for g in plain]
+
+
+class Cut(OpenAIBase):
+    """A connection that breaks after so many positions of every stream."""
+
+    after = 1
+
+    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
+        seen = 0
+        async for part in super().stream(prefix, n, **options):
+            yield Draft(part.positions, None if seen + 1 == self.after else part.finish, part.usage, part.given)
+            seen += len(part.positions)
+            if seen >= self.after:
+                return
+
+
+def test_streams_cut_at_every_point(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = api_base(dialect="host")
+    whole = tuner(base, pairs("digits"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
+    base.__class__ = Cut
+    for after in range(1, 25):
+        base.after = after  # type: ignore[attr-defined]
+        cut = tuner(base, pairs("digits"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
+        assert bytes_of([cut]) == bytes_of([whole])
+
+
+def test_a_full_window_ends_every_text_at_the_same_place(
+    models: dict[str, str], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """The base's window is 512 tokens; the client does not know it, and asks for more than there is room for."""
+    with counted(models) as (base, _):
+        prompt = "New York " * 160
+        length = len(TransformersBase(models["base"], device="cpu").prompt_ids(prompt))
+        assert 440 < length < 505
+        found = [
+            tuner(base, pairs("same"), way).generate(prompt, max_tokens=128)
+            for way in (Drafting.fixed(1), Drafting.fixed(32), Drafting(local=False))
+        ]
+    assert found[0].finish_reason == "length"
+    assert len(found[0].steps) < 128
+    assert len({bytes_of([g])[0] for g in found}) == 1
+
+
+@pytest.mark.parametrize("kind", ["same", "digits"])
+def test_law_7_a_streamed_text_costs_one_call_and_one_for_each_disagreement(
+    kind: str, models: dict[str, str], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """Counted by the server. A disagreement at the very end needs no further call."""
+    with counted(models) as (base, stats):
+        for prompt in PROMPTS[:4]:
+            before = stats.requests
+            g = tuner(base, pairs(kind), Drafting(local=False)).generate(prompt, max_tokens=48)
+            disagreements = sum(not step.drafted and step.finish_reason is None for step in g.steps)
+            assert disagreements > 3
+            assert stats.requests - before == 1 + disagreements == g.usage.api_calls
+        assert stats.active == 0
+
+
+def test_law_7_an_expert_that_agrees_more_often_than_the_base_saves_calls(
+    models: dict[str, str], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """alpha = 4: the tuned model is mostly the expert's."""
+    expert = TransformersPair(models["same-expert"], device="cpu")
+    with counted(models) as (base, stats):
+        calls, texts = {}, {}
+        for local in (False, True):
+            before = stats.requests
+            made = ProxyTuner(base, expert, alpha=4.0, draft=Drafting(local=local))
+            found = made.generate_batch(PROMPTS[:4], concurrency=1, max_tokens=48)
+            calls[local], texts[local] = stats.requests - before, bytes_of(found)
+    restarts = sum(not step.drafted and step.finish_reason is None for g in found for step in g.steps)
+    assert texts[True] == texts[False]
+    assert calls[True] < 0.7 * calls[False]
+    assert calls[True] >= restarts
+
+
+def test_what_a_cut_stream_has_cost_is_what_the_server_counts(
+    models: dict[str, str], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """Prompts exactly; output as far as it arrived, the server may have written a little more before it noticed."""
+    with counted(models, first_token=0.0, per_token=0.01) as (base, stats):
+        g = tuner(base, pairs("same"), Drafting(local=False)).generate(PROMPTS[0], max_tokens=32)
+        assert g.usage.prompt_tokens == stats.prompt_tokens
+        assert len(g.steps) <= g.usage.completion_tokens <= stats.completion_tokens
+        assert stats.completion_tokens < 32 * g.usage.api_calls
+
+
+def test_a_seed_repeats_a_sampled_text(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = api_base(dialect="host")
+    for drafting in (Drafting(), Drafting(local=False), Drafting(stream=False)):
+        made = ProxyTuner(base, pairs("same"), draft=drafting)
+        texts = [made.generate(PROMPTS[0], max_tokens=16, temperature=1.0, seed=s) for s in (3, 3, 4)]
+        assert bytes_of(texts[:1]) == bytes_of(texts[1:2]) != bytes_of(texts[2:])
