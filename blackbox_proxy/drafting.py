@@ -1,4 +1,4 @@
-"""How much to ask for in one request: the user's wishes (`Drafting`), the running figures (`Pace`), the choice (`Plan`).
+"""How much to ask for in one request: what the user wishes (`Drafting`), what was seen (`Pace`), the choice (`Plan`).
 
 Pure arithmetic over what was seen: no clock, no network. What is chosen here changes the number and the size of the
 requests, never the text of a greedy generation and never the distribution of a sampled one.

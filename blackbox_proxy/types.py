@@ -215,8 +215,8 @@ class Step:
     `text` is the text that this step releases: it lags behind `token` while a character or a possible stop string is
     incomplete; the texts of all steps joined are the text of the generation. `covered_mass` is the share of the base's
     probability that its candidates show. `drafted`: the token is the one that stood in the draft; `local`: that draft
-    was the local pair's, else the base's own. `changed`: the most likely token under p is not the most likely under q. `finish_reason` is set on the last step only. `usage` is
-    what was spent since the step before.
+    was the local pair's, else the base's own. `changed`: the most likely token under p is not the most likely under q.
+    `finish_reason` is set on the last step only. `usage` is what was spent since the step before.
     """
 
     token: bytes

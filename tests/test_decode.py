@@ -455,15 +455,22 @@ COMBINATIONS = [
     for tail in ("truncate", "floor", "backoff")
     for way in ("2", "local-1")
 ]
-QUICK = [(1.0, 0.9, "floor", "2"), (0.7, 1.0, "backoff", "local-1")]
+QUICK = [(0.7, 0.9, "backoff", "2")]
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "tail", "way"),
     [pytest.param(*c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in COMBINATIONS],
 )
-async def test_law_5_sampled_texts_follow_p(temperature: float, top_p: float, tail: str, way: str) -> None:
+async def test_law_5_sampled_texts_follow_p(
+    temperature: float, top_p: float, tail: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chi-square over 20,000 draws (10,000 texts of two tokens): exceeded once in ten thousand if p is right."""
+
+    async def here(work: Any, *arguments: Any) -> Any:
+        return work(*arguments)
+
+    monkeypatch.setattr("asyncio.to_thread", here)  # tables need no thread, and 10,000 texts no hops between them
     settings = Settings(2, (1.0,), Sampling(temperature, top_p), tail=tail)  # type: ignore[arg-type]
     expected = expected_texts(settings)
     assert sum(expected.values()) == pytest.approx(1.0)

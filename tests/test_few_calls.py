@@ -21,7 +21,7 @@ from blackbox_proxy.types import Draft, Generation, Prefix
 STARTS = ("The mayor", "New York", "def area", "日本", "In 2023", "naïve 👩‍💻", "'don", "  two", "3.50 €", "she")
 PROMPTS = [f"{a} {b}" for a, b in itertools.product(STARTS, ("of", "12", "ba", "the theory", "Zürich"))]
 FIXED = (1, 2, 3, 8, 32, 64)
-OPTIONS = {"max_tokens": 24}
+OPTIONS = {"max_tokens": 16}
 
 
 class Given(Pace):
@@ -74,16 +74,17 @@ def counted(models: dict[str, str], **options: Any) -> Iterator[tuple[OpenAIBase
             run(base.aclose())
 
 
-@pytest.mark.parametrize("kind", ["same", "digits"])
-@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize(
+    ("api", "kind"), [("completions", "same"), ("completions", "digits"), ("completions", "pieces"), ("chat", "same")]
+)
 def test_law_5_every_way_of_asking_leads_to_the_same_bytes(
     api: str, kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base(dialect="host", api=api)
-    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[:4], **OPTIONS)
-    for name in ("3", "64", "stream", "local", "local, streamed"):
+    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[::17], **OPTIONS)
+    for name in ("3", "stream", "local", "local, streamed"):
         if api == "completions" or "local" not in name:
-            found = tuner(base, pairs(kind), ways()[name]).generate_batch(PROMPTS[:4], **OPTIONS)
+            found = tuner(base, pairs(kind), ways()[name]).generate_batch(PROMPTS[::17], **OPTIONS)
             assert bytes_of(found) == bytes_of(plain), name
 
 
@@ -102,15 +103,15 @@ def test_law_5_in_full(
             assert bytes_of(tuner(base, pairs(kind), way).generate_batch(PROMPTS, max_tokens=128)) == plain, name
 
 
-@pytest.mark.parametrize("options", [{"stop": ["e", "ba"]}, {"max_tokens": 1}, {"max_tokens": 7}])
+@pytest.mark.parametrize("options", [{"stop": ["e", "ba"]}, {"max_tokens": 1}, {"max_tokens": 5}])
 def test_limits_and_stop_strings_at_draft_borders(
     options: dict[str, Any], api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base(dialect="host")
     asked = {**OPTIONS, **options}
-    plain = ProxyTuner(base, pairs("digits"), draft=1).generate_batch(PROMPTS[:5], **asked)
+    plain = ProxyTuner(base, pairs("same"), draft=1).generate_batch(PROMPTS[::17], **asked)
     for name in ("2", "stream", "local, streamed"):
-        found = tuner(base, pairs("digits"), ways()[name]).generate_batch(PROMPTS[:5], **asked)
+        found = tuner(base, pairs("same"), ways()[name]).generate_batch(PROMPTS[::17], **asked)
         assert bytes_of(found) == bytes_of(plain)
         assert [g.text for g in found] == [g.text for g in plain]
 
@@ -133,11 +134,11 @@ def test_streams_cut_at_every_point(
     api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base(dialect="host")
-    whole = tuner(base, pairs("digits"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
+    whole = tuner(base, pairs("same"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
     base.__class__ = Cut
-    for after in range(1, 25):
+    for after in range(1, 17):
         base.after = after  # type: ignore[attr-defined]
-        cut = tuner(base, pairs("digits"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
+        cut = tuner(base, pairs("same"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
         assert bytes_of([cut]) == bytes_of([whole])
 
 
@@ -146,7 +147,7 @@ def test_a_full_window_ends_every_text_at_the_same_place(
 ) -> None:
     """The base's window is 512 tokens; the client does not know it, and asks for more than there is room for."""
     with counted(models) as (base, _):
-        prompt = "New York " * 160
+        prompt = "New York " * 240
         length = len(TransformersBase(models["base"], device="cpu").prompt_ids(prompt))
         assert 440 < length < 505
         found = [
@@ -164,9 +165,9 @@ def test_law_7_a_streamed_text_costs_one_call_and_one_for_each_disagreement(
 ) -> None:
     """Counted by the server. A disagreement at the very end needs no further call."""
     with counted(models) as (base, stats):
-        for prompt in PROMPTS[:4]:
+        for prompt in PROMPTS[:2]:
             before = stats.requests
-            g = tuner(base, pairs(kind), Drafting(local=False)).generate(prompt, max_tokens=48)
+            g = tuner(base, pairs(kind), Drafting(local=False)).generate(prompt, max_tokens=32)
             disagreements = sum(not step.drafted and step.finish_reason is None for step in g.steps)
             assert disagreements > 3
             assert stats.requests - before == 1 + disagreements == g.usage.api_calls
@@ -183,7 +184,7 @@ def test_law_7_an_expert_that_agrees_more_often_than_the_base_saves_calls(
         for local in (False, True):
             before = stats.requests
             made = ProxyTuner(base, expert, alpha=4.0, draft=Drafting(local=local))
-            found = made.generate_batch(PROMPTS[:4], concurrency=1, max_tokens=48)
+            found = made.generate_batch(PROMPTS[:3], concurrency=1, max_tokens=32)
             calls[local], texts[local] = stats.requests - before, bytes_of(found)
     restarts = sum(not step.drafted and step.finish_reason is None for g in found for step in g.steps)
     assert texts[True] == texts[False]

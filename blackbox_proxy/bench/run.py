@@ -130,8 +130,8 @@ def summary(found: Sequence[Measured], network: Network) -> str:
     lines = [
         f"{len(raw.texts)} texts, {tokens} tokens. calls: requests per token, counted by the server. disagree: tokens "
         "that stood in no draft. speed: tokens per second, the base alone = 1. floor: time over that of 1 + "
-        f"disagreements requests and a network alone ({floor:.2f} s). prompt, output: tokens billed; wasted: output that "
-        "is in no text. cost: per token, the base alone = 1."
+        f"disagreements requests and a network alone ({floor:.2f} s). prompt, output: tokens billed; wasted: output "
+        "that is in no text. cost: per token, the base alone = 1."
     ]
     known = {row.name: row for row in found}
     if _ONE_BY_ONE in known:
