@@ -299,14 +299,16 @@ def bench(
         blackbox-proxy bench --base ./big --expert ./small-tuned --antiexpert ./small --prompts prompts.txt --alpha 0.5
     """
     _quiet_transformers()
-    from blackbox_proxy.bench.measure import Network
     from blackbox_proxy.bench.run import read_prompts, run_bench
+    from blackbox_proxy.serve.network import Network
 
     own = [base, expert, antiexpert]
     if any(own) and not (all(own) and prompts):
-        raise InputError("models of your own come together", hint="Give --base, --expert, --antiexpert and --prompts.")
+        raise InputError(
+            "models of your own come all together", hint="Give --base, --expert, --antiexpert and --prompts."
+        )
     if texts < 1 or max_tokens < 1:
-        raise InputError("--texts and --max-tokens must be at least 1")
+        raise InputError("--texts and --max-tokens must be at least 1", hint="Leave them out for 4 and 64.")
     if base and expert and antiexpert:
         models = (base, expert, antiexpert)
         asked = read_prompts(cast(Path, prompts))

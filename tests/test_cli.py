@@ -73,6 +73,16 @@ def test_the_number_of_logprobs_is_lowered_to_the_limit_that_the_server_names(
     assert (generation.usage.retries, len(generation.steps)) == (1, 4)
 
 
+@pytest.mark.parametrize(
+    "way", [["--draft", "3"], ["--no-stream", "--no-local-drafts", "--minimise", "cost", "--prices", "1,0.5,4"]]
+)
+def test_how_it_is_asked_changes_no_byte(
+    way: list[str], run: Run, pair_options: list[str], api_options: list[str]
+) -> None:
+    asked = ["generate", "The mayor of", *api_options, *pair_options, "-n", "12"]
+    assert run(*asked, *way)[1] == run(*asked)[1]
+
+
 def test_prompt_from_file_and_from_standard_input(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_options: list[str], models: dict[str, str]
 ) -> None:
@@ -115,6 +125,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "device": (["generate", "a", "API", "PAIR", "--device", "abacus"], "abacus"),
     "stop": (["generate", "a", "API", "PAIR", "--stop", ""], "stop"),
     "base folder": (["generate", "a", "--local", "--base", "./nowhere", "PAIR"], "./nowhere"),
+    "draft": (["generate", "a", "API", "PAIR", "--draft", "0"], "draft"),
+    "minimise": (["generate", "a", "API", "PAIR", "--minimise", "tears"], "tears"),
+    "prices": (["generate", "a", "API", "PAIR", "--prices", "1,2,free"], "1,2,free"),
+    "price": (["generate", "a", "API", "PAIR", "--prices", "1,2,-3"], "prices"),
+    "network": (["host", "--model", "./nowhere", "--port", "0", "--first-token", "-1"], "first_token"),
+    "bench": (["bench", "--base", "./nowhere"], "together"),
+    "bench texts": (["bench", "--texts", "0"], "texts"),
     "host": (["host", "--model", "./nowhere", "--port", "0"], "./nowhere"),
 }
 
@@ -164,6 +181,7 @@ def test_nothing_is_sent_before_everything_is_checked(
         raise AssertionError("a request was sent")
 
     monkeypatch.setattr(base, "draft", draft)
+    monkeypatch.setattr(base, "stream", draft)
     tuner = ProxyTuner(base, pairs("digits"))
     bad = [
         lambda: tuner.generate(""),

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import Always
 
 from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.decode import decode
-from blackbox_proxy.drafting import Drafting, Pace, Plan
+from blackbox_proxy.drafting import Drafting, Pace
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.pair.protocol import Row
 from blackbox_proxy.sampling import Sampling, nucleus
@@ -147,18 +148,6 @@ class TablePair:
 
 
 SETTINGS = Settings(20, (1.0,), Sampling())
-
-
-class Always(Pace):
-    """The same request again and again, as far as it fits."""
-
-    def __init__(self, given: int, n: int, stream: bool) -> None:
-        super().__init__(Drafting())
-        self.always = Plan(given, n, stream)
-
-    def plan(self, abilities: Abilities, left: int, prompt_tokens: float) -> Plan:
-        given = min(self.always.given, left - 1) if abilities.scores else 0
-        return Plan(given, max(1, min(self.always.n, left - given)), self.always.stream)
 
 
 WAYS = ["1", "2", "3", "8", "stream", "stream-2", "adaptive", "local-1", "local-3", "local-3-stream"]

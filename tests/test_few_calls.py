@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from toys import Always
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.drafting import Pace, Plan
+from blackbox_proxy.drafting import Pace
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
@@ -24,26 +25,14 @@ FIXED = (1, 2, 3, 8, 32, 64)
 OPTIONS = {"max_tokens": 16}
 
 
-class Given(Pace):
-    """Always asks with so many tokens of the local pair."""
-
-    def __init__(self, given: int, n: int, stream: bool) -> None:
-        super().__init__(Drafting())
-        self._always = Plan(given, n, stream)
-
-    def plan(self, abilities: Any, left: int, prompt_tokens: float) -> Plan:
-        given = min(self._always.given, left - 1) if abilities.scores else 0
-        return Plan(given, max(1, min(self._always.n, left - given)), self._always.stream)
-
-
 def ways() -> dict[str, Drafting | Pace]:
     return {
         **{str(n): Drafting.fixed(n) for n in FIXED},
         "stream": Drafting(local=False),
         "adaptive": Drafting(stream=False, local=False),
         "cost": Drafting(stream=False, local=False, minimise="cost"),
-        "local": Given(5, 3, False),
-        "local, streamed": Given(5, 100, True),
+        "local": Always(5, 3, False),
+        "local, streamed": Always(5, 100, True),
         "by itself": Drafting(),
     }
 

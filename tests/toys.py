@@ -25,6 +25,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from blackbox_proxy.base.protocol import Abilities
+from blackbox_proxy.drafting import Drafting, Pace, Plan
 from blackbox_proxy.lm import CausalLM
 from blackbox_proxy.vocabulary import Vocabulary
 
@@ -189,3 +191,15 @@ def toy_vocabulary(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> 
 
 def toy_lm(vocabulary: Vocabulary, seed: int) -> CausalLM:
     return CausalLM(tiny_model("llama", len(vocabulary), seed), vocabulary, f"toy-{seed}")
+
+
+class Always(Pace):
+    """Asks in the same way again and again, as far as that fits: `given` tokens of the local pair, n of the base."""
+
+    def __init__(self, given: int, n: int, stream: bool) -> None:
+        super().__init__(Drafting())
+        self._always = Plan(given, n, stream)
+
+    def plan(self, abilities: Abilities, left: int, prompt_tokens: float) -> Plan:
+        given = min(self._always.given, left - 1) if abilities.scores else 0
+        return Plan(given, max(1, min(self._always.n, left - given)), self._always.stream)

@@ -12,23 +12,12 @@ from dataclasses import dataclass
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.drafting import Drafting, Prices
 from blackbox_proxy.pair.protocol import Pair
+from blackbox_proxy.serve.network import Network
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Prefix
 
 Stats = Callable[[], Mapping[str, int]]
 """The server's own counts: requests, prompt_tokens, completion_tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """The emulated network: seconds until the first token of an answer, and for each one after it."""
-
-    first_token: float
-    per_token: float
-
-    def seconds(self, requests: int, tokens: int) -> float:
-        """What `requests` answers take in which `tokens` were waited for: the first of each, then the others."""
-        return requests * self.first_token + (tokens - requests) * self.per_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +63,8 @@ class Measured:
         """Seconds that the network alone takes for these texts with the fewest requests that can do: one for each text
         and one after each disagreement, every token read as soon as it is there.
         """
-        return network.seconds(len(self.texts) + self.restarts, self.tokens)
+        requests = len(self.texts) + self.restarts
+        return requests * network.first_token + (self.tokens - requests) * network.per_token
 
 
 WAYS: dict[str, Drafting] = {

@@ -8,14 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from blackbox_proxy.base.openai import open_base
+from blackbox_proxy.base.openai import OpenAIBase, open_base
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.serve.network import Network
 from blackbox_proxy.serve.process import HostProcess
-from blackbox_proxy.tuner import run
+from blackbox_proxy.tuner import ProxyTuner, run
 
-from .measure import RAW, WAYS, Measured, Network, measure, measure_raw
+from .measure import RAW, WAYS, Measured, measure, measure_raw
 
 _ONE_BY_ONE = "one at a time"
 
@@ -85,12 +86,8 @@ def run_bench(
     return found
 
 
-def _warm(base: object, pair: TransformersPair, prompt: str) -> None:
-    """Connections, caches of the alignment, torch's first pass: paid before anything is measured."""
-    from blackbox_proxy.base.openai import OpenAIBase
-    from blackbox_proxy.tuner import ProxyTuner
-
-    assert isinstance(base, OpenAIBase)
+def _warm(base: OpenAIBase, pair: TransformersPair, prompt: str) -> None:
+    """Connections, the alignment's caches, torch's first pass: paid before anything is measured."""
     ProxyTuner(base, pair, draft=4).generate(prompt, max_tokens=8)
 
 
@@ -133,6 +130,8 @@ def summary(found: Sequence[Measured], network: Network) -> str:
         f"disagreements requests and a network alone ({floor:.2f} s). prompt, output: tokens billed; wasted: output "
         "that is in no text. cost: per token, the base alone = 1."
     ]
+    if len(found) > 2 and len({row.texts for row in found[1:]}) == 1:
+        lines.append("All ways of asking led to the same texts, byte for byte.")
     known = {row.name: row for row in found}
     if _ONE_BY_ONE in known:
         slow = known[_ONE_BY_ONE]

@@ -43,7 +43,7 @@ class BlackBox:
         self._base = open_base(
             "black-box",
             base_url=base_url,
-            dialect="vllm",
+            dialect="host",
             tokenizer=str(models.base),
             top_logprobs=TOP_LOGPROBS,
         )

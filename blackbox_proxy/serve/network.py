@@ -28,7 +28,9 @@ class Network:
     def __post_init__(self) -> None:
         for name, seconds in (("first_token", self.first_token), ("per_token", self.per_token)):
             if not (math.isfinite(seconds) and seconds >= 0.0):
-                raise InputError(f"{name} must be a number of seconds of at least 0, not {seconds}")
+                raise InputError(
+                    f"{name} must be a number of seconds of at least 0, not {seconds}", hint="0 is no network at all."
+                )
 
     def delay(self, tokens: int) -> float:
         """Seconds from the request until so many tokens are there; those of the first token if there are none."""

@@ -1,0 +1,79 @@
+"""`blackbox-proxy bench`: what it counts, and what it prints, on tiny models over a fast network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from blackbox_proxy.bench.measure import WAYS, Measured
+from blackbox_proxy.bench.run import read_prompts, run_bench, summary, table
+from blackbox_proxy.drafting import Prices
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.serve.network import Network
+
+NETWORK = Network(first_token=0.05, per_token=0.005)
+
+
+def test_every_way_of_asking_is_counted_and_leads_to_the_same_texts(models: dict[str, str]) -> None:
+    shown = io.StringIO()
+    found = run_bench(
+        Console(file=shown, width=120),
+        base=models["base"],
+        expert=models["same-expert"],
+        antiexpert=models["same-antiexpert"],
+        prompts=["The mayor of", "New York"],
+        network=NETWORK,
+        max_tokens=12,
+        ways=["one at a time", "stream and cut", "with local drafts"],
+    )
+    raw, single, streamed, local = found
+    assert (raw.tokens, raw.requests) == (24, 2)
+    assert (single.tokens, single.requests, single.calls_per_token) == (24, 24, 1.0)
+    assert streamed.requests == 2 + streamed.restarts < single.requests
+    assert streamed.disagreements == single.disagreements > 0
+    assert local.texts == streamed.texts == single.texts
+    assert streamed.prompt_tokens < single.prompt_tokens
+    assert 0 <= single.wasted == single.disagreements <= streamed.wasted
+    for way in found:
+        assert way.seconds >= way.requests * NETWORK.first_token
+    assert streamed.seconds >= streamed.floor(NETWORK)
+    text = shown.getvalue()
+    assert all(way.name in text for way in found)
+    assert f"{streamed.calls_per_token:.3f}" in text
+    assert f"{single.tokens_per_second / raw.tokens_per_second:.2f}" in text
+
+
+def measured(name: str, requests: int, restarts: int, seconds: float) -> Measured:
+    return Measured(name, ("text",) * 2, 40, requests, restarts + 1, restarts, 30, 400, 50, seconds)
+
+
+def test_the_figures_follow_from_the_counts() -> None:
+    row = measured("stream and cut", 8, 6, 4.0)
+    assert (row.calls_per_token, row.disagreement_rate, row.tokens_per_second) == (0.2, 7 / 40, 10.0)
+    assert row.wasted == 20
+    assert row.cost(Prices(1.0, 1.0, 2.0)) == 500.0
+    network = Network(0.3, 0.02)
+    assert row.floor(network) == pytest.approx(8 * 0.3 + 32 * 0.02)
+    found = [measured("base alone", 2, 0, 1.0), measured("one at a time", 40, 6, 16.0), row]
+    assert "stream and cut: 4.0 times the tokens per second of one at a time" in summary(found, network)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(found, network, Prices()))
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{4.0 / row.floor(network):.2f}" in drawn
+    assert max(map(len, drawn.splitlines())) <= 80
+
+
+def test_what_is_measured_can_be_chosen_and_a_wrong_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        run_bench(Console(), base="", expert="", antiexpert="", prompts=["x"], network=NETWORK, ways=["fast"])
+    assert all(way in caught.value.hint for way in WAYS)
+    with pytest.raises(InputError):
+        read_prompts(tmp_path / "none")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(InputError):
+        read_prompts(tmp_path / "empty")
+    (tmp_path / "two").write_text("Q: who?\\nA:\nonce")
+    assert read_prompts(tmp_path / "two") == ["Q: who?\nA:", "once"]
