@@ -86,7 +86,7 @@ def test_law_5_in_full(
     """50 prompts of 128 tokens."""
     base = api_base(dialect="host", api=api)
     plain = bytes_of(ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS, max_tokens=128))
-    assert sum(map(len, plain)) > 50 * 100
+    assert sum(map(len, plain)) > 50 * 80  # some texts end before
     for name, way in ways().items():
         if name != "1" and (api == "completions" or "local" not in name):
             assert bytes_of(tuner(base, pairs(kind), way).generate_batch(PROMPTS, max_tokens=128)) == plain, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -95,9 +96,10 @@ def table(found: Sequence[Measured], network: Network, prices: Prices) -> Table:
     """One row for each way of asking; speed and cost relative to the base alone, time relative to the floor."""
     raw, floor = found[0], _floor(found, network)
     drawn = Table(
-        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms"
+        box=SIMPLE_HEAD,
+        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
     )
-    drawn.add_column("")
+    drawn.add_column("", no_wrap=True)
     for title in ("calls", "disagree", "speed", "floor", "prompt", "output", "wasted", "cost"):
         drawn.add_column(title, justify="right")
     for row in found:

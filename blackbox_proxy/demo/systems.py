@@ -63,9 +63,10 @@ class BlackBox:
 
     def tuned(self, todo: Sequence[Task], tail: TailPolicy) -> list[Generation]:
         """Its proxy-tuned answers."""
-        from blackbox_proxy import ProxyTuner
+        from blackbox_proxy import Drafting, ProxyTuner
 
-        return _tuned(ProxyTuner(self._base, self._pair, tail=tail), todo)
+        # Local drafts would save further calls, how many depends on the speed of the machine.
+        return _tuned(ProxyTuner(self._base, self._pair, tail=tail, draft=Drafting(local=False)), todo)
 
 
 @contextmanager
