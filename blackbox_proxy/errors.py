@@ -3,6 +3,7 @@
     BlackboxError                 a sentence, a `hint`, and whether trying again can help (`retryable`)
     ├── InputError                what the caller asked for cannot be done; raised before anything is spent
     │   └── ContextTooLong        prompt (plus text so far) does not fit a model's window
+    ├── BudgetReached             what the caller allowed to be spent is spent
     ├── BaseError                 the far side: the API that serves the base
     │   ├── ConnectionFailed      unreachable, timed out, or broken off                 (retryable)
     │   ├── RateLimited           429 that waiting cures                                (retryable)
@@ -23,10 +24,15 @@ None of openai, httpx2, torch or transformers shows through: their exceptions ar
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blackbox_proxy.types import Step
+
 
 class BlackboxError(Exception):
     """`str(error)` is one sentence; `hint` says what to do about it; `retryable` whether the same call may work
-    later.
+    later. `steps`: what there was of the text when the error came, already paid for; set by `ProxyTuner`.
     """
 
     retryable = False
@@ -34,6 +40,7 @@ class BlackboxError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.steps: tuple[Step, ...] = ()
 
 
 class InputError(BlackboxError):
@@ -42,6 +49,10 @@ class InputError(BlackboxError):
 
 class ContextTooLong(InputError):
     """The prompt, with the text so far, does not fit the window of one of the three models."""
+
+
+class BudgetReached(BlackboxError):
+    """The next request could exceed what the caller allowed to be spent. It was not sent."""
 
 
 class BaseError(BlackboxError):

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, cast, get_args
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.decode import decode
 from blackbox_proxy.drafting import Drafting, Pace
-from blackbox_proxy.errors import InputError
+from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.pair.protocol import Pair
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
@@ -118,8 +118,17 @@ class ProxyTuner:
         self.base.check(prompt, max_tokens)
 
     async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
-        """The whole text with its steps and its cost; options as for `astream`."""
-        steps = [step async for step in self.astream(prompt, **options)]
+        """The whole text with its steps and its cost; options as for `astream`.
+
+        Where an error ends the text too early, its `steps` are what there was of it.
+        """
+        steps: list[Step] = []
+        try:
+            async for step in self.astream(prompt, **options):
+                steps.append(step)  # noqa: PERF401 (an error must not lose them)
+        except BlackboxError as error:
+            error.steps = tuple(steps)
+            raise
         usage = sum((step.usage for step in steps), Usage())
         finish = steps[-1].finish_reason
         assert finish is not None, "decode ends with a step that says why"

@@ -1,0 +1,212 @@
+"""A budget around any base: what may be spent is reserved before a request and settled after it, never exceeded.
+
+    base = BudgetedBase(open_base(...), Budget(max_calls=1000, max_cost=2.5, prices=Prices(1.5e-6, 1.5e-6, 2e-6)))
+
+A request that would not fit asks for fewer tokens; one that does not fit at all is not sent: BudgetReached. What was
+decoded until then is kept (`error.steps`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from blackbox_proxy.drafting import Prices
+from blackbox_proxy.errors import BudgetReached, InputError
+from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
+from blackbox_proxy.vocabulary import Vocabulary, is_ids
+
+from .protocol import Abilities, Base
+
+_PER_MESSAGE = 16  # tokens that a chat template may add to a message, at most
+
+
+@dataclass(slots=True)
+class _Spent:
+    calls: int = 0
+    prompt: int = 0
+    output: int = 0
+
+
+class Budget:
+    """What may be spent in all, by all bases that share it; None is no limit. Safe for threads.
+
+    max_calls: requests. max_tokens_billed: prompt and output tokens. max_cost: in the currency of `prices`, which are
+    prices of one token. A request under way counts as the most it can cost.
+    """
+
+    def __init__(
+        self,
+        max_calls: int | None = None,
+        max_tokens_billed: int | None = None,
+        max_cost: float | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        for name, value in (("calls", max_calls), ("tokens_billed", max_tokens_billed), ("cost", max_cost)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(
+                    f"max_{name} must be a number of at least 0, not {value}", hint="Leave it out for none."
+                )
+        if max_cost is not None and prices is None:
+            raise InputError("a cost needs prices", hint="Give the prices of a prompt, cached prompt and output token.")
+        self.max_calls = max_calls
+        self.max_tokens_billed = max_tokens_billed
+        self.max_cost = max_cost
+        self.prices = prices or Prices(0.0, 0.0, 0.0)
+        self._spent = _Spent()
+        self._reserved = _Spent()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return (
+                f"Budget({self._spent.calls} of {self.max_calls} calls, "
+                f"{self._spent.prompt + self._spent.output} of {self.max_tokens_billed} tokens, "
+                f"{self.cost:g} of {self.max_cost})"
+            )
+
+    @property
+    def usage(self) -> Usage:
+        """What has been spent so far, requests under way left out."""
+        return Usage(self._spent.calls, self._spent.prompt, self._spent.output)
+
+    @property
+    def cost(self) -> float:
+        """What that costs; cached prompt tokens at the full price, since no API promises them."""
+        return self._spent.prompt * self.prices.prompt + self._spent.output * self.prices.output
+
+    def reserve(self, prompt_tokens: int, n: int) -> int:
+        """Set aside one request; the output tokens it may ask for, 1 to n. Raises BudgetReached."""
+        with self._lock:
+            calls = self._spent.calls + self._reserved.calls
+            prompt = self._spent.prompt + self._reserved.prompt + prompt_tokens
+            output = self._spent.output + self._reserved.output
+            if self.max_calls is not None and calls >= self.max_calls:
+                raise _reached(f"{self.max_calls} calls")
+            left = float(n)
+            if self.max_tokens_billed is not None:
+                left = min(left, self.max_tokens_billed - prompt - output)
+                if left < 1:
+                    raise _reached(f"{self.max_tokens_billed} tokens")
+            if self.max_cost is not None:
+                money = self.max_cost - prompt * self.prices.prompt - output * self.prices.output
+                left = min(
+                    left, money / self.prices.output if self.prices.output > 0 else math.inf if money >= 0 else 0
+                )
+                if left < 1:
+                    raise _reached(f"a cost of {self.max_cost:g}")
+            granted = int(min(left, n))
+            self._reserved.calls += 1
+            self._reserved.prompt += prompt_tokens
+            self._reserved.output += granted
+            return granted
+
+    def settle(self, prompt_tokens: int, granted: int, used: Usage) -> None:
+        """A reserved request is over and has cost `used`."""
+        with self._lock:
+            self._reserved.calls -= 1
+            self._reserved.prompt -= prompt_tokens
+            self._reserved.output -= granted
+            self._spent.calls += used.api_calls
+            self._spent.prompt += used.prompt_tokens
+            self._spent.output += used.completion_tokens
+
+
+def _reached(limit: str) -> BudgetReached:
+    return BudgetReached(
+        f"the budget of {limit} leaves no room for another request",
+        hint="Raise it to go on; what has been decoded is kept.",
+    )
+
+
+class BudgetedBase:
+    """A base whose requests are paid from a `Budget`. Everything else is the wrapped base's own."""
+
+    def __init__(self, base: Base, budget: Budget) -> None:
+        self._base = base
+        self.budget = budget
+
+    def __repr__(self) -> str:
+        return f"BudgetedBase({self._base!r}, {self.budget!r})"
+
+    @property
+    def name(self) -> str:
+        return self._base.name
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        return self._base.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        return self._base.context
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._base.abilities
+
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        """As the base checks, and that the budget leaves room for a first request. Raises BudgetReached."""
+        self._base.check(prompt, max_tokens)
+        tokens = most_tokens(self._base, Prefix(prompt))
+        self.budget.settle(tokens, self.budget.reserve(tokens, 1), Usage())
+
+    def can_continue(self, prefix: Prefix) -> bool:
+        return self._base.can_continue(prefix)
+
+    def room(self, prefix: Prefix) -> int | None:
+        return self._base.room(prefix)
+
+    async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
+        """As the base drafts, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
+        tokens = most_tokens(self._base, prefix, given)
+        granted = self.budget.reserve(tokens, n)
+        used = Usage()
+        try:
+            draft = await self._base.draft(prefix, granted, given=given, **options)
+            used = draft.usage
+            return draft
+        finally:
+            self.budget.settle(tokens, granted, used)
+
+    async def stream(
+        self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any
+    ) -> AsyncGenerator[Draft, None]:
+        """As the base streams, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
+        tokens = most_tokens(self._base, prefix, given)
+        granted = self.budget.reserve(tokens, n)
+        used = Usage()
+        try:
+            async with aclosing(self._base.stream(prefix, granted, given=given, **options)) as parts:
+                async for part in parts:
+                    used += part.usage
+                    yield part
+        finally:
+            self.budget.settle(tokens, granted, used)
+
+    async def aclose(self) -> None:
+        await self._base.aclose()
+
+
+def most_tokens(base: Base, prefix: Prefix, given: Sequence[Token] = ()) -> int:
+    """The most prompt tokens that a request can have: exact where the tokenizer is known and the prompt raw text, else
+    one for each byte of it.
+    """
+    prompt, issued = prefix.prompt, len(prefix.tokens) + len(given)
+    if is_ids(prompt):
+        return len(prompt) + issued
+    if isinstance(prompt, str) and base.vocabulary is not None and base.context is not None:
+        room = base.room(prefix)
+        if room is not None:  # the base knows how it renders the prompt
+            return base.context - room + len(given)
+    if isinstance(prompt, str):
+        known = base.vocabulary
+        tokens = len(prompt.encode()) if known is None else len(known.prompt_ids(prompt))
+        return tokens + _PER_MESSAGE + issued
+    return (
+        sum(len(str(part["content"]).encode()) + _PER_MESSAGE for part in prompt if not isinstance(part, int)) + issued
+    )
