@@ -15,9 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blackbox_proxy.base.budget import Budget, BudgetedBase
+    from blackbox_proxy.base.cache import CachedBase
+    from blackbox_proxy.base.limits import Limiter
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.base.openai import open_base
     from blackbox_proxy.drafting import Drafting, Prices
+    from blackbox_proxy.jobs import run_job
     from blackbox_proxy.pair.transformers import TransformersPair
     from blackbox_proxy.tuner import ProxyTuner
     from blackbox_proxy.types import Candidate, Generation, Step, Usage
@@ -25,9 +29,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CachedBase": "base.cache",
+    "Budget": "base.budget",
+    "BudgetedBase": "base.budget",
     "Candidate": "types",
     "Drafting": "drafting",
     "Generation": "types",
+    "Limiter": "base.limits",
     "Prices": "drafting",
     "ProxyTuner": "tuner",
     "Step": "types",
@@ -36,12 +44,17 @@ _HOMES = {
     "Usage": "types",
     "errors": "errors",
     "open_base": "base.openai",
+    "run_job": "jobs",
 }
 
 __all__ = [
+    "Budget",
+    "BudgetedBase",
+    "CachedBase",
     "Candidate",
     "Drafting",
     "Generation",
+    "Limiter",
     "Prices",
     "ProxyTuner",
     "Step",
@@ -50,6 +63,7 @@ __all__ = [
     "Usage",
     "__version__",
     "open_base",
+    "run_job",
 ]
 
 

@@ -12,10 +12,10 @@ from blackbox_proxy.types import Draft, Usage
 class Arrivals:
     """The parts of one draft, read in the background. The verifier never falls behind: it takes all that has arrived.
 
-    saw: called as each part arrives, with the number of positions so far.
+    saw: called as each part arrives, with it and the number of positions so far.
     """
 
-    def __init__(self, parts: AsyncGenerator[Draft, None], saw: Callable[[int], None]) -> None:
+    def __init__(self, parts: AsyncGenerator[Draft, None], saw: Callable[[Draft, int], None]) -> None:
         self._parts = parts
         self._saw = saw
         self._waiting: list[Draft] = []
@@ -29,8 +29,7 @@ class Arrivals:
             async with aclosing(self._parts) as parts:
                 async for part in parts:
                     count += len(part.positions)
-                    if part.positions:
-                        self._saw(count)
+                    self._saw(part, count)
                     self._waiting.append(part)
                     self._news.set()
         finally:

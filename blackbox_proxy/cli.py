@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
 from blackbox_proxy import __version__
+from blackbox_proxy import cli_options as options
 from blackbox_proxy.errors import BlackboxError, InputError
 
 if TYPE_CHECKING:
-    from blackbox_proxy.drafting import Drafting, Prices
+    from blackbox_proxy.base.store import Store
 
 app = typer.Typer(
     name="blackbox-proxy",
@@ -49,7 +53,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def about(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -85,53 +89,41 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
     *,
-    base: Annotated[
-        str, typer.Option(help="The big model: its name at the API, or with --local its folder or hub id.")
-    ],
-    expert: Annotated[str, typer.Option(help="The small tuned model: folder or hub id.")],
-    antiexpert: Annotated[str | None, typer.Option(help="The same small model before tuning.")] = None,
+    base: options.BaseName,
+    expert: options.Expert,
+    antiexpert: options.Antiexpert = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="Run the base in this process instead of an API.")] = False,
-    base_url: Annotated[
-        str | None, typer.Option(envvar="BLACKBOX_PROXY_BASE_URL", help="The API's address, as http://host:port/v1.")
-    ] = None,
-    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
-    dialect: Annotated[str, typer.Option(help="The API's dialect: openai, vllm, host.")] = "openai",
-    api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The API's key.", show_default=False)
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The base's tokenizer, if known: a tiktoken name, a folder or a hub id.")
-    ] = None,
-    top_logprobs: Annotated[int | None, typer.Option(help="Candidates to ask for; the API's limit by default.")] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of the pair: 0 is the base, 1 plain proxy-tuning.")] = 1.0,
-    tail: Annotated[
-        str, typer.Option(help="Tokens that the base does not show: backoff, truncate or floor.")
-    ] = "backoff",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to decode at most.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest candidates with this mass.")] = 1.0,
+    local: options.Local = False,
+    base_url: options.BaseUrl = None,
+    api: options.Api = "completions",
+    dialect: options.DialectName = "openai",
+    api_key: options.ApiKey = None,
+    tokenizer: options.Tokenizer = None,
+    top_logprobs: options.TopLogprobs = None,
+    alpha: options.AlphaValue = 1.0,
+    tail: options.Tail = "backoff",
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
-    draft: Annotated[
-        int | None, typer.Option(help="Ask for so many tokens per request, unstreamed; chosen as it goes by default.")
-    ] = None,
-    minimise: Annotated[str, typer.Option(help="What the requests' sizes minimise: latency or cost.")] = "latency",
-    prices: Annotated[
-        str | None, typer.Option(help="Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.")
-    ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Verify while the draft arrives, close it where it errs.")
-    ] = True,
-    local_drafts: Annotated[
-        bool,
-        typer.Option("--local-drafts/--no-local-drafts", help="Let the expert draft too, where the API can score."),
-    ] = True,
-    base_prompt: Annotated[str, typer.Option(help="How the base sees the prompt: raw or chat (its template).")] = "raw",
-    expert_prompt: Annotated[str, typer.Option(help="How the expert sees it: raw or chat.")] = "raw",
-    antiexpert_prompt: Annotated[str, typer.Option(help="How the anti-expert sees it: raw or chat.")] = "raw",
-    device: Annotated[str, typer.Option(help="Where the local models run: auto, cpu, cuda …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    stop: options.Stop = None,
+    draft: options.DraftLength = None,
+    minimise: options.Minimise = "latency",
+    prices: options.PriceList = None,
+    stream: options.Stream = True,
+    local_drafts: options.LocalDrafts = True,
+    base_prompt: options.BasePrompt = "raw",
+    expert_prompt: options.ExpertPrompt = "raw",
+    antiexpert_prompt: options.AntiexpertPrompt = "raw",
+    cache: options.Cache = None,
+    cache_file: options.CacheFile = None,
+    requests_per_minute: options.RequestsPerMinute = None,
+    tokens_per_minute: options.TokensPerMinute = None,
+    max_calls: options.MaxCalls = None,
+    max_tokens_billed: options.MaxTokensBilled = None,
+    max_cost: options.MaxCost = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every step, for programs.")] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Colour the tokens that the proxy changed; print the cost.")
@@ -153,37 +145,36 @@ def generate(
     if not text:
         raise InputError("the prompt is empty", hint="Give at least one character of text.")
     _quiet_transformers()
-    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, open_base
-    from blackbox_proxy.base.protocol import Base
+    from blackbox_proxy import ProxyTuner
     from blackbox_proxy.report import record, terminal
     from blackbox_proxy.types import TailPolicy
 
-    if api not in ("completions", "chat"):
-        raise InputError(f"unknown api {api!r}", hint="Use completions or chat.")
-    drafting = _drafting(draft, minimise, prices, stream, local_drafts)
-    black_box: Base
-    if local:
-        black_box = TransformersBase(
-            base, top_logprobs=top_logprobs, device=device, dtype=dtype, rendering=_rendering(base_prompt)
-        )
-    else:
-        black_box = open_base(
-            base,
-            api=cast(Literal["completions", "chat"], api),
-            base_url=base_url,
-            api_key=api_key,
-            dialect=dialect,
-            tokenizer=tokenizer,
-            top_logprobs=top_logprobs,
-            rendering=_rendering(base_prompt),
-        )
-    pair = TransformersPair(
+    options.check_api(api)
+    drafting = options.drafting_of(draft, minimise, prices, stream, local_drafts)
+    black_box = options.open_black_box(
+        base,
+        local=local,
+        base_url=base_url,
+        api=api,
+        dialect=dialect,
+        api_key=api_key,
+        tokenizer=tokenizer,
+        top_logprobs=top_logprobs,
+        rendering=base_prompt,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        cache_file=cache_file,
+        limiter=options.limiter_of(requests_per_minute, tokens_per_minute),
+        budget=options.budget_of(max_calls, max_tokens_billed, max_cost, prices),
+    )
+    pair = options.open_pair(
         expert,
         antiexpert,
         device=device,
         dtype=dtype,
-        expert_prompt=_rendering(expert_prompt),
-        antiexpert_prompt=_rendering(antiexpert_prompt),
+        expert_prompt=expert_prompt,
+        antiexpert_prompt=antiexpert_prompt,
     )
     decoding: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -202,6 +193,164 @@ def generate(
         note = Console(stderr=True)
         note.print(terminal.legend())
         note.print(terminal.cost_line(steps), style="dim", highlight=False)
+
+
+@app.command()
+def run(
+    prompts: Annotated[Path, typer.Argument(help="The rows: .jsonl, .csv or .parquet.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON line each.")],
+    base: options.BaseName,
+    expert: options.Expert,
+    antiexpert: options.Antiexpert = None,
+    local: options.Local = False,
+    base_url: options.BaseUrl = None,
+    api: options.Api = "completions",
+    dialect: options.DialectName = "openai",
+    api_key: options.ApiKey = None,
+    tokenizer: options.Tokenizer = None,
+    top_logprobs: options.TopLogprobs = None,
+    alpha: options.AlphaValue = 1.0,
+    tail: options.Tail = "backoff",
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the run: every sampled row without a seed gets its own from it.")] = 0,
+    stop: options.Stop = None,
+    draft: options.DraftLength = None,
+    minimise: options.Minimise = "latency",
+    prices: options.PriceList = None,
+    stream: options.Stream = True,
+    local_drafts: options.LocalDrafts = True,
+    base_prompt: options.BasePrompt = "raw",
+    expert_prompt: options.ExpertPrompt = "raw",
+    antiexpert_prompt: options.AntiexpertPrompt = "raw",
+    cache: options.Cache = None,
+    cache_file: options.CacheFile = None,
+    requests_per_minute: options.RequestsPerMinute = None,
+    tokens_per_minute: options.TokensPerMinute = None,
+    max_calls: options.MaxCalls = None,
+    max_tokens_billed: options.MaxTokensBilled = None,
+    max_cost: options.MaxCost = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    concurrency: Annotated[int, typer.Option(help="Rows to decode at a time.")] = 8,
+    as_completed: Annotated[
+        bool, typer.Option("--as-completed/--ordered", help="Write results as they are finished, or in input order.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: ask failures again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where there are results.")] = False,
+    limit: Annotated[int | None, typer.Option(help="The first so many rows only.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Take the rows in an order drawn from it.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End with the first failure.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the rows, say what they may cost, send nothing.")
+    ] = False,
+) -> None:
+    """Decode many prompts from a file, several at a time, into a file that a stopped run goes on with.
+
+    A row is {"prompt": "…"} or {"messages": […]}, with an "id" and its own max_tokens, temperature, top_p, seed and
+    stop if it has them; other fields come back under "input". All rows are checked before anything is spent. A row
+    that fails is a line with its reason. Results are kept as they come: after Ctrl-C, kill -9 or a power cut,
+    --resume goes on without asking for them again. The exit status is 1 if a row failed, 130 after Ctrl-C.
+
+    Examples:
+
+        blackbox-proxy run prompts.jsonl -o out.jsonl --base big --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --prices 1.5e-6,1.5e-6,2e-6 --dry-run
+
+        blackbox-proxy run prompts.jsonl -o out.jsonl --resume --retry-failed …the same options
+    """
+    _quiet_transformers()
+    from blackbox_proxy import ProxyTuner
+    from blackbox_proxy.jobs import estimate_job, run_job
+    from blackbox_proxy.report import progress
+    from blackbox_proxy.types import TailPolicy
+
+    options.check_api(api)
+    drafting = options.drafting_of(draft, minimise, prices, stream, local_drafts)
+    black_box = options.open_black_box(
+        base,
+        local=local,
+        base_url=base_url,
+        api=api,
+        dialect=dialect,
+        api_key=api_key,
+        tokenizer=tokenizer,
+        top_logprobs=top_logprobs,
+        rendering=base_prompt,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        cache_file=cache_file,
+        limiter=options.limiter_of(requests_per_minute, tokens_per_minute),
+        budget=options.budget_of(max_calls, max_tokens_billed, max_cost, prices),
+    )
+    pair = options.open_pair(
+        expert,
+        antiexpert,
+        device=device,
+        dtype=dtype,
+        expert_prompt=expert_prompt,
+        antiexpert_prompt=antiexpert_prompt,
+    )
+    work: dict[str, Any] = {
+        "resume": resume,
+        "retry_failed": retry_failed,
+        "overwrite": overwrite,
+        "limit": limit,
+        "shuffle": shuffle,
+        "skip_bad": skip_bad,
+        "settings": {  # where the base is and how it is asked may change between two parts of a run
+            "base": [base, local, api, dialect, tokenizer, top_logprobs, base_prompt],
+            "pair": [expert, antiexpert, expert_prompt, antiexpert_prompt, dtype],
+            "decoding": [alpha, tail],
+        },
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or (),
+    }
+    priced = options.prices_of(prices) if prices else None
+    note = Console(stderr=True)
+    with ProxyTuner(black_box, pair, alpha, tail=cast(TailPolicy, tail), draft=drafting) as tuner:
+        if dry_run:
+            Console().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
+            return
+        ended: BaseException | None = None
+        with progress.watching(note, priced) as watch:
+            try:
+                run_job(
+                    tuner,
+                    prompts,
+                    output,
+                    concurrency=concurrency,
+                    ordered=not as_completed,
+                    fail_fast=fail_fast,
+                    observe=watch.saw,
+                    **work,
+                )
+            except (KeyboardInterrupt, BlackboxError) as error:
+                ended = error
+        report = watch.last
+        if report.total is not None:
+            note.print(progress.job_line(report, priced), style="dim", highlight=False, soft_wrap=True)
+            for row in report.bad_rows:
+                note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)
+            if ended is not None or report.failed or report.failed_before:
+                advice = f"{output} keeps what is done: --resume goes on with it, --retry-failed asks failures again."
+                note.print(advice, markup=False, highlight=False, soft_wrap=True)
+    if isinstance(ended, KeyboardInterrupt):
+        raise typer.Exit(130)
+    if ended is not None:
+        raise ended
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -329,31 +478,68 @@ def bench(
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
         temperature=temperature,
-        prices=_prices(prices),
+        prices=options.prices_of(prices),
         ways=way or (),
     )
 
 
-def _prices(text: str | None) -> Prices:
-    from blackbox_proxy.drafting import Prices
+caches = typer.Typer(help="Look at the kept answers, write them out, or forget them.", no_args_is_help=True)
+app.add_typer(caches, name="cache")
 
-    try:
-        return Prices() if text is None else Prices(*(float(price) for price in text.split(",")))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"--prices are three numbers, not {text!r}", hint="Prompt, cached prompt, output: 1.5,1.5,2."
-        ) from error
+_CacheFile = Annotated[
+    Path | None,
+    typer.Option("--cache-file", envvar="BLACKBOX_PROXY_CACHE_FILE", help="The file; the user's cache by default."),
+]
 
 
-def _drafting(n: int | None, minimise: str, prices: str | None, stream: bool, local: bool) -> Drafting:
-    from blackbox_proxy.drafting import Drafting, Minimise
+@caches.command("stats")
+def cache_stats(
+    cache_file: _CacheFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """What the cache holds."""
+    with _store(cache_file) as store:
+        stats = store.stats()
+    if as_json:
+        typer.echo(json.dumps(asdict(stats), ensure_ascii=False))
+        return
+    typer.echo(f"{stats.path}: {stats.bytes / 2**20:.1f} MiB of at most {stats.max_bytes / 2**20:.0f}")
+    typer.echo(f"{stats.rows} positions of {stats.prompts} prompts, {stats.draws} drafted tokens")
+    for base, rows in stats.bases.items():
+        identity = json.loads(base)
+        where = " at ".join(str(identity[key]) for key in ("model", "url") if identity.get(key)) or base
+        typer.echo(f"{rows:8d}  {where}")
 
-    if n is not None:
-        return Drafting.fixed(n)
-    return Drafting(stream=stream, local=local, minimise=cast(Minimise, minimise), prices=_prices(prices))
+
+@caches.command("clear")
+def cache_clear(cache_file: _CacheFile = None) -> None:
+    """Forget everything in the cache."""
+    with _store(cache_file) as store:
+        typer.echo(f"{store.clear()} positions forgotten")
 
 
-def _rendering(name: str) -> Literal["raw", "chat"]:
-    if name not in ("raw", "chat"):
-        raise InputError(f"unknown rendering {name!r}", hint="Use raw or chat.")
-    return cast(Literal["raw", "chat"], name)
+@caches.command("export")
+def cache_export(
+    cache_file: _CacheFile = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
+) -> None:
+    """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
+    from contextlib import nullcontext
+
+    from blackbox_proxy.base.cache import export
+
+    with _store(cache_file) as store:
+        try:
+            with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8") as out:
+                for record in export(store):
+                    out.write(json.dumps(record, ensure_ascii=output is None) + "\n")
+        except OSError as error:
+            raise InputError(f"{output} cannot be written: {error}", hint="Give another file.") from error
+
+
+@contextmanager
+def _store(path: Path | None) -> Iterator[Store]:
+    from blackbox_proxy.base.store import Store
+
+    with closing(Store(path)) as store:
+        yield store

@@ -94,7 +94,9 @@ class _Loop:
                     return
                 scored = Scored(waiting[: len(rows)], rows, left, finish != "stop" or len(rows) < len(waiting))
                 taken = await asyncio.to_thread(text.take, scored)
-                if not plan.stream:  # nothing overlaps: what a request takes is the answer and its verification
+                if (
+                    not plan.stream and part.usage.api_calls
+                ):  # nothing overlaps: what a request takes is the answer and its verification
                     self._pace.saw_answer(arrived - len(given), time.monotonic() - start)
                 for agreement in taken.agreements:
                     self._pace.saw_choice(agreement.base, agreement.local)
@@ -172,8 +174,12 @@ class _Loop:
         )
         start = time.monotonic()
 
-        def saw(count: int) -> None:
-            if plan.stream:
+        paid = False
+
+        def saw(part: Draft, count: int) -> None:
+            nonlocal paid
+            paid = paid or part.usage.api_calls > 0  # a cache's answer says nothing about the API's speed
+            if plan.stream and paid and part.positions:
                 self._pace.saw_answer(count - len(given), time.monotonic() - start)
 
         return Arrivals(parts, saw)

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("BLACKBOX_PROXY_CACHE", "0")  # the user's own cache is not for tests
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

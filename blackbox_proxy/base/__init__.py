@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cache import CachedBase
     from .dialects import DIALECTS, Dialect, Prefill
     from .local import TransformersBase
     from .openai import OpenAIBase, open_base
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Base": "protocol",
+    "CachedBase": "cache",
     "DIALECTS": "dialects",
     "Dialect": "dialects",
     "OpenAIBase": "openai",
@@ -24,7 +26,7 @@ _HOME = {
     "open_base": "openai",
 }
 
-__all__ = ["DIALECTS", "Base", "Dialect", "OpenAIBase", "Prefill", "TransformersBase", "open_base"]
+__all__ = ["DIALECTS", "Base", "CachedBase", "Dialect", "OpenAIBase", "Prefill", "TransformersBase", "open_base"]
 
 
 def __getattr__(name: str) -> Any:

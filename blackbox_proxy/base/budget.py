@@ -17,10 +17,11 @@ from typing import Any
 
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BudgetReached, InputError
-from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary, is_ids
+from blackbox_proxy.types import Draft, Prefix, Token, Usage
+from blackbox_proxy.vocabulary import is_ids
 
-from .protocol import Abilities, Base
+from .protocol import Base
+from .wrapper import BaseAround
 
 _PER_MESSAGE = 16  # tokens that a chat template may add to a message, at most
 
@@ -123,51 +124,23 @@ def _reached(limit: str) -> BudgetReached:
     )
 
 
-class BudgetedBase:
-    """A base whose requests are paid from a `Budget`. Everything else is the wrapped base's own."""
+class BudgetedBase(BaseAround):
+    """A base whose requests are paid from a `Budget`. Of a stream that was cut, what had arrived is what counts."""
 
     def __init__(self, base: Base, budget: Budget) -> None:
-        self._base = base
+        super().__init__(base)
         self.budget = budget
 
     def __repr__(self) -> str:
-        return f"BudgetedBase({self._base!r}, {self.budget!r})"
-
-    @property
-    def name(self) -> str:
-        return self._base.name
-
-    @property
-    def vocabulary(self) -> Vocabulary | None:
-        return self._base.vocabulary
-
-    @property
-    def context(self) -> int | None:
-        return self._base.context
-
-    @property
-    def abilities(self) -> Abilities:
-        return self._base.abilities
-
-    def check(self, prompt: Prompt, max_tokens: int) -> None:
-        """As the base checks, and that the budget leaves room for a first request. Raises BudgetReached."""
-        self._base.check(prompt, max_tokens)
-        tokens = most_tokens(self._base, Prefix(prompt))
-        self.budget.settle(tokens, self.budget.reserve(tokens, 1), Usage())
-
-    def can_continue(self, prefix: Prefix) -> bool:
-        return self._base.can_continue(prefix)
-
-    def room(self, prefix: Prefix) -> int | None:
-        return self._base.room(prefix)
+        return f"BudgetedBase({self.base!r}, {self.budget!r})"
 
     async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
         """As the base drafts, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
-        tokens = most_tokens(self._base, prefix, given)
+        tokens = most_tokens(self.base, prefix, given)
         granted = self.budget.reserve(tokens, n)
         used = Usage()
         try:
-            draft = await self._base.draft(prefix, granted, given=given, **options)
+            draft = await self.base.draft(prefix, granted, given=given, **options)
             used = draft.usage
             return draft
         finally:
@@ -177,19 +150,16 @@ class BudgetedBase:
         self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any
     ) -> AsyncGenerator[Draft, None]:
         """As the base streams, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
-        tokens = most_tokens(self._base, prefix, given)
+        tokens = most_tokens(self.base, prefix, given)
         granted = self.budget.reserve(tokens, n)
         used = Usage()
         try:
-            async with aclosing(self._base.stream(prefix, granted, given=given, **options)) as parts:
+            async with aclosing(self.base.stream(prefix, granted, given=given, **options)) as parts:
                 async for part in parts:
                     used += part.usage
                     yield part
         finally:
             self.budget.settle(tokens, granted, used)
-
-    async def aclose(self) -> None:
-        await self._base.aclose()
 
 
 def most_tokens(base: Base, prefix: Prefix, given: Sequence[Token] = ()) -> int:

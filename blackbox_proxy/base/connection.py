@@ -8,52 +8,74 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx2
 
 import openai
-from blackbox_proxy.errors import BadResponse
 
 from .dialects import Api
-from .retry import named, without_secret
+from .limits import Limiter
+from .retry import lost, named, take_out, without_secret
 
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
 class Connection:
-    """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none."""
+    """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none.
+
+    limiter: admits every request, and learns from the headers of every answer.
+    """
 
     def __init__(
-        self, api: Api, model: str, url: str, *, base_url: str, key: str, secret: bool, timeout: float
+        self,
+        api: Api,
+        model: str,
+        url: str,
+        *,
+        base_url: str,
+        key: str,
+        secret: bool,
+        timeout: float,
+        limiter: Limiter,
     ) -> None:
+        self._limiter = limiter
         self._api = api
         self._model = model
         self._url = url
         self._base_url = base_url
         self._key = key
-        self._secret = key if secret else ""
+        self.secret = key if secret else ""
         self._timeout = timeout
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
 
     async def send(self, arguments: dict[str, Any]) -> bytes:
         """The body of a 200."""
-        with self.naming():
-            answer = await self._create("with_raw_response")(**arguments)
+        async with self._limiter.request(_most_tokens(arguments)):
+            with self.naming():
+                answer = await self._create("with_raw_response")(**arguments)
+        self._limiter.learn(answer.headers)
         return self.clean(answer.content)  # a parse error may quote it
 
     @asynccontextmanager
     async def open(self, arguments: dict[str, Any]) -> AsyncIterator[Answer]:
         """An answer that arrives while it is read; leaving closes it, so that the server notices."""
-        with self.naming():
-            opened = self._create("with_streaming_response")(**arguments)
-            response = await opened.__aenter__()
-        try:
-            yield Answer(response, self)
-        finally:
-            await response.close()
+        most = _most_tokens(arguments)
+        async with self._limiter.request(most) as used:
+            with self.naming():
+                opened = self._create("with_streaming_response")(**arguments)
+                response = await opened.__aenter__()
+            self._limiter.learn(response.headers)
+            answer = Answer(response, self)
+            try:
+                yield answer
+            finally:
+                if answer.events:
+                    used(most - _wanted(arguments) + answer.events)
+                with suppress(httpx2.HTTPError, httpx2.StreamError, OSError):  # what is closed may be broken already
+                    await response.close()
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -61,14 +83,16 @@ class Connection:
         try:
             yield
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise named(error, model=self._model, url=self._url, secret=self._secret) from error
+            if isinstance(error, openai.APIStatusError):
+                self._limiter.learn(error.response.headers)
+            raise named(error, model=self._model, url=self._url, secret=self.secret) from error
 
     def clean(self, content: bytes) -> bytes:
         """A body without the key, which some servers repeat."""
-        return content.replace(self._secret.encode(), b"[api key]") if self._secret else content
+        return content.replace(self.secret.encode(), b"[api key]") if self.secret else content
 
     def without_secret(self, value: object) -> object:
-        return without_secret(value, self._secret) if self._secret else value
+        return without_secret(value, self.secret) if self.secret else value
 
     def _create(self, how: str) -> Callable[..., Any]:
         client = self._client()
@@ -105,16 +129,28 @@ class Connection:
                 asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
+def _wanted(arguments: Mapping[str, Any]) -> int:
+    return int(arguments.get("max_tokens") or arguments.get("max_completion_tokens") or 0)
+
+
+def _most_tokens(arguments: Mapping[str, Any]) -> int:
+    """About how many tokens a request can have, as rate limits count them: those sent and those asked for."""
+    prompt = arguments.get("prompt", arguments.get("messages"))
+    sent = len(prompt) if isinstance(prompt, list) and "prompt" in arguments else len(str(prompt).encode()) // 4
+    return sent + _wanted(arguments)
+
+
 class Answer:
     """A 200 whose body is still to be read: as events (its items, the JSON of each), or at once if it is not streamed.
 
-    Both raise BaseError.
+    Both raise BaseError. `events` counts those read, about one a token.
     """
 
     def __init__(self, response: Any, connection: Connection) -> None:
         self._response = response
         self._connection = connection
         self._events: openai.AsyncStream[object] | None = None
+        self.events = 0
         kind = str(response.headers.get("content-type", ""))
         self.streams = kind.partition(";")[0].strip().lower() == "text/event-stream"
 
@@ -133,8 +169,10 @@ class Answer:
                     self._events = await self._response.parse(to=openai.AsyncStream[object])
                 event = await anext(self._events)
             except (ValueError, RecursionError) as error:
-                raise BadResponse(
+                take_out(error, self._connection.secret)
+                raise lost(
                     "the API streamed something that is not JSON",
                     hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url.",
                 ) from error
+        self.events += 1
         return event if isinstance(event, Mapping) else self._connection.without_secret(event)

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
+import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import lru_cache, partial
-from typing import TypeVar
+from functools import cached_property, lru_cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
@@ -130,6 +133,25 @@ class TransformersBase:
     def abilities(self) -> Abilities:
         """It scores given tokens, and draws from what it shows. It does not claim to stream: no round trip is saved."""
         return Abilities(streams=False, scores=True, streams_scored=False, draws=True)
+
+    @property
+    def identity(self) -> Mapping[str, object] | None:
+        """The weights themselves, not where they lie: reads all of them, the first time. None where a function renders
+        the prompt: what it does cannot be told.
+        """
+        if callable(self._rendering):
+            return None
+        return {
+            "weights": self._weights,
+            "device": str(self._lm.device.type),
+            "top_logprobs": self.top_logprobs,
+            "rendering": self._rendering,
+            "tokenizer": spelling_identity(self.vocabulary, self._rendering),
+        }
+
+    @cached_property
+    def _weights(self) -> str:
+        return fingerprint(self._lm.model)
 
     async def draft(
         self,
@@ -328,6 +350,22 @@ def _check_text(prompt: Prompt) -> None:
             f"the prompt holds half a character (a lone surrogate) at {error.start}",
             hint='Read the text with errors="replace", or repair it.',
         ) from error
+
+
+@torch.inference_mode()
+def fingerprint(model: Any) -> str:
+    """A digest of a model's configuration and of every weight: exact sums over their bytes, and samples of them."""
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        raw = weight.detach().contiguous().reshape(-1).view(torch.uint8)
+        words = raw[: len(raw) // 4 * 4].view(torch.int32) if weight.element_size() % 4 == 0 else raw
+        sample = raw[:: max(1, len(raw) // 4093)].cpu().numpy().tobytes()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(words.sum(dtype=torch.int64))} ".encode())
+        digest.update(sample)
+    return digest.hexdigest()[:32]
 
 
 def top(row: torch.Tensor, k: int) -> tuple[Ids, Floats]:

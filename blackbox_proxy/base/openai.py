@@ -8,11 +8,12 @@ where it stops being an answer to what will be asked next.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
@@ -23,17 +24,26 @@ from blackbox_proxy.vocabulary import Vocabulary
 from .connection import Connection
 from .dialects import DIALECTS, Api, Dialect
 from .given import Plan, plan
+from .identity import spelling_identity
+from .limits import Limiter
 from .meter import Meter, sent_tokens
 from .parse import decode_body, parse
 from .payload import RESERVED, Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
 from .protocol import Abilities
 from .recut import Recut, after_special, chat_opening, until_recut
-from .retry import named_limit, refuses_streams, with_retries
+from .retry import named_limit, note_break, refuses_streams, with_retries
 from .streaming import Incremental
 
 _OPENAI = "https://api.openai.com/v1"
 _NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The JSON of an answer that came in one piece where a stream was asked for."""
+
+    body: object
 
 
 class OpenAIBase:
@@ -52,13 +62,19 @@ class OpenAIBase:
         context: int | None = None,
         timeout: float = 60.0,
         max_attempts: int = 5,
+        max_retry_seconds: float = 600.0,
         may_lower_k: bool = False,
+        limiter: Limiter | None = None,
     ) -> None:
         self.settings = settings
+        self.limiter = limiter or Limiter()
         self._may_lower_k = may_lower_k
+        self._asked_k = settings.top_logprobs  # before a server's limit lowered it
+        self._query = hashlib.sha256(urlsplit(base_url).query.encode()).hexdigest()[:16]
         self.url = _shown(base_url)
         self._context = context
         self._max_attempts = max_attempts
+        self._max_retry_seconds = max_retry_seconds
         self._sleep = asyncio.sleep
         self._streams = True  # as far as known
         self._connection = Connection(
@@ -69,6 +85,7 @@ class OpenAIBase:
             key=api_key,
             secret=api_key != _NO_KEY,
             timeout=timeout,
+            limiter=self.limiter,
         )
 
     def __repr__(self) -> str:
@@ -115,6 +132,32 @@ class OpenAIBase:
             draws=draws_what_it_shows(self.settings),
         )
 
+    @property
+    def identity(self) -> Mapping[str, object] | None:
+        """Server, model, and how it is asked. None where a function renders the prompt: what it does cannot be told.
+
+        The key is no part of it, nor is a user or password in the URL; of its query, a digest.
+        """
+        settings, dialect = self.settings, self.settings.dialect
+        vocabulary, rendering = settings.vocabulary, settings.rendering
+        if callable(rendering):
+            return None
+        prefill = dialect.prefill
+        return {
+            "url": self.url.rstrip("/"),
+            "query": self._query,
+            "model": settings.model,
+            "api": settings.api,
+            "dialect": dialect.name,
+            "prefix": dialect.prefix,
+            "prefill": None if prefill is None else [dict(prefill.body), dict(prefill.message), prefill.keeps_space],
+            "fields": [dict(dialect.ids_out), dict(dialect.extra_body), dict(settings.extra_body)],
+            "top_logprobs": self._asked_k,
+            "or_fewer": self._may_lower_k,
+            "rendering": rendering,
+            "tokenizer": None if vocabulary is None else spelling_identity(vocabulary, rendering),
+        }
+
     async def draft(
         self,
         prefix: Prefix,
@@ -132,13 +175,13 @@ class OpenAIBase:
         asked = self._plan(prefix, n, given)
         if asked is None:
             return Draft(())
-        content, settings, retries = await self._asked(
+        body, settings, retries = await self._asked(
             lambda settings: request(
                 asked.prefix, settings, asked.n, temperature=temperature, seed=seed, fields=asked.fields
             ),
-            lambda arguments, _: self._connection.send(arguments),
+            lambda arguments, _: self._whole(arguments),
         )
-        return self._read(content, asked, settings, Usage(retries=retries))
+        return self._read(body, asked, settings, Usage(retries=retries))
 
     async def stream(
         self,
@@ -151,9 +194,9 @@ class OpenAIBase:
     ) -> AsyncGenerator[Draft, None]:
         """The same in parts, as the server writes; closing the generator closes the connection, so that it stops.
 
-        Failures before the first position are repeated like those of `draft`, later ones end the draft and count as a
-        retry. A server that turns out not to stream log probabilities is asked again without streaming, and
-        `abilities.streams` is false from then on.
+        Failures before the first position are repeated like those of `draft`, later ones (a stall longer than the
+        timeout is one) end the draft without a finish and count as a retry. A server that turns out not to stream log
+        probabilities is asked again without streaming, and `abilities.streams` is false from then on.
 
         Prompt tokens are those that the API reports; before it does, those counted here, and where the tokenizer is
         unknown a quarter of the bytes sent. The last part corrects what was counted by what was reported.
@@ -196,10 +239,11 @@ class OpenAIBase:
             yield replace(draft, usage=draft.usage + lost)
             return
         recut, finish, more = self._recut(asked), None, Usage(retries=retries)
-        part: Draft | bytes | None = first
+        part: Draft | _Whole | None = first
+        positions = 0
         async with aclosing(rest):
-            if isinstance(first, bytes):
-                draft = self._read(first, asked, settings, more)
+            if isinstance(first, _Whole):
+                draft = self._read(first.body, asked, settings, more)
                 self._streams = False
                 yield draft
                 return
@@ -210,13 +254,15 @@ class OpenAIBase:
                     usage = meter.part(len(kept.positions) - kept.given, reader.usage) + more
                     yield replace(kept, finish=None, usage=usage)
                     more = Usage()
+                    positions += len(kept.positions)
                 if kept is not part:
                     break
                 try:
                     part = await anext(rest, None)
-                except (BadResponse, NoLogprobs):
-                    raise
-                except BaseError:
+                except BaseError as error:
+                    if isinstance(error, (BadResponse, NoLogprobs)) and not error.retryable:
+                        raise  # it has arrived, and asking again would buy the same
+                    note_break(error, positions)
                     more += Usage(retries=1)
                     break
         yield Draft((), finish, meter.last(reader.usage) + more)
@@ -248,6 +294,7 @@ class OpenAIBase:
                 answer, retries = await with_retries(
                     lambda arguments=arguments, settings=settings: send(arguments, settings),  # type: ignore[misc]
                     max_attempts=self._max_attempts,
+                    max_seconds=self._max_retry_seconds,
                     sleep=self._sleep,
                 )
                 return answer, settings, refused + retries
@@ -258,9 +305,13 @@ class OpenAIBase:
                 refused += 1
                 self.settings = replace(self.settings, top_logprobs=limit)
 
-    def _read(self, content: bytes, asked: Plan, settings: Settings, more: Usage) -> Draft:
+    async def _whole(self, arguments: dict[str, Any]) -> object:
+        """A whole answer's JSON."""
+        return decode_body(await self._connection.send(arguments), self.url)
+
+    def _read(self, body: object, asked: Plan, settings: Settings, more: Usage) -> Draft:
         draft = parse(
-            decode_body(content),
+            body,
             n=asked.n,
             top_logprobs=settings.top_logprobs,
             vocabulary=settings.vocabulary,
@@ -279,17 +330,17 @@ class OpenAIBase:
 
     async def _begin(
         self, arguments: dict[str, Any], settings: Settings, asked: Plan
-    ) -> tuple[Draft | bytes, AsyncGenerator[Draft | bytes, None], Incremental]:
+    ) -> tuple[Draft | _Whole, AsyncGenerator[Draft | _Whole, None], Incremental]:
         """A stream read up to its first position (or to its end), the rest of it, and its reader."""
         reader = Incremental(asked.n, settings.top_logprobs, settings.vocabulary, asked.echo(settings))
         rest = self._parts(arguments, reader)
         return await anext(rest), rest, reader
 
-    async def _parts(self, arguments: dict[str, Any], reader: Incremental) -> AsyncGenerator[Draft | bytes, None]:
-        """The positions as they arrive, and at last a part with the finish; or the body of an answer in one piece."""
+    async def _parts(self, arguments: dict[str, Any], reader: Incremental) -> AsyncGenerator[Draft | _Whole, None]:
+        """The positions as they arrive, and at last a part with the finish; or an answer in one piece."""
         async with self._connection.open(arguments) as answer:
             if not answer.streams:
-                yield await answer.body()
+                yield _Whole(decode_body(await answer.body(), self.url))
                 return
             try:
                 async for chunk in answer:
@@ -327,7 +378,9 @@ def open_base(
     context: int | None = None,
     timeout: float = 60.0,
     max_attempts: int = 5,
+    max_retry_seconds: float = 600.0,
     extra_body: Mapping[str, Any] | None = None,
+    limiter: Limiter | None = None,
 ) -> OpenAIBase:
     """A base behind an OpenAI-compatible API. Sends nothing.
 
@@ -338,8 +391,10 @@ def open_base(
     `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
     them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
     lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
-    chat API renders by itself). context: the window in tokens. timeout: seconds per request. max_attempts: requests
-    per draft, retries included. extra_body: further fields of every request.
+    chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
+    which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
+    further one is begun. extra_body: further fields of every request. limiter: requests and tokens per minute and
+    requests at a time, shared by all bases that are given the same `Limiter`; by default what the API's headers say.
 
     Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
     """
@@ -356,8 +411,8 @@ def open_base(
         )
     if not callable(rendering) and rendering not in ("raw", "chat"):
         raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
-    if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0:
-        raise InputError("context, timeout and max_attempts must be positive")
+    if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
+        raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
     url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
     settings = Settings(
         model,
@@ -376,7 +431,9 @@ def open_base(
         context=context,
         timeout=timeout,
         max_attempts=max_attempts,
+        max_retry_seconds=max_retry_seconds,
         may_lower_k=top_logprobs is None,
+        limiter=limiter,
     )
 
 

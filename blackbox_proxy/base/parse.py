@@ -1,25 +1,37 @@
 """From a whole response to a `Draft`: the answer is read as a stream of one chunk.
 
+`decode_body` says whether an answer has arrived (that is retried), `parse` what it means (that is not).
 What a token is, entries.py decides; what a position shows, positions.py; where a text ends, streaming.py.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from blackbox_proxy.types import Draft
 from blackbox_proxy.vocabulary import Vocabulary
 
 from .given import Echo
+from .retry import lost, reported
 from .streaming import Incremental, choice_of, usage_of
 
 
-def decode_body(content: bytes) -> object:
-    """The JSON of a body, or its text where it is none (a gateway's HTML page in a 200)."""
+def decode_body(content: bytes, url: str) -> object:
+    """The JSON of a body. Raises what can be asked for again: BadResponse where it is no JSON (a gateway's page, a body
+    cut short), and what `reported` makes of an `error` in it.
+    """
     try:
-        return json.loads(content)
+        body: object = json.loads(content)
     except (ValueError, RecursionError):
-        return content.decode("utf-8", "replace")
+        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:80]
+        raise lost(
+            f"the API answered with something that is not a completion: {shown!r}",
+            hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url, usually ending in /v1.",
+        ) from None
+    if isinstance(body, Mapping) and body.get("error"):
+        raise reported(body["error"], url)
+    return body
 
 
 def parse(

@@ -6,7 +6,7 @@ and shows its candidates at every position of it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -67,6 +67,13 @@ class Base(Protocol):
     @property
     def abilities(self) -> Abilities:
         """What this base is known to be able to do by now."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, object] | None:
+        """Everything that decides which log probabilities a prefix gets, for JSON; no secrets. Two bases with the same
+        identity may answer for each other. None where that cannot be said, so that no answer must be kept.
+        """
         ...
 
     async def draft(

@@ -104,8 +104,8 @@ class Incremental:
 
     @property
     def complete(self) -> bool:
-        """Whether the API has said why it stopped, or has written all that was asked for."""
-        return self._reason is not None or self._generated >= self._n
+        """Whether the API has said why it stopped, or has written all that was asked for and none of it is in doubt."""
+        return self._reason is not None or (self._generated >= self._n and self._held is None)
 
     @property
     def done(self) -> bool:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
+from api_answers import legacy
+from api_server import Asking
+from starlette.responses import JSONResponse
 
 from blackbox_proxy.base.limits import Limiter
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.types import Prefix
 
 
 class Clock:
@@ -131,3 +136,26 @@ def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError) as caught:
         Limiter(**{name: 0})
     assert caught.value.hint
+
+
+async def test_a_base_obeys_given_limits_and_learns_from_answers(asking: Asking) -> None:
+    """Real requests: one at a time, and the headers of an answer become limits."""
+    running = most = 0
+
+    async def answer(_: dict[str, Any]) -> JSONResponse:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return JSONResponse(
+            legacy((" the", -0.1, {" the": -0.1}), text=" the"), headers={"x-ratelimit-limit-tokens": "90000"}
+        )
+
+    asking.server.answers = [answer]
+    limits = Limiter(max_concurrency=1)
+    base = asking(limiter=limits)
+    await asyncio.gather(*(base.draft(Prefix("Hi"), 1) for _ in range(4)))
+    assert (most, len(asking.server.sent)) == (1, 4)
+    assert limits.limits == {"tokens_per_minute": 90000.0}
+    await base.aclose()

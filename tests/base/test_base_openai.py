@@ -134,6 +134,17 @@ def test_room(vocabulary: Vocabulary) -> None:
     assert (base.name, base.vocabulary, base.context) == ("m", vocabulary, 10)
 
 
+LOST = [
+    (HTMLResponse(f"<html>gateway {KEY}</html>"), BadResponse),
+    (Response("", media_type="application/json"), BadResponse),
+    (Response('{"choices": [{"te', media_type="application/json"), BadResponse),
+    (Response(status_code=204), BadResponse),
+    (JSONResponse({"error": {"message": f"upstream failed {KEY}"}}), ServerFailed),
+    (JSONResponse({"error": {"message": "slow down", "code": 429}}), RateLimited),
+]
+"""Answers with a good status that did not arrive whole, and what is raised when that does not end."""
+
+
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -147,13 +158,12 @@ def test_room(vocabulary: Vocabulary) -> None:
         (refusal(400, "logprobs: max is 5"), BadRequest, "max is 5"),
         (refusal(400, "4097 tokens", code="context_length_exceeded"), ContextTooLong, "4097"),
         (refusal(429, "no money", code="insufficient_quota"), QuotaExhausted, "no money"),
-        (HTMLResponse("<html>gateway</html>"), BadResponse, "<html>gateway"),
-        (Response("", media_type="application/json"), BadResponse, "not a completion"),
-        (Response('{"choices": [{"te', media_type="application/json"), BadResponse, "not a completion"),
-        (JSONResponse({"error": {"message": f"upstream failed {KEY}"}}), BadResponse, "upstream failed"),
+        (JSONResponse("gateway"), BadResponse, "not a completion"),
+        (JSONResponse({"error": {"message": f"too odd {KEY}", "code": 400}}), BadRequest, "too odd"),
+        (JSONResponse({"error": {"message": "x", "code": "insufficient_quota"}}), QuotaExhausted, "no money"),
+        (refusal(500, headers={"x-should-retry": "false"}), ServerFailed, "500"),
         (JSONResponse({"object": "list", "data": []}), BadResponse, "no choices"),
         (JSONResponse({"choices": [{"text": "Hi", "finish_reason": "stop"}]}), NoLogprobs, "without"),
-        (Response(status_code=204), BadResponse, "not a completion"),
         (Response(status_code=304), BadResponse, "304"),
     ],
 )
@@ -176,7 +186,10 @@ async def test_rate_limits_are_waited_out(server: Server, asking: Asking) -> Non
         GOOD,
     ]
     found = await draft(asking())
-    assert asking.slept == [7.0, 0.25, 0.0]
+    assert 7.0 <= asking.slept[0] <= 7.7
+    assert 0.25 <= asking.slept[1] <= 0.275
+    assert 0.0 < asking.slept[2] <= 2.0  # of its own accord
+    assert len(asking.slept) == 3
     assert found.usage == Usage(api_calls=1, prompt_tokens=3, completion_tokens=2, retries=3)
     assert len(server.sent) == 4
     assert all(sent == server.sent[0] for sent in server.sent)
@@ -184,7 +197,15 @@ async def test_rate_limits_are_waited_out(server: Server, asking: Asking) -> Non
 
 @pytest.mark.parametrize(
     ("answer", "kind"),
-    [(refusal(429), RateLimited), (refusal(500), ServerFailed), (HTMLResponse("<html>", 502), ServerFailed)],
+    [
+        (refusal(429), RateLimited),
+        (refusal(500), ServerFailed),
+        (refusal(408), ConnectionFailed),
+        (refusal(409), ServerFailed),
+        (refusal(400, headers={"x-should-retry": "true"}), BadRequest),
+        (HTMLResponse("<html>", 502), ServerFailed),
+        *LOST,
+    ],
 )
 async def test_attempts_run_out(server: Server, asking: Asking, answer: Response, kind: type[BlackboxError]) -> None:
     server.answers = [answer]
@@ -192,6 +213,20 @@ async def test_attempts_run_out(server: Server, asking: Asking, answer: Response
         await draft(asking(max_attempts=3))
     assert len(server.sent) == 3
     assert len(asking.slept) == 2
+
+
+@pytest.mark.parametrize("answer", [answer for answer, _ in LOST])
+async def test_an_answer_that_got_lost_is_asked_for_again(server: Server, asking: Asking, answer: Response) -> None:
+    server.answers = [answer, answer, GOOD]
+    found = await draft(asking())
+    assert (len(found.positions), found.usage) == (2, Usage(1, 3, 2, retries=2))
+
+
+async def test_the_time_for_retries_is_bounded(server: Server, asking: Asking) -> None:
+    server.answers = [refusal(429, headers={"Retry-After": "7"})]
+    with pytest.raises(RateLimited):
+        await draft(asking(max_retry_seconds=6.0))
+    assert (len(server.sent), asking.slept) == (1, [])
 
 
 async def test_an_answer_that_cannot_be_read_is_not_bought_again(server: Server, asking: Asking) -> None:
@@ -327,6 +362,7 @@ async def test_concurrent_drafts_share_a_client_and_closing_is_not_the_end(serve
         ({"timeout": 0}, "positive"),
         ({"timeout": math.nan}, "positive"),
         ({"max_attempts": 0}, "positive"),
+        ({"max_retry_seconds": 0}, "positive"),
         ({"context": 0}, "positive"),
         ({"extra_body": {"stop": ["x"]}}, "may not set stop"),
         ({"extra_body": {"max_tokens": 3, "n": 2}}, "may not set max_tokens, n"),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackbox_proxy.base.parse import decode_body, parse
-from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs
+from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs, ServerFailed
 from blackbox_proxy.types import Draft, Position, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
@@ -374,11 +374,15 @@ def test_more_tokens_than_were_asked_for() -> None:
 
 
 def test_decode_body() -> None:
-    assert decode_body(b'{"a": [NaN, 1]}') != "x"
-    assert decode_body("<html>ü".encode()) == "<html>ü"
-    assert decode_body(b'{"choices": [') == '{"choices": ['
-    assert decode_body(b"\xff\xfe\xfa") == "\ufffd\ufffd\ufffd"
-    assert isinstance(decode_body(b"[" * 200_000), str)
+    """What is no JSON has not arrived, and can be asked for again; what is malformed otherwise has."""
+    assert decode_body(b'{"a": [NaN, 1]}', "http://host") != "x"
+    assert decode_body(b'"a"', "http://host") == "a"
+    for body in ("<html>ü".encode(), b'{"choices": [', b"\xff\xfe\xfa", b"[" * 200_000, b""):
+        with pytest.raises(BadResponse, match="not a completion") as caught:
+            decode_body(body, "http://host")
+        assert caught.value.retryable
+    with pytest.raises(ServerFailed, match="engine died"):
+        decode_body(b'{"error": {"message": "engine died"}}', "http://host")
 
 
 # -- the laws ---------------------------------------------------------------------------------------------------------

@@ -235,6 +235,11 @@ async def test_a_dialect_that_does_not_stream(server: Server, asking: Asking) ->
 
 # -- failures ---------------------------------------------------------------------------------------------------------
 
+
+def no_json(*parts: Any) -> Response:
+    return Response(sse(*parts, done=False) + b"data: {oops\n\n", media_type="text/event-stream")
+
+
 FAILED = {"error": {"message": "the engine died", "code": 500}}
 GOOD = events(chunk(" the"), chunk(" cat", finish="length"))
 
@@ -250,6 +255,9 @@ GOOD = events(chunk(" the"), chunk(" cat", finish="length"))
         events(),
         stalled(chunk()),
         JSONResponse({"error": {"message": "no"}}, 503),
+        HTMLResponse("<html>gateway"),
+        Response(sse(chunk(" the")), media_type="text/plain"),
+        no_json(chunk()),
     ],
 )
 async def test_failures_before_the_first_position_are_repeated(server: Server, asking: Asking, failure: Any) -> None:
@@ -258,7 +266,7 @@ async def test_failures_before_the_first_position_are_repeated(server: Server, a
     assert told(parts) == [[b" the"], [b" cat"], []]
     assert (parts[0].usage.retries, total(parts).retries, total(parts).api_calls) == (2, 2, 1)
     server.answers = [failure]
-    with pytest.raises((ConnectionFailed, ServerFailed)):
+    with pytest.raises((ConnectionFailed, ServerFailed, BadResponse)):
         await parts_of(asking(timeout=patience(failure), max_attempts=2))
     assert len(server.sent) == 5
 
@@ -271,6 +279,7 @@ async def test_failures_before_the_first_position_are_repeated(server: Server, a
         events(chunk(" the"), chunk(" cat"), FAILED),
         events(chunk(" the"), chunk(" cat"), {"error": {"message": "no", "code": 400}}),
         events(chunk(" the"), chunk(" cat"), done=False),
+        no_json(chunk(" the"), chunk(" cat")),
         broken(chunk(" the"), chunk(" cat"), chunk("</s>")),  # the end, or written? nobody knows
     ],
 )
@@ -293,17 +302,19 @@ async def test_what_is_complete_has_not_failed(server: Server, asking: Asking, f
     assert (parts[-1].finish, total(parts).retries) == (None, 0)
 
 
+@pytest.mark.parametrize("failure", [broken, lambda *chunks: events(*chunks, done=False)])
+async def test_what_is_in_doubt_has(server: Server, asking: Asking, failure: Any) -> None:
+    """As many as were asked for, but whether the last is the end or written, only the finish would have told."""
+    server.answers = [failure(chunk(" the"), chunk("</s>"))]
+    parts = await parts_of(asking(), n=2)
+    assert told(parts) == [[b" the"], []]
+    assert (parts[-1].finish, total(parts).retries) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (HTMLResponse("<html>gateway"), BadResponse, "<html>gateway"),
-        (HTMLResponse(f"<html>{KEY}"), BadResponse, "api key"),
         (events(chunk(" the"), "gateway"), BadResponse, "not a completion"),
-        (
-            Response(sse(chunk(" the"), done=False) + b"data: {oops\n\n", media_type="text/event-stream"),
-            BadResponse,
-            "JSON",
-        ),
         (events(chunk(" the"), {"choices": [{"text": "a", "logprobs": {"tokens": ["a"]}}]}), BadResponse, "malformed"),
         (events(*[chunk(" the")] * 9), BadResponse, "5 tokens where 4"),
         (events({"error": {"message": f"no {KEY}", "code": 400}}), BadRequest, "api key"),

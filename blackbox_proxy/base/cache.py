@@ -1,0 +1,561 @@
+"""A cache around any base: what was shown once at a place of a text is never asked for again.
+
+One row per position, so that a draft of n tokens is n answers to later questions, whatever their length and whatever
+the pair made of it: another alpha, another expert, a text that goes the same way for a while. The row of a place is
+found by a digest of base, prompt and the tokens issued so far. A draft is served from the cache alone or asked for, as
+far as the rows reach; what lies beyond is the next request. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage
+from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
+
+from .protocol import Base
+from .store import LEASE, MAX_BYTES, Entry, Root, Store, new_owner
+from .wrapper import BaseAround
+
+_log = logging.getLogger(__name__)
+
+_GREEDY = b"greedy"
+_STOP = "stop"  # drawn: the end of the text, without showing it
+_FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.1  # seconds between two looks for what somebody else is asking for
+
+
+class CachedBase(BaseAround):
+    """A `Base` that asks `base` only for what is not in the file yet.
+
+    path: the cache file, by default one for all in the user's cache folder; or an open `Store`. max_bytes: what the
+    file may hold; then the rows that were not used for longest are forgotten. Many threads and processes may share the
+    file: what one of them is asking for, the others wait for.
+
+    Greedy drafts, drafts with a seed, and given text come from the cache. Drafts without a seed are always asked for.
+    Positions from the cache are counted in `Usage.cached_positions`, with no call and no tokens. A base without
+    `identity` is passed through.
+    """
+
+    def __init__(
+        self, base: Base, path: str | os.PathLike[str] | Store | None = None, *, max_bytes: int = MAX_BYTES
+    ) -> None:
+        super().__init__(base)
+        self.store = path if isinstance(path, Store) else Store(path, max_bytes=max_bytes)
+
+    def __repr__(self) -> str:
+        return f"CachedBase({self.base!r}, {str(self.store.path)!r})"
+
+    async def draft(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> Draft:
+        """The rows that there are, at most n and those of the given tokens; where there is none, the base's draft."""
+
+        async def whole() -> AsyncGenerator[Draft, None]:
+            yield await self.base.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+
+        async with aclosing(self._parts(whole, prefix, n, temperature, seed, given)) as parts:
+            return [part async for part in parts][-1]
+
+    async def stream(
+        self,
+        prefix: Prefix,
+        n: int,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        given: Sequence[Token] = (),
+    ) -> AsyncGenerator[Draft, None]:
+        """The same: in one part from the cache, else as the base streams it; what has arrived is kept."""
+
+        def streamed() -> AsyncGenerator[Draft, None]:
+            return self.base.stream(prefix, n, temperature=temperature, seed=seed, given=given)
+
+        async with aclosing(self._parts(streamed, prefix, n, temperature, seed, given)) as parts:
+            async for part in parts:
+                yield part
+
+    async def aclose(self) -> None:
+        """Close the base and the file. Both can be used again."""
+        await self.base.aclose()
+        await asyncio.to_thread(self.store.close)
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    async def _parts(
+        self,
+        ask: Callable[[], AsyncGenerator[Draft, None]],
+        prefix: Prefix,
+        n: int,
+        temperature: float,
+        seed: int | None,
+        given: Sequence[Token],
+    ) -> AsyncGenerator[Draft, None]:
+        identity = self.base.identity
+        if identity is None:
+            async with aclosing(ask()) as parts:
+                async for part in parts:
+                    yield part
+            return
+        wanted = _Wanted(_root(identity, prefix.prompt), prefix, n, _draw(temperature, seed), tuple(given))
+        owner = new_owner() if wanted.draw is not None else None
+        try:
+            if owner is not None:
+                served = await self._served(wanted, owner)
+                if served is not None:
+                    yield served
+                    return
+            kept = _Kept(self.store, wanted, owner)
+            with _held(self.store, owner) as hold:
+                async with aclosing(self._grouped(ask(), prefix, kept.add)) as parts:
+                    async for part in parts:
+                        hold(False)  # who does not take what he asked for cannot make others wait for ever
+                        yield part
+                        hold(True)
+                kept.end()
+        finally:
+            if owner is not None:
+                _later(self.store, self.store.release, owner)
+
+    async def _grouped(
+        self, parts: AsyncGenerator[Draft, None], prefix: Prefix, saw: Callable[[Draft], None]
+    ) -> AsyncGenerator[Draft, None]:
+        """The parts, put together where a request could not go on from their last token: a stream is closed between
+        two parts, and what is kept of it must be of use to the next request.
+        """
+        issued, waiting = list(prefix.tokens), list[Draft]()
+        async with aclosing(parts):
+            try:
+                async for part in parts:
+                    saw(part)
+                    waiting.append(part)
+                    issued += [position.token for position in part.positions]
+                    ends = part.finish is not None or (bool(issued) and issued[-1].end)
+                    if ends or self.base.can_continue(Prefix(prefix.prompt, tuple(issued))):
+                        joined, waiting = _joined(waiting), []
+                        yield joined
+            except Exception:
+                if waiting:
+                    yield _joined(waiting)
+                raise
+            if waiting:
+                yield _joined(waiting)
+
+    async def _served(self, wanted: _Wanted, owner: str) -> Draft | None:
+        """What the cache has; None once it is ours to ask. Waits while somebody else asks for the same."""
+        wait = _FIRST_WAIT
+        while True:
+            found = await asyncio.wrap_future(self.store.submit(self._look, wanted, owner))
+            if not isinstance(found, bool):
+                return found
+            if found:
+                return None
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.5, _LONGEST_WAIT)
+
+    def _look(self, wanted: _Wanted, owner: str) -> Draft | bool:
+        """On the store's thread. A draft from the rows; else whether what is missing is now claimed by `owner`."""
+        store, claim = self.store, wanted.claim(wanted.start)
+        drawn = wanted.draw != _GREEDY
+        # A sampled draft is only served when it is complete: its rest hangs on the seed and on where it began.
+        if not (drawn and store.claimed(claim)) and (draft := self._walk(wanted)) is not None:
+            return draft
+        with store.together():
+            if not (drawn and store.claimed(claim)) and (draft := self._walk(wanted)) is not None:
+                return draft
+            return store.claim(claim, owner)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _walk(self, wanted: _Wanted) -> Draft | None:
+        """The rows from the prefix on: along the given tokens, then along what the base drew there; None if there are
+        none.
+        """
+        key, given = wanted.start, list[Position]()
+        for token in wanted.given:
+            row = self._row(key, None)
+            if row is None or row.tokens is None:
+                break
+            given.append(Position(token, _logprob_of(token, row), row.tokens, row.logprobs))
+            key = _after(key, token)
+        own, finish = list[Position](), None
+        if len(given) == len(wanted.given):
+            own, finish = self._own(wanted, key)
+        if not given and not own and finish is None:
+            return None
+        count = len(given) + len(own)
+        return Draft((*given, *own), finish, Usage(cached_positions=count), len(given))
+
+    def _own(self, wanted: _Wanted, key: bytes) -> tuple[list[Position], FinishReason | None]:
+        """The base's own draft from `key` on. It ends where a request can go on from, or as it did when it was asked
+        for: a token that cannot be issued back would otherwise seem never to be continued.
+        """
+        draw = wanted.draw_at(key)
+        issued = [*wanted.prefix.tokens, *wanted.given]
+        positions: list[Position] = []
+
+        def continues(*more: Token) -> bool:
+            return self.base.can_continue(Prefix(wanted.prefix.prompt, (*issued, *more)))
+
+        while len(positions) < wanted.n:
+            row = self._row(key, draw)
+            if row is None:
+                break
+            if row.drawn == _STOP:
+                return positions, "stop"
+            if row.tokens is None:
+                break
+            told = row.drawn is not None
+            if isinstance(row.drawn, tuple):
+                token, logprob = row.drawn
+            elif wanted.draw == _GREEDY:
+                likeliest = row.likeliest()
+                token, logprob = likeliest[0], float(row.logprobs[0])
+                told = len(likeliest) == 1
+                if not told and not all(other.end or continues(other) for other in likeliest):
+                    break  # which of them the base would write decides what can be issued
+            else:
+                break
+            positions.append(Position(token, logprob, row.tokens, row.logprobs))
+            if token.end:
+                return positions, "stop"
+            issued.append(token)
+            if not told:
+                break
+            key = _after(key, token)
+        if len(positions) < wanted.n:
+            while positions and not continues():
+                positions.pop()
+                issued.pop()
+        return positions, None
+
+    def _row(self, key: bytes, draw: bytes | None) -> _Row | None:
+        found = self.store.find(key, draw)
+        if found is None:
+            return None
+        try:
+            drawn: tuple[Token, float | None] | str | None = found.drawn
+            if found.drawn is not None and found.drawn != _STOP:
+                spelled, logprob = json.loads(found.drawn)
+                drawn = token_from(spelled), logprob
+            if not found.value:
+                return _Row(None, np.empty(0), drawn)
+            return _Row(*_unpacked(found.value, self.base.vocabulary), drawn)
+        except (ValueError, TypeError, KeyError, zlib.error) as error:
+            _log.warning("a row of the cache %s cannot be read and is dropped: %s", self.store.path, error)
+            self.store.drop(key)
+            return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """What is known of a place: the candidates (None if only the draw is known), and what was drawn there."""
+
+    tokens: Sequence[Token] | None
+    logprobs: Floats
+    drawn: tuple[Token, float | None] | str | None
+
+    def likeliest(self) -> list[Token]:
+        """All candidates that share the highest probability."""
+        assert self.tokens is not None
+        return [self.tokens[int(i)] for i in np.flatnonzero(self.logprobs == self.logprobs[0])]
+
+
+class _Wanted:
+    """A question: what is asked for, and under which keys its answers lie."""
+
+    def __init__(self, root: Root, prefix: Prefix, n: int, draw: bytes | None, given: tuple[Token, ...]) -> None:
+        self.root = root
+        self.prefix = prefix
+        self.n = n
+        self.draw = draw
+        self.given = given
+        self.before: bytes | None = None
+        self.start = root.root
+        for token in prefix.tokens:
+            self.before, self.start = self.start, _after(self.start, token)
+
+    def draw_at(self, key: bytes) -> bytes | None:
+        """How tokens of a draft that begins at `key` are drawn: a seed says nothing without where it was used."""
+        return self.draw if self.draw in (None, _GREEDY) else _digest(self.draw or b"", key)
+
+    def claim(self, key: bytes) -> bytes:
+        return _digest(key, self.draw or b"")
+
+
+class _Kept:
+    """An answer on its way into the store, part by part."""
+
+    def __init__(self, store: Store, wanted: _Wanted, owner: str | None) -> None:
+        self._store = store
+        self._wanted = wanted
+        self._owner = owner
+        self._key, self._before = wanted.start, wanted.before
+        self._last: Token | None = wanted.prefix.tokens[-1] if wanted.prefix.tokens else None
+        self._place = len(wanted.prefix.tokens)
+        self._draw: bytes | None = None
+        self._own = False
+        self._finish: FinishReason | None = None
+
+    def add(self, part: Draft) -> None:
+        """Keep these positions. Whoever waits for the first of them can go on; a greedy claim moves to what is next."""
+        rows: list[tuple[Entry, Position | None]] = []
+        for i, position in enumerate(part.positions):
+            rows.append((self._entry(i >= part.given, _drawn(position)), position))
+            self._move(position.token)
+        if part.finish is not None:
+            self._finish = part.finish
+        if rows:
+            self._write(rows)
+
+    def end(self) -> None:
+        """The answer is complete: if the base ended its text without showing the end, that is worth knowing, too."""
+        if self._finish == "stop" and not (self._last is not None and self._last.end) and self._owner is not None:
+            self._write([(self._entry(True, _STOP), None)])
+
+    def _entry(self, own: bool, drawn: str) -> Entry:
+        if own and not self._own:
+            self._own, self._draw = True, self._wanted.draw_at(self._key)
+        token = None if self._last is None else json.dumps(token_to(self._last))
+        kept = own and self._draw is not None
+        return Entry(
+            self._key,
+            self._place,
+            self._before,
+            token,
+            b"",
+            self._draw if kept else None,
+            drawn if kept else None,
+        )
+
+    def _move(self, token: Token) -> None:
+        self._before, self._key, self._last = self._key, _after(self._key, token), token
+        self._place += 1
+
+    def _write(self, rows: list[tuple[Entry, Position | None]]) -> None:
+        wanted = self._wanted
+        claim = wanted.claim(self._key if wanted.draw == _GREEDY else wanted.start)
+
+        def write() -> None:
+            entries = [
+                entry if position is None else entry._replace(value=_packed(position)) for entry, position in rows
+            ]
+            self._store.put(wanted.root, entries, self._owner, claim)
+
+        _later(self._store, write)
+
+
+def _joined(parts: Sequence[Draft]) -> Draft:
+    return Draft(
+        tuple(position for part in parts for position in part.positions),
+        parts[-1].finish,
+        sum((part.usage for part in parts), Usage()),
+        sum(part.given for part in parts),
+    )
+
+
+def _later(store: Store, work: Callable[..., None], *arguments: Any) -> None:
+    """On the store's thread, without waiting for it."""
+    with suppress(RuntimeError):  # the interpreter is on its way out; the claim runs out by itself
+        store.submit(work, *arguments).add_done_callback(_look_at)
+
+
+def _look_at(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.warning("the cache could not keep an answer", exc_info=error)
+
+
+class _held:
+    """Renews a claim while its owner waits for the base."""
+
+    def __init__(self, store: Store, owner: str | None) -> None:
+        self._store = store
+        self._owner = owner
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Callable[[bool], None]:
+        self._hold(True)
+        return self._hold
+
+    def __exit__(self, *_: object) -> None:
+        self._hold(False)
+
+    def _hold(self, on: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if on and self._owner is not None:
+            self._timer = asyncio.get_running_loop().call_later(LEASE / 3, self._renew, self._owner)
+
+    def _renew(self, owner: str) -> None:
+        _later(self._store, self._store.renew, owner)
+        self._hold(True)
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        digest.update(b"%d:" % len(part) + part)
+    return digest.digest()
+
+
+def _root(identity: Mapping[str, object], prompt: Prompt) -> Root:
+    base = json.dumps(identity, sort_keys=True)
+    if isinstance(prompt, str):
+        kind: list[object] = ["text", prompt]
+    elif is_ids(prompt):
+        kind = ["ids", [int(index) for index in prompt]]
+    else:
+        kind = ["messages", [dict(message) for message in prompt if isinstance(message, Mapping)]]
+    spelled = json.dumps(kind, sort_keys=True)
+    return Root(_digest(base.encode(), spelled.encode()), base, spelled)
+
+
+def _after(key: bytes, token: Token) -> bytes:
+    kind, value = token.key
+    spelled = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    return _digest(key, kind.encode(), spelled)
+
+
+def _draw(temperature: float, seed: int | None) -> bytes | None:
+    """How the base draws, as far as it can be repeated; None where it cannot."""
+    if temperature == 0.0:
+        return _GREEDY
+    return None if seed is None else f"{temperature!r} {seed}".encode()
+
+
+# -- rows as bytes ----------------------------------------------------------------------------------------------------
+
+
+def token_to(token: Token) -> list[object]:
+    """[id, bytes as Latin-1, text if the bytes do not tell it, end]: what JSON can hold."""
+    raw = token.bytes
+    told = raw is not None and raw.decode("utf-8", "replace") == token.text
+    return [token.id, None if raw is None else raw.decode("latin-1"), None if told else token.text, int(token.end)]
+
+
+def token_from(spelled: Sequence[Any]) -> Token:
+    index, raw, text, end = spelled
+    spelling = None if raw is None else str(raw).encode("latin-1")
+    return Token(index, spelling, (spelling or b"").decode("utf-8", "replace") if text is None else text, bool(end))
+
+
+def _drawn(position: Position) -> str:
+    return json.dumps([token_to(position.token), position.logprob])
+
+
+def _packed(position: Position) -> bytes:
+    """Candidates as JSON; ids of a known vocabulary as columns, since there may be all of them. Both compressed."""
+    tokens, logprobs = position.tokens, np.asarray(position.logprobs, np.float64)
+    if not isinstance(tokens, VocabularyTokens):
+        spelled = {"tokens": [token_to(token) for token in tokens], "logprobs": logprobs.tolist()}
+        return b"j" + zlib.compress(json.dumps(spelled, separators=(",", ":")).encode())
+    narrow = logprobs.astype(np.float32)
+    exact = bool(np.array_equal(narrow.astype(np.float64), logprobs))
+    columns = np.asarray(tokens.ids, "<i8").tobytes() + (narrow if exact else logprobs).tobytes()
+    return (b"f" if exact else b"d") + zlib.compress(columns, 1)
+
+
+def _columns(value: bytes) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Floats]:
+    raw, width = zlib.decompress(value[1:]), 4 if value[:1] == b"f" else 8
+    count = len(raw) // (8 + width)
+    ids = np.frombuffer(raw, "<i8", count).astype(np.int64)
+    logprobs = np.frombuffer(raw, np.float32 if width == 4 else np.float64, count, 8 * count)
+    return ids, logprobs.astype(np.float64)
+
+
+def _unpacked(value: bytes, vocabulary: Vocabulary | None) -> tuple[Sequence[Token], Floats]:
+    if value[:1] == b"j":
+        spelled = json.loads(zlib.decompress(value[1:]))
+        return tuple(map(token_from, spelled["tokens"])), np.array(spelled["logprobs"], np.float64)
+    if value[:1] not in (b"f", b"d") or vocabulary is None:
+        raise ValueError("candidates in a form that is not known here")
+    ids, logprobs = _columns(value)
+    return VocabularyTokens(ids, vocabulary), logprobs
+
+
+def _logprob_of(token: Token, row: _Row) -> float | None:
+    """A given token's log probability, if it is among the candidates."""
+    if isinstance(row.tokens, VocabularyTokens) and token.id is not None:
+        places = np.flatnonzero(row.tokens.ids == token.id)
+        return float(row.logprobs[places[0]]) if len(places) else None
+    found = (float(value) for other, value in zip(row.tokens or (), row.logprobs, strict=False) if other == token)
+    return next(found, None)
+
+
+# -- for people -------------------------------------------------------------------------------------------------------
+
+
+def export(store: Store) -> Iterator[dict[str, object]]:
+    """Every row as an object for JSON: base, prompt, place, the text so far, the candidates, what was drawn there.
+
+    "text" is None where earlier rows of the text are not in the file any more. Log probabilities are natural.
+    """
+    texts: dict[bytes, bytes] = {}
+    current: bytes | None = None
+    for root, entry, draws in store.rows():
+        if root.root != current:
+            current, texts = root.root, {root.root: b""}
+        if entry.before is not None and entry.token is not None:
+            token = token_from(json.loads(entry.token))
+            if entry.before in texts and token.bytes is not None:
+                texts[entry.key] = texts[entry.before] + token.bytes
+        text = texts.get(entry.key)
+        kind, prompt = json.loads(root.prompt)
+        yield {
+            "base": json.loads(root.base),
+            "prompt": {kind: prompt},
+            "place": entry.place,
+            "text": None if text is None else text.decode("utf-8", "replace"),
+            "candidates": _candidates(entry.value),
+            "drawn": [_shown_draw(draw, drawn) for draw, drawn in draws.items()],
+        }
+
+
+def _candidates(value: bytes) -> list[dict[str, object]] | None:
+    if not value:
+        return None
+    with suppress(ValueError, TypeError, KeyError, zlib.error):
+        if value[:1] == b"j":
+            spelled = json.loads(zlib.decompress(value[1:]))
+            return [
+                {**_shown(token), "logprob": logprob}
+                for token, logprob in zip(spelled["tokens"], spelled["logprobs"], strict=True)
+            ]
+        return [
+            {"id": index, "logprob": logprob}
+            for index, logprob in zip(*(column.tolist() for column in _columns(value)), strict=True)
+        ]
+    return None
+
+
+def _shown(spelled: Sequence[Any]) -> dict[str, object]:
+    token = token_from(spelled)
+    return {"id": token.id, "text": token.text, **({"end": True} if token.end else {})}
+
+
+def _shown_draw(draw: bytes, drawn: str) -> dict[str, object]:
+    how: dict[str, object] = {"how": "greedy" if draw == _GREEDY else draw.hex()}
+    if drawn == _STOP:
+        return {**how, "end": True}
+    return {**how, **_shown(json.loads(drawn)[0])}

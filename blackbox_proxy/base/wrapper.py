@@ -1,0 +1,49 @@
+"""What a base around another base passes on as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from blackbox_proxy.types import Prefix, Prompt
+from blackbox_proxy.vocabulary import Vocabulary
+
+from .protocol import Abilities, Base
+
+
+class BaseAround:
+    """Everything of a `Base` but how it is asked."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        return self.base.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        return self.base.context
+
+    @property
+    def abilities(self) -> Abilities:
+        return self.base.abilities
+
+    @property
+    def identity(self) -> Mapping[str, object] | None:
+        return self.base.identity
+
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        self.base.check(prompt, max_tokens)
+
+    def can_continue(self, prefix: Prefix) -> bool:
+        return self.base.can_continue(prefix)
+
+    def room(self, prefix: Prefix) -> int | None:
+        return self.base.room(prefix)
+
+    async def aclose(self) -> None:
+        await self.base.aclose()

@@ -1,0 +1,109 @@
+"""What a bulk run may cost, before it: bounds from the lengths of its prompts. Sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from blackbox_proxy.drafting import Prices
+from blackbox_proxy.jobs.inputs import Row, Source
+from blackbox_proxy.jobs.outputs import Output
+from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
+from blackbox_proxy.types import Usage
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bounds for texts that all reach max_tokens. Retries and discarded drafts come on top, shorter texts take off.
+
+    rows: still to be asked (bad: that cannot be, skipped: that are done). prompt_tokens: of all prompts once, as
+    counted by `counted_by`. `per_text`: one request for each text; `per_token`: one for each token, which sends prompt
+    and text so far each time.
+    """
+
+    rows: int
+    skipped: int
+    bad: int
+    counted_by: str
+    prompt_tokens: int
+    output_tokens: int
+    per_text: Usage
+    per_token: Usage
+
+
+def cost(usage: Usage, prices: Prices) -> float:
+    """Tokens times the price of one."""
+    fresh = usage.prompt_tokens - usage.cached_prompt_tokens
+    cached = usage.cached_prompt_tokens * prices.cached_prompt
+    return fresh * prices.prompt + cached + usage.completion_tokens * prices.output
+
+
+def estimate_job(
+    tuner: Generates,
+    source: Source,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    limit: int | None = None,
+    shuffle: int | None = None,
+    skip_bad: bool = False,
+    settings: dict[str, Any] | None = None,
+    **decoding: Any,
+) -> Estimate:
+    """Check all rows as `run_job` would, and say what asking them may cost. `out`: what is done there is left out."""
+    defaults = defaults_for(tuner, settings, decoding)
+    choice = Choice(limit=limit, shuffle=shuffle, skip_bad=skip_bad)
+    counted_by, count = _counter(tuner)
+    rows = prompts = outputs = again = 0
+
+    def add(row: Row) -> None:
+        nonlocal rows, prompts, outputs, again
+        length, most = count(row), int(row.options["max_tokens"])
+        rows, prompts, outputs = rows + 1, prompts + length, outputs + most
+        again += most * length + most * (most - 1) // 2
+
+    output = None
+    if out is not None:
+        output = Output(Path(out), resume=resume, overwrite=overwrite, retry_failed=retry_failed, ordered=True)
+    try:
+        with survey(tuner, source, output if resume else None, defaults, choice, add) as found:
+            return Estimate(
+                rows,
+                found.total - rows,
+                found.bad,
+                counted_by,
+                prompts,
+                outputs,
+                Usage(rows, prompts, outputs),
+                Usage(outputs, again, outputs),
+            )
+    finally:
+        if output is not None:
+            output.close()
+
+
+def _counter(tuner: Generates) -> tuple[str, Callable[[Row], int]]:
+    """The best way at hand to count a prompt's tokens: the base's own vocabulary, the pair's, or characters."""
+    base = getattr(tuner, "base", None)
+    for name, part in (("the base's", base), *(("the pair's", pair) for pair in getattr(tuner, "pairs", ()))):
+        vocabulary = getattr(part, "vocabulary", None)
+        if vocabulary is not None:
+            return f"{name} vocabulary", partial(_tokens, vocabulary)
+    return f"characters / {_CHARACTERS_PER_TOKEN}", lambda row: -(-_characters(row) // _CHARACTERS_PER_TOKEN)
+
+
+def _tokens(vocabulary: Any, row: Row) -> int:
+    return len(vocabulary.prompt_ids(row.prompt))
+
+
+def _characters(row: Row) -> int:
+    if isinstance(row.prompt, str):
+        return len(row.prompt)
+    return sum(len(message["content"]) for message in row.prompt if not isinstance(message, int))
