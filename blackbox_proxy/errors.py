@@ -13,7 +13,7 @@
     │   ├── ModelNotFound         404
     │   ├── BadRequest            any other 4xx
     │   ├── NoLogprobs            the model answers without log probabilities
-    │   ├── BadResponse           a 200 that is not what the API promises
+    │   ├── BadResponse           a 200 that is not what the API promises  (retryable where its body was lost)
     │   └── CannotContinue        the API has no way to continue from issued tokens
     └── PairError                 the near side: the local expert and anti-expert
         ├── ModelUnavailable      folder or hub id missing, or unsafe to load

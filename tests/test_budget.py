@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blackbox_proxy import Drafting, ProxyTuner, TransformersPair
+from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, run_job
 from blackbox_proxy.base.budget import Budget, BudgetedBase, most_tokens
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.drafting import Prices
@@ -87,6 +89,28 @@ async def test_texts_side_by_side_share_one_budget(
     assert budget.usage.api_calls == 10
     assert any(isinstance(one, BudgetReached) for one in found)
     await base.aclose()
+
+
+def test_a_bulk_run_stops_at_the_budget_and_goes_on_with_a_larger_one(
+    tmp_path: Path, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    rows, whole, part = (tmp_path / name for name in ("rows.jsonl", "whole.jsonl", "part.jsonl"))
+    rows.write_text("".join(json.dumps({"prompt": f"{i} people in New York"}) + "\n" for i in range(5)))
+    base = api_base(dialect="host")
+
+    def run(out: Path, calls: int, **options: Any) -> Budget:
+        budget = Budget(max_calls=calls)
+        run_job(ProxyTuner(BudgetedBase(base, budget), pairs("same"), draft=4), rows, out, max_tokens=8, **options)
+        return budget
+
+    needed = run(whole, 1000).usage.api_calls
+    with pytest.raises(BudgetReached):
+        run(part, needed // 2, concurrency=1)
+    kept = part.read_text().splitlines()
+    assert 0 < len(kept) < 5
+    rest = run(part, 1000, resume=True).usage.api_calls
+    assert part.read_text() == whole.read_text()
+    assert rest < needed
 
 
 def test_the_most_that_a_prompt_can_have(api_base: Callable[..., OpenAIBase]) -> None:
