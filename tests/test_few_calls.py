@@ -12,12 +12,13 @@ from toys import Always
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.drafting import Pace
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.tuner import run
-from blackbox_proxy.types import Draft, Generation, Prefix
+from blackbox_proxy.types import Draft, Generation, Position, Prefix, Token, Usage
 
 STARTS = ("The mayor", "New York", "def area", "日本", "In 2023", "naïve 👩‍💻", "'don", "  two", "3.50 €", "she")
 PROMPTS = [f"{a} {b}" for a, b in itertools.product(STARTS, ("of", "12", "ba", "the theory", "Zürich"))]
@@ -200,3 +201,42 @@ def test_a_seed_repeats_a_sampled_text(
         made = ProxyTuner(base, pairs("same"), draft=drafting)
         texts = [made.generate(PROMPTS[0], max_tokens=16, temperature=1.0, seed=s) for s in (3, 3, 4)]
         assert bytes_of(texts[:1]) == bytes_of(texts[1:2]) != bytes_of(texts[2:])
+
+
+class Hidden(BaseAround):
+    """A base in this process that shows no ids: its vocabulary has to be learned; its tokens come back unchanged."""
+
+    vocabulary = None
+
+    def _seen(self, token: Token) -> Token:
+        return token if token.end else Token(None, token.bytes, token.text)
+
+    async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
+        spelled = self.base.vocabulary.token  # type: ignore[union-attr]
+        known = [tuple(spelled(token.bytes or b"") for token in tokens) for tokens in (prefix.tokens, given)]
+        whole = await self.base.draft(Prefix(prefix.prompt, known[0]), n, given=known[1], **options)
+        shown = [
+            Position(self._seen(p.token), p.logprob, [self._seen(token) for token in p.tokens], p.logprobs)
+            for p in whole.positions
+        ]
+        return Draft(tuple(shown), whole.finish, whole.usage, whole.given)
+
+    def can_continue(self, prefix: Prefix) -> bool:
+        return all(self.base.vocabulary.id_of(token.bytes or b"") is not None for token in prefix.tokens)  # type: ignore[union-attr]
+
+    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
+        whole = await self.draft(prefix, n, **options)
+        for j, position in enumerate(whole.positions):
+            yield Draft((position,), None, whole.usage if j == 0 else Usage(), given=int(j < whole.given))
+        yield Draft((), whole.finish)
+
+
+@pytest.mark.parametrize("kind", ["digits", "pieces"])
+def test_law_5_holds_while_the_vocabulary_is_being_learned(
+    kind: str, models: dict[str, str], pairs: Callable[[str], TransformersPair]
+) -> None:
+    base = Hidden(TransformersBase(models["base"], top_logprobs=5, device="cpu"))
+    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[:3], **OPTIONS)
+    ways = (Drafting.fixed(4), Always(0, 100, True), Always(4, 6, False))
+    for way in ways:
+        assert bytes_of(tuner(base, pairs(kind), way).generate_batch(PROMPTS[:3], **OPTIONS)) == bytes_of(plain)

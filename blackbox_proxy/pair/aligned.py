@@ -37,8 +37,15 @@ class AlignedSession:
         unknown = [j for j, token in enumerate(drafted) if token.bytes is None]
         positions = positions[: unknown[0] + 1] if unknown else positions  # what follows unknown bytes cannot be scored
         if isinstance(self._alignment.base, LearnedVocabulary):
-            shown = [token for position in positions for token in position.tokens]
-            self._alignment.base.learn([token.bytes for token in (*issued, *drafted, *shown) if token.bytes])
+            return [
+                _LearningRow(self, self._alignment.base, (*issued, *drafted[:j]), position)
+                for j, position in enumerate(positions)
+            ]
+        return self.score_all(issued, positions)
+
+    def score_all(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
+        """`score` with the base's vocabulary as it is known now."""
+        drafted = [position.token for position in positions]
         candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
         with self._lock:
             self._alignment.refresh()
@@ -98,6 +105,35 @@ def _run(side: Side, read: Sequence[int], views: Sequence[tuple[Path, _View]]) -
 def _spellings(tokens: Sequence[Token]) -> list[bytes]:
     """The candidates that are text: neither end, nor special, nor of unknown bytes."""
     return [token.bytes for token in tokens if token.bytes and not token.end]
+
+
+class _LearningRow:
+    """A row of a base whose vocabulary is learned. It is scored when it is looked at, and learned from only then.
+
+    What is known at a place is so what the places before it on the way to it have shown, never what a draft showed
+    that came to nothing: the text is the same for every draft. The price is a forward pass for each position.
+    """
+
+    limit: int | None = 128
+
+    def __init__(
+        self, session: AlignedSession, learned: LearnedVocabulary, issued: Sequence[Token], position: Position
+    ) -> None:
+        self._session = session
+        self._learned = learned
+        self._issued = issued
+        self._position = position
+
+    @cached_property
+    def _row(self) -> Row:
+        self._learned.learn([token.bytes for token in (*self._issued, *self._position.tokens) if token.bytes])
+        return self._session.score_all(self._issued, [self._position])[0]
+
+    def score(self, tokens: Sequence[Token]) -> Scores:
+        return self._row.score(tokens)
+
+    def propose(self, count: int) -> list[Token]:
+        return self._row.propose(count)
 
 
 class _AlignedRow:
