@@ -26,12 +26,12 @@ def test_every_way_of_asking_is_counted_and_leads_to_the_same_texts(models: dict
         antiexpert=models["same-antiexpert"],
         prompts=["The mayor of", "New York"],
         network=NETWORK,
-        max_tokens=12,
+        max_tokens=8,
         ways=["one at a time", "stream and cut", "with local drafts"],
     )
     raw, single, streamed, local = found
-    assert (raw.tokens, raw.requests) == (24, 2)
-    assert (single.tokens, single.requests, single.calls_per_token) == (24, 24, 1.0)
+    assert (raw.tokens, raw.requests) == (16, 2)
+    assert (single.tokens, single.requests, single.calls_per_token) == (16, 16, 1.0)
     assert streamed.requests == 2 + streamed.restarts < single.requests
     assert streamed.disagreements == single.disagreements > 0
     assert local.texts == streamed.texts == single.texts

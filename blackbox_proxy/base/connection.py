@@ -20,6 +20,7 @@ from .dialects import Api
 from .limits import Limiter
 from .retry import lost, named, take_out, without_secret
 
+_UNWINDING = 1.0  # seconds; it takes none, unless a connection does not close
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
@@ -76,6 +77,7 @@ class Connection:
                     used(most - _wanted(arguments) + answer.events)
                 with suppress(httpx2.HTTPError, httpx2.StreamError, OSError):  # what is closed may be broken already
                     await response.close()
+                await answer.unwind()
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -153,6 +155,16 @@ class Answer:
         self.events = 0
         kind = str(response.headers.get("content-type", ""))
         self.streams = kind.partition(";")[0].strip().lower() == "text/event-stream"
+
+    async def unwind(self) -> None:
+        """Let the client's generators end, now that there is nothing more to read: those that are left to the garbage
+        collector end in whatever thread that runs.
+        """
+        if self._events is not None:
+            with suppress(Exception):  # whatever reading from a closed connection raises
+                async with asyncio.timeout(_UNWINDING):
+                    while True:
+                        await anext(self._events)
 
     async def body(self) -> bytes:
         with self._connection.naming():
