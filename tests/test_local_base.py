@@ -404,7 +404,8 @@ async def test_a_seed_repeats_and_another_differs(base: TransformersBase) -> Non
 
     first = await sample(1)
     assert await sample(1) == first
-    assert len({tuple(await sample(seed)) for seed in [2, 3, -4, 2**80, None, None]} | {tuple(first)}) == 7
+    assert len({tuple(await sample(seed)) for seed in [2, 3, -4, 2**80]} | {tuple(first)}) == 5
+    assert len({tuple(await sample(None)) for _ in range(8)}) > 1  # drawn anew; short texts may coincide
 
 
 async def test_shown_log_probabilities_do_not_depend_on_the_temperature(base: TransformersBase, reference: Any) -> None:

@@ -97,6 +97,8 @@ def table(found: Sequence[Measured], network: Network, prices: Prices) -> Table:
     raw, floor = found[0], _floor(found, network)
     drawn = Table(
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
         title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
     )
     drawn.add_column("", no_wrap=True)
