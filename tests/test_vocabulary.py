@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import train_tokenizer
 
@@ -65,10 +65,13 @@ def test_boundaries_of_real_vocabularies(name: str, tokenizers: Path, monkeypatc
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(max_size=30))
+@example(text="two ▁ signs")
 @settings(deadline=None)
 def test_text_is_spelled_back(kind: str, text: str) -> None:
     vocabulary = SMALL[kind]
     (ids,) = vocabulary.encode([text.encode()])
+    if kind == "pieces":
+        text = text.replace("▁", " ")  # what sentencepiece writes a space as: it cannot tell the two apart
     assert b"".join(vocabulary.spelling[i] or b"" for i in ids) == text.encode()
 
 
