@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from blackbox_proxy.types import Draft, Usage
+from blackbox_proxy.types import Draft, Usage, joined
 
 
 class Arrivals:
@@ -59,9 +59,4 @@ class Arrivals:
 
     def _joined(self) -> Draft:
         parts, self._waiting = self._waiting, []
-        return Draft(
-            tuple(position for part in parts for position in part.positions),
-            parts[-1].finish if parts else None,
-            sum((part.usage for part in parts), Usage()),
-            sum(part.given for part in parts),
-        )
+        return joined(parts)

@@ -94,9 +94,8 @@ class _Loop:
                     return
                 scored = Scored(waiting[: len(rows)], rows, left, finish != "stop" or len(rows) < len(waiting))
                 taken = await asyncio.to_thread(text.take, scored)
-                if (
-                    not plan.stream and part.usage.api_calls
-                ):  # nothing overlaps: what a request takes is the answer and its verification
+                if not plan.stream and part.usage.api_calls:
+                    # Nothing overlaps: what a request takes is the answer and its verification.
                     self._pace.saw_answer(arrived - len(given), time.monotonic() - start)
                 for agreement in taken.agreements:
                     self._pace.saw_choice(agreement.base, agreement.local)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.types import Usage
 
 Minimise = Literal["latency", "cost"]
 
@@ -34,6 +35,12 @@ class Prices:
     def __post_init__(self) -> None:
         if not all(math.isfinite(price) and price >= 0.0 for price in (self.prompt, self.cached_prompt, self.output)):
             raise InputError("prices must be numbers of at least 0", hint="Give prompt, cached prompt and output.")
+
+    def cost(self, usage: Usage) -> float:
+        """Tokens times the price of one, in the currency of the prices."""
+        fresh = usage.prompt_tokens - usage.cached_prompt_tokens
+        cached = usage.cached_prompt_tokens * self.cached_prompt
+        return fresh * self.prompt + cached + usage.completion_tokens * self.output
 
 
 @dataclass(frozen=True, slots=True)

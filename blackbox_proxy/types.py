@@ -117,6 +117,16 @@ class Draft:
     given: int = 0
 
 
+def joined(parts: Sequence[Draft]) -> Draft:
+    """The parts of one draft as one; of no parts, an empty draft."""
+    return Draft(
+        tuple(position for part in parts for position in part.positions),
+        parts[-1].finish if parts else None,
+        sum((part.usage for part in parts), Usage()),
+        sum(part.given for part in parts),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """The prompt and every token issued so far: what the next request continues from."""

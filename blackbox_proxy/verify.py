@@ -132,7 +132,7 @@ class Text:
         """
         place = len(prefix.tokens)
         weighed, drafted = view.weighed(j, place), view.scored.positions[j].token.key
-        choice = _Choice(self._settings, weighed, place, self._draft_index(view, j, weighed))
+        choice = _Choice(self._settings, weighed, place, self._by_ratio(view, j, weighed))
         while (index := choice.next()) is not None:
             token = weighed.tokens[index]
             if token.end:
@@ -157,19 +157,19 @@ class Text:
             return self._chain(view, j, prefix)
         return None if view.scored.more and self.rescue < _LONGEST_RESCUE else []
 
-    def _draft_index(self, view: _View, j: int, weighed: Weighed) -> _Drafted | None:
+    def _by_ratio(self, view: _View, j: int, weighed: Weighed) -> _Drafted | None:
         """The drafted token, where it is to be accepted by ratio; None where p's own token is drawn."""
         greedy = self._settings.sampling.temperature == 0.0
         if greedy or j < view.scored.given or not self._base.abilities.draws:
             return None
-        return _Drafted(_within_c(view.scored.positions[j], weighed))
+        return _Drafted(_within_c(view.scored.positions[j], weighed), view.target(j))
 
     def _agreement(self, view: _View, j: int, token: Token) -> Agreement:
         weighed, place, sampling = view.known(j), len(self.prefix.tokens), self._settings.sampling
         if sampling.temperature == 0.0:
             base = float(weighed.tokens[weighed.base_top].key == token.key)
         else:
-            p, q = target(weighed.log_p, sampling, weighed.tie), np.exp(weighed.log_q)
+            p, q = view.target(j), np.exp(weighed.log_q)
             draws = self._base.abilities.draws
             base = overlap(p, q, weighed.shown) if draws else float((p * q)[: weighed.shown].sum())
         local: float | None = None
@@ -207,9 +207,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class _Drafted:
-    """A token drawn from q; `index` among the candidates, None where it lies outside C."""
+    """A token drawn from q; `index` among the candidates, None where it lies outside C. `p`: the target, (c,)."""
 
     index: int | None
+    p: Floats
 
 
 class _Choice:
@@ -234,7 +235,7 @@ class _Choice:
         weighed, sampling = self._weighed, self._sampling
         if self._drafted is not None:
             if self._rest is None:
-                p, q = target(weighed.log_p, sampling, weighed.tie), np.exp(weighed.log_q)
+                p, q = self._drafted.p, np.exp(weighed.log_q)
                 self._rest = residual(p, q, weighed.shown)
                 d = self._drafted.index
                 if d is not None and accepts(float(p[d]), float(q[d]), uniform(sampling.seed, self._place)):
@@ -279,6 +280,7 @@ class _View:
         self._pairs = pairs
         self._settings = settings
         self._weighed: dict[int, Weighed] = {}
+        self._targets: dict[int, Floats] = {}
 
     def weighed(self, j: int, place: int) -> Weighed:
         """The candidates of position j, which is `place` tokens into the text."""
@@ -289,6 +291,13 @@ class _View:
 
     def known(self, j: int) -> Weighed:
         return self._weighed[j]
+
+    def target(self, j: int) -> Floats:
+        """What a sampled token of position j, weighed before, is drawn from, shape (c,)."""
+        if j not in self._targets:
+            weighed = self._weighed[j]
+            self._targets[j] = target(weighed.log_p, self._settings.sampling, weighed.tie)
+        return self._targets[j]
 
 
 # -- the local draft --------------------------------------------------------------------------------------------------

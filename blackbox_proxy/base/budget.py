@@ -78,7 +78,7 @@ class Budget:
     @property
     def cost(self) -> float:
         """What that costs; cached prompt tokens at the full price, since no API promises them."""
-        return self._spent.prompt * self.prices.prompt + self._spent.output * self.prices.output
+        return self.prices.cost(self.usage)
 
     def reserve(self, prompt_tokens: int, n: int) -> int:
         """Set aside one request; the output tokens it may ask for, 1 to n. Raises BudgetReached."""

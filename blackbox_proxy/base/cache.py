@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage
+from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage, joined
 from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
 
 from .protocol import Base
@@ -149,14 +149,14 @@ class CachedBase(BaseAround):
                     issued += [position.token for position in part.positions]
                     ends = part.finish is not None or (bool(issued) and issued[-1].end)
                     if ends or self.base.can_continue(Prefix(prefix.prompt, tuple(issued))):
-                        joined, waiting = _joined(waiting), []
-                        yield joined
+                        whole, waiting = joined(waiting), []
+                        yield whole
             except Exception:
                 if waiting:
-                    yield _joined(waiting)
+                    yield joined(waiting)
                 raise
             if waiting:
-                yield _joined(waiting)
+                yield joined(waiting)
 
     async def _served(self, wanted: _Wanted, owner: str) -> Draft | None:
         """What the cache has; None once it is ours to ask. Waits while somebody else asks for the same."""
@@ -360,15 +360,6 @@ class _Kept:
             self._store.put(wanted.root, entries, self._owner, claim)
 
         _later(self._store, write)
-
-
-def _joined(parts: Sequence[Draft]) -> Draft:
-    return Draft(
-        tuple(position for part in parts for position in part.positions),
-        parts[-1].finish,
-        sum((part.usage for part in parts), Usage()),
-        sum(part.given for part in parts),
-    )
 
 
 def _later(store: Store, work: Callable[..., None], *arguments: Any) -> None:

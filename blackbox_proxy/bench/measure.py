@@ -14,7 +14,7 @@ from blackbox_proxy.drafting import Drafting, Prices
 from blackbox_proxy.pair.protocol import Pair
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.tuner import ProxyTuner, run
-from blackbox_proxy.types import Prefix
+from blackbox_proxy.types import Prefix, Usage
 
 Stats = Callable[[], Mapping[str, int]]
 """The server's own counts: requests, prompt_tokens, completion_tokens."""
@@ -57,7 +57,7 @@ class Measured:
         return self.tokens / self.seconds
 
     def cost(self, prices: Prices) -> float:
-        return self.prompt_tokens * prices.prompt + self.output_tokens * prices.output
+        return prices.cost(Usage(self.requests, self.prompt_tokens, self.output_tokens))
 
     def floor(self, network: Network) -> float:
         """Seconds that the network alone takes for these texts with the fewest requests that can do: one for each text

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.jobs.inputs import Row, Source
 from blackbox_proxy.jobs.outputs import Output
 from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
@@ -34,13 +33,6 @@ class Estimate:
     output_tokens: int
     per_text: Usage
     per_token: Usage
-
-
-def cost(usage: Usage, prices: Prices) -> float:
-    """Tokens times the price of one."""
-    fresh = usage.prompt_tokens - usage.cached_prompt_tokens
-    cached = usage.cached_prompt_tokens * prices.cached_prompt
-    return fresh * prices.prompt + cached + usage.completion_tokens * prices.output
 
 
 def estimate_job(

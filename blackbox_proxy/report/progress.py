@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from blackbox_proxy.drafting import Prices
-from blackbox_proxy.jobs.estimate import Estimate, cost
+from blackbox_proxy.jobs.estimate import Estimate
 from blackbox_proxy.jobs.run import JobReport
 
 
@@ -55,7 +55,7 @@ def figures(report: JobReport, prices: Prices | None) -> str:
         found.append(f"{report.tokens / report.seconds:.1f} tokens/s")
         found.append(f"{report.usage.api_calls / report.tokens:.2f} calls/token")
     if prices is not None:
-        found.append(f"cost {cost(report.usage, prices):.4g}")
+        found.append(f"cost {prices.cost(report.usage):.4g}")
     found.append(f"{report.failed} failed")
     return ", ".join(found)
 
@@ -74,7 +74,7 @@ def job_line(report: JobReport, prices: Prices | None = None) -> str:
     )
     retries = f", {usage.retries} retries" if usage.retries else ""
     rates = f"{report.tokens} tokens in {report.seconds:.1f} s"
-    money = f"; cost {cost(usage, prices):.4g}" if prices is not None else ""
+    money = f"; cost {prices.cost(usage):.4g}" if prices is not None else ""
     return f"{', '.join(parts)}; {rates}; {spent}{retries}{money}"
 
 
@@ -94,5 +94,5 @@ def estimate_table(estimate: Estimate, prices: Prices | None) -> Table:
     table.add_row("prompt tokens", str(low.prompt_tokens), str(high.prompt_tokens))
     table.add_row("output tokens", f"≤ {low.completion_tokens}", f"≤ {high.completion_tokens}")
     if prices is not None:
-        table.add_row("cost", f"≤ {cost(low, prices):.6g}", f"≤ {cost(high, prices):.6g}")
+        table.add_row("cost", f"≤ {prices.cost(low):.6g}", f"≤ {prices.cost(high):.6g}")
     return table
