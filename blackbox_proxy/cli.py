@@ -526,7 +526,7 @@ def cache_export(
     """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
     from contextlib import nullcontext
 
-    from blackbox_proxy.base.cache import export
+    from blackbox_proxy.base.rows import export
 
     with _store(cache_file) as store:
         try:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from blackbox_proxy.base.cache import CachedBase, export
+from blackbox_proxy.base.cache import CachedBase
 from blackbox_proxy.base.protocol import Abilities, Base
+from blackbox_proxy.base.rows import export
 from blackbox_proxy.base.store import VERSION, Store
 from blackbox_proxy.errors import InputError, ServerFailed
 from blackbox_proxy.types import Draft, Generation, Position, Prefix, Prompt, Token, Usage

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 
 from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage, joined
-from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
+from blackbox_proxy.vocabulary import VocabularyTokens, is_ids
 
 from .protocol import Base
+from .rows import GREEDY, STOP, packed, token_from, token_to, unpacked
 from .store import LEASE, MAX_BYTES, Entry, Root, Store, new_owner
 from .wrapper import BaseAround
 
 _log = logging.getLogger(__name__)
 
-_GREEDY = b"greedy"
-_STOP = "stop"  # drawn: the end of the text, without showing it
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.1  # seconds between two looks for what somebody else is asking for
 
 
@@ -173,7 +172,7 @@ class CachedBase(BaseAround):
     def _look(self, wanted: _Wanted, owner: str) -> Draft | bool:
         """On the store's thread. A draft from the rows; else whether what is missing is now claimed by `owner`."""
         store, claim = self.store, wanted.claim(wanted.start)
-        drawn = wanted.draw != _GREEDY
+        drawn = wanted.draw != GREEDY
         # A sampled draft is only served when it is complete: its rest hangs on the seed and on where it began.
         if not (drawn and store.claimed(claim)) and (draft := self._walk(wanted)) is not None:
             return draft
@@ -218,14 +217,14 @@ class CachedBase(BaseAround):
             row = self._row(key, draw)
             if row is None:
                 break
-            if row.drawn == _STOP:
+            if row.drawn == STOP:
                 return positions, "stop"
             if row.tokens is None:
                 break
             told = row.drawn is not None
             if isinstance(row.drawn, tuple):
                 token, logprob = row.drawn
-            elif wanted.draw == _GREEDY:
+            elif wanted.draw == GREEDY:
                 likeliest = row.likeliest()
                 token, logprob = likeliest[0], float(row.logprobs[0])
                 told = len(likeliest) == 1
@@ -252,12 +251,12 @@ class CachedBase(BaseAround):
             return None
         try:
             drawn: tuple[Token, float | None] | str | None = found.drawn
-            if found.drawn is not None and found.drawn != _STOP:
+            if found.drawn is not None and found.drawn != STOP:
                 spelled, logprob = json.loads(found.drawn)
                 drawn = token_from(spelled), logprob
             if not found.value:
                 return _Row(None, np.empty(0), drawn)
-            return _Row(*_unpacked(found.value, self.base.vocabulary), drawn)
+            return _Row(*unpacked(found.value, self.base.vocabulary), drawn)
         except (ValueError, TypeError, KeyError, zlib.error) as error:
             _log.warning("a row of the cache %s cannot be read and is dropped: %s", self.store.path, error)
             self.store.drop(key)
@@ -294,7 +293,7 @@ class _Wanted:
 
     def draw_at(self, key: bytes) -> bytes | None:
         """How tokens of a draft that begins at `key` are drawn: a seed says nothing without where it was used."""
-        return self.draw if self.draw in (None, _GREEDY) else _digest(self.draw or b"", key)
+        return self.draw if self.draw in (None, GREEDY) else _digest(self.draw or b"", key)
 
     def claim(self, key: bytes) -> bytes:
         return _digest(key, self.draw or b"")
@@ -328,7 +327,7 @@ class _Kept:
     def end(self) -> None:
         """The answer is complete: if the base ended its text without showing the end, that is worth knowing, too."""
         if self._finish == "stop" and not (self._last is not None and self._last.end) and self._owner is not None:
-            self._write([(self._entry(True, _STOP), None)])
+            self._write([(self._entry(True, STOP), None)])
 
     def _entry(self, own: bool, drawn: str) -> Entry:
         if own and not self._own:
@@ -351,11 +350,11 @@ class _Kept:
 
     def _write(self, rows: list[tuple[Entry, Position | None]]) -> None:
         wanted = self._wanted
-        claim = wanted.claim(self._key if wanted.draw == _GREEDY else wanted.start)
+        claim = wanted.claim(self._key if wanted.draw == GREEDY else wanted.start)
 
         def write() -> None:
             entries = [
-                entry if position is None else entry._replace(value=_packed(position)) for entry, position in rows
+                entry if position is None else entry._replace(value=packed(position)) for entry, position in rows
             ]
             self._store.put(wanted.root, entries, self._owner, claim)
 
@@ -431,58 +430,12 @@ def _after(key: bytes, token: Token) -> bytes:
 def _draw(temperature: float, seed: int | None) -> bytes | None:
     """How the base draws, as far as it can be repeated; None where it cannot."""
     if temperature == 0.0:
-        return _GREEDY
+        return GREEDY
     return None if seed is None else f"{temperature!r} {seed}".encode()
-
-
-# -- rows as bytes ----------------------------------------------------------------------------------------------------
-
-
-def token_to(token: Token) -> list[object]:
-    """[id, bytes as Latin-1, text if the bytes do not tell it, end]: what JSON can hold."""
-    raw = token.bytes
-    told = raw is not None and raw.decode("utf-8", "replace") == token.text
-    return [token.id, None if raw is None else raw.decode("latin-1"), None if told else token.text, int(token.end)]
-
-
-def token_from(spelled: Sequence[Any]) -> Token:
-    index, raw, text, end = spelled
-    spelling = None if raw is None else str(raw).encode("latin-1")
-    return Token(index, spelling, (spelling or b"").decode("utf-8", "replace") if text is None else text, bool(end))
 
 
 def _drawn(position: Position) -> str:
     return json.dumps([token_to(position.token), position.logprob])
-
-
-def _packed(position: Position) -> bytes:
-    """Candidates as JSON; ids of a known vocabulary as columns, since there may be all of them. Both compressed."""
-    tokens, logprobs = position.tokens, np.asarray(position.logprobs, np.float64)
-    if not isinstance(tokens, VocabularyTokens):
-        spelled = {"tokens": [token_to(token) for token in tokens], "logprobs": logprobs.tolist()}
-        return b"j" + zlib.compress(json.dumps(spelled, separators=(",", ":")).encode())
-    narrow = logprobs.astype(np.float32)
-    exact = bool(np.array_equal(narrow.astype(np.float64), logprobs))
-    columns = np.asarray(tokens.ids, "<i8").tobytes() + (narrow if exact else logprobs).tobytes()
-    return (b"f" if exact else b"d") + zlib.compress(columns, 1)
-
-
-def _columns(value: bytes) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Floats]:
-    raw, width = zlib.decompress(value[1:]), 4 if value[:1] == b"f" else 8
-    count = len(raw) // (8 + width)
-    ids = np.frombuffer(raw, "<i8", count).astype(np.int64)
-    logprobs = np.frombuffer(raw, np.float32 if width == 4 else np.float64, count, 8 * count)
-    return ids, logprobs.astype(np.float64)
-
-
-def _unpacked(value: bytes, vocabulary: Vocabulary | None) -> tuple[Sequence[Token], Floats]:
-    if value[:1] == b"j":
-        spelled = json.loads(zlib.decompress(value[1:]))
-        return tuple(map(token_from, spelled["tokens"])), np.array(spelled["logprobs"], np.float64)
-    if value[:1] not in (b"f", b"d") or vocabulary is None:
-        raise ValueError("candidates in a form that is not known here")
-    ids, logprobs = _columns(value)
-    return VocabularyTokens(ids, vocabulary), logprobs
 
 
 def _logprob_of(token: Token, row: _Row) -> float | None:
@@ -492,61 +445,3 @@ def _logprob_of(token: Token, row: _Row) -> float | None:
         return float(row.logprobs[places[0]]) if len(places) else None
     found = (float(value) for other, value in zip(row.tokens or (), row.logprobs, strict=False) if other == token)
     return next(found, None)
-
-
-# -- for people -------------------------------------------------------------------------------------------------------
-
-
-def export(store: Store) -> Iterator[dict[str, object]]:
-    """Every row as an object for JSON: base, prompt, place, the text so far, the candidates, what was drawn there.
-
-    "text" is None where earlier rows of the text are not in the file any more. Log probabilities are natural.
-    """
-    texts: dict[bytes, bytes] = {}
-    current: bytes | None = None
-    for root, entry, draws in store.rows():
-        if root.root != current:
-            current, texts = root.root, {root.root: b""}
-        if entry.before is not None and entry.token is not None:
-            token = token_from(json.loads(entry.token))
-            if entry.before in texts and token.bytes is not None:
-                texts[entry.key] = texts[entry.before] + token.bytes
-        text = texts.get(entry.key)
-        kind, prompt = json.loads(root.prompt)
-        yield {
-            "base": json.loads(root.base),
-            "prompt": {kind: prompt},
-            "place": entry.place,
-            "text": None if text is None else text.decode("utf-8", "replace"),
-            "candidates": _candidates(entry.value),
-            "drawn": [_shown_draw(draw, drawn) for draw, drawn in draws.items()],
-        }
-
-
-def _candidates(value: bytes) -> list[dict[str, object]] | None:
-    if not value:
-        return None
-    with suppress(ValueError, TypeError, KeyError, zlib.error):
-        if value[:1] == b"j":
-            spelled = json.loads(zlib.decompress(value[1:]))
-            return [
-                {**_shown(token), "logprob": logprob}
-                for token, logprob in zip(spelled["tokens"], spelled["logprobs"], strict=True)
-            ]
-        return [
-            {"id": index, "logprob": logprob}
-            for index, logprob in zip(*(column.tolist() for column in _columns(value)), strict=True)
-        ]
-    return None
-
-
-def _shown(spelled: Sequence[Any]) -> dict[str, object]:
-    token = token_from(spelled)
-    return {"id": token.id, "text": token.text, **({"end": True} if token.end else {})}
-
-
-def _shown_draw(draw: bytes, drawn: str) -> dict[str, object]:
-    how: dict[str, object] = {"how": "greedy" if draw == _GREEDY else draw.hex()}
-    if drawn == _STOP:
-        return {**how, "end": True}
-    return {**how, **_shown(json.loads(drawn)[0])}
