@@ -1,0 +1,80 @@
+"""Commands about kept answers: `cache stats`, `cache clear`, `cache export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blackbox_proxy.cli.app import app
+from blackbox_proxy.errors import InputError
+
+if TYPE_CHECKING:
+    from blackbox_proxy.base.store import Store
+
+caches = typer.Typer(help="Look at the kept answers, write them out, or forget them.", no_args_is_help=True)
+app.add_typer(caches, name="cache")
+
+_CacheFile = Annotated[
+    Path | None,
+    typer.Option("--cache-file", envvar="BLACKBOX_PROXY_CACHE_FILE", help="The file; the user's cache by default."),
+]
+
+
+@caches.command("stats")
+def cache_stats(
+    cache_file: _CacheFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """What the cache holds."""
+    with _store(cache_file) as store:
+        stats = store.stats()
+    if as_json:
+        typer.echo(json.dumps(asdict(stats), ensure_ascii=False))
+        return
+    typer.echo(f"{stats.path}: {stats.bytes / 2**20:.1f} MiB of at most {stats.max_bytes / 2**20:.0f}")
+    typer.echo(f"{stats.rows} positions of {stats.prompts} prompts, {stats.draws} drafted tokens")
+    for base, rows in stats.bases.items():
+        identity = json.loads(base)
+        where = " at ".join(str(identity[key]) for key in ("model", "url") if identity.get(key)) or base
+        typer.echo(f"{rows:8d}  {where}")
+
+
+@caches.command("clear")
+def cache_clear(cache_file: _CacheFile = None) -> None:
+    """Forget everything in the cache."""
+    with _store(cache_file) as store:
+        typer.echo(f"{store.clear()} positions forgotten")
+
+
+@caches.command("export")
+def cache_export(
+    cache_file: _CacheFile = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
+) -> None:
+    """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
+    from contextlib import nullcontext
+
+    from blackbox_proxy.base.rows import export
+
+    with _store(cache_file) as store:
+        try:
+            with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8") as out:
+                for record in export(store):
+                    out.write(json.dumps(record, ensure_ascii=output is None) + "\n")
+        except OSError as error:
+            raise InputError(f"{output} cannot be written: {error}", hint="Give another file.") from error
+
+
+@contextmanager
+def _store(path: Path | None) -> Iterator[Store]:
+    from blackbox_proxy.base.store import Store
+
+    with closing(Store(path)) as store:
+        yield store

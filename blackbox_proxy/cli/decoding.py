@@ -1,0 +1,170 @@
+"""Commands that decode texts from the tuned big model: `generate`, `run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from blackbox_proxy.cli.app import app, quiet_transformers
+from blackbox_proxy.cli.options import DecodingOptions, TunerOptions, prices_of
+from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.errors import BlackboxError, InputError
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from an argument, a file or standard input. Raises InputError where there is none, or two."""
+    if prompt is not None and file is not None:
+        raise InputError("there are two prompts", hint="Give it as an argument or as --file, not both.")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the prompt file {file} cannot be read: {error}", hint="It must be UTF-8 text."
+            ) from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InputError("there is no prompt", hint="Give it as an argument, with --file, or on standard input.")
+    return sys.stdin.read()
+
+
+@app.command()
+@takes(TunerOptions, DecodingOptions)
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    parts: TunerOptions,
+    decoding: DecodingOptions,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every step, for programs.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Colour the tokens that the proxy changed; print the cost.")
+    ] = False,
+) -> None:
+    """Decode a text from the tuned big model.
+
+    Examples:
+
+        blackbox-proxy generate "Once upon a time" --base big --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --show
+
+        echo "Q: Who won? A:" | blackbox-proxy generate --base gpt-3.5-turbo-instruct --tokenizer cl100k_base \\
+            --expert ./small-tuned --antiexpert ./small --max-tokens 20 --json
+
+        blackbox-proxy generate -f prompt.txt --local --base ./big --expert ./small-tuned --antiexpert ./small
+    """
+    text = read_prompt(prompt, file)
+    if not text:
+        raise InputError("the prompt is empty", hint="Give at least one character of text.")
+    quiet_transformers()
+    from blackbox_proxy.report import record, terminal
+
+    with parts.open() as tuner:
+        if as_json:
+            generation = tuner.generate(text, seed=seed, **decoding.given())
+            typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
+            return
+        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **decoding.given()), colour=show)
+    if show:
+        note = Console(stderr=True)
+        note.print(terminal.legend())
+        note.print(terminal.cost_line(steps), style="dim", highlight=False)
+
+
+@app.command()
+@takes(TunerOptions, DecodingOptions)
+def run(
+    prompts: Annotated[Path, typer.Argument(help="The rows: .jsonl, .csv or .parquet.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON line each.")],
+    parts: TunerOptions,
+    decoding: DecodingOptions,
+    seed: Annotated[int, typer.Option(help="Of the run: every sampled row without a seed gets its own from it.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Rows to decode at a time.")] = 8,
+    as_completed: Annotated[
+        bool, typer.Option("--as-completed/--ordered", help="Write results as they are finished, or in input order.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: ask failures again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where there are results.")] = False,
+    limit: Annotated[int | None, typer.Option(help="The first so many rows only.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Take the rows in an order drawn from it.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End with the first failure.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the rows, say what they may cost, send nothing.")
+    ] = False,
+) -> None:
+    """Decode many prompts from a file, several at a time, into a file that a stopped run goes on with.
+
+    A row is {"prompt": "…"} or {"messages": […]}, with an "id" and its own max_tokens, temperature, top_p, seed and
+    stop if it has them; other fields come back under "input". All rows are checked before anything is spent. A row
+    that fails is a line with its reason. Results are kept as they come: after Ctrl-C, kill -9 or a power cut,
+    --resume goes on without asking for them again. The exit status is 1 if a row failed, 130 after Ctrl-C.
+
+    Examples:
+
+        blackbox-proxy run prompts.jsonl -o out.jsonl --base big --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --prices 1.5e-6,1.5e-6,2e-6 --dry-run
+
+        blackbox-proxy run prompts.jsonl -o out.jsonl --resume --retry-failed …the same options
+    """
+    quiet_transformers()
+    from blackbox_proxy.jobs import estimate_job, run_job
+    from blackbox_proxy.report import progress
+
+    work: dict[str, Any] = {
+        "resume": resume,
+        "retry_failed": retry_failed,
+        "overwrite": overwrite,
+        "limit": limit,
+        "shuffle": shuffle,
+        "skip_bad": skip_bad,
+        "settings": parts.what_decides_the_text(),
+        "seed": seed,
+        **decoding.given(),
+    }
+    priced = prices_of(parts.prices) if parts.prices else None
+    note = Console(stderr=True)
+    with parts.open() as tuner:
+        if dry_run:
+            Console().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
+            return
+        ended: BaseException | None = None
+        with progress.watching(note, priced) as watch:
+            try:
+                run_job(
+                    tuner,
+                    prompts,
+                    output,
+                    concurrency=concurrency,
+                    ordered=not as_completed,
+                    fail_fast=fail_fast,
+                    observe=watch.saw,
+                    **work,
+                )
+            except (KeyboardInterrupt, BlackboxError) as error:
+                ended = error
+        report = watch.last
+        if report.total is not None:
+            note.print(progress.job_line(report, priced), style="dim", highlight=False, soft_wrap=True)
+            for row in report.bad_rows:
+                note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)
+            if ended is not None or report.failed or report.failed_before:
+                advice = f"{output} keeps what is done: --resume goes on with it, --retry-failed asks failures again."
+                note.print(advice, markup=False, highlight=False, soft_wrap=True)
+    if isinstance(ended, KeyboardInterrupt):
+        raise typer.Exit(130)
+    if ended is not None:
+        raise ended
+    if report.failed:
+        raise typer.Exit(1)
