@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.cache import CachedBase
     from blackbox_proxy.base.limits import Limiter
     from blackbox_proxy.base.local import TransformersBase
-    from blackbox_proxy.base.openai import open_base
+    from blackbox_proxy.base.opening import open_base
     from blackbox_proxy.drafting import Drafting, Prices
     from blackbox_proxy.jobs import run_job
     from blackbox_proxy.pair.transformers import TransformersPair
@@ -43,7 +43,7 @@ _HOMES = {
     "TransformersPair": "pair.transformers",
     "Usage": "types",
     "errors": "errors",
-    "open_base": "base.openai",
+    "open_base": "base.opening",
     "run_job": "jobs",
 }
 

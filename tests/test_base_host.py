@@ -14,7 +14,8 @@ import pytest
 
 from blackbox_proxy.base.dialects import Dialect
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.base.openai import OpenAIBase, open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.errors import BadRequest, ContextTooLong, ModelNotFound
 from blackbox_proxy.types import Draft, Prefix, Token
 from blackbox_proxy.vocabulary import utf8_prefix

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .cache import CachedBase
     from .dialects import DIALECTS, Dialect, Prefill
     from .local import TransformersBase
-    from .openai import OpenAIBase, open_base
+    from .openai import OpenAIBase
+    from .opening import open_base
     from .protocol import Base
 
 _HOME = {
@@ -23,7 +24,7 @@ _HOME = {
     "OpenAIBase": "openai",
     "Prefill": "dialects",
     "TransformersBase": "local",
-    "open_base": "openai",
+    "open_base": "opening",
 }
 
 __all__ = ["DIALECTS", "Base", "CachedBase", "Dialect", "OpenAIBase", "Prefill", "TransformersBase", "open_base"]

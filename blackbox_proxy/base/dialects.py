@@ -45,6 +45,8 @@ class Dialect:
     it cannot. `echo_last`: the field that limits this to the last so many tokens. `echo_streams`: it does so in a
     stream, too.
     `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown.
+    `named`: the field of the body that holds ids whose log probabilities shall be shown (at most `named_limit` of
+    them); None where there is none. `bias_keys`: how many tokens a `logit_bias` may name; 0 where it is not honoured.
     """
 
     name: str
@@ -61,6 +63,9 @@ class Dialect:
     echo_last: str | None = None
     echo_streams: bool = False
     draws: bool = True
+    named: str | None = None
+    named_limit: int = 128
+    bias_keys: int = 0
 
     def limit(self, api: Api) -> int | None:
         """The most `top_logprobs` this API gives; None where there is no fixed limit."""
@@ -82,6 +87,8 @@ _VLLM = Dialect(
     extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     usage_stream={"include_usage": True, "continuous_usage_stats": True},
     echo={"echo": True},
+    named="logprob_token_ids",
+    bias_keys=300,
 )
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -94,6 +101,7 @@ DIALECTS: Mapping[str, Dialect] = {
             prefix="ids",
             chat_length="max_completion_tokens",
             echo=None,  # refused together with log probabilities
+            bias_keys=300,
         ),
         _VLLM,
         replace(_VLLM, name="host", echo_last="echo_last", echo_streams=True),  # this project's own `host`

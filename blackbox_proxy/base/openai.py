@@ -1,4 +1,4 @@
-"""A base behind an OpenAI-compatible API: `open_base` checks the arguments, `OpenAIBase` asks.
+"""A base behind an OpenAI-compatible API. opening.py makes it from checked arguments.
 
 One draft is one request: payload.py builds it (given.py, where it has given text), connection.py sends it, retry.py
 sends it again where that helps, parse.py reads the answer, streaming.py one that arrives in parts, and recut.py says
@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
-from blackbox_proxy.types import Draft, Prefix, Prompt, Rendering, Token, Usage
+from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
 from .connection import Connection
-from .dialects import DIALECTS, Api, Dialect
 from .given import Plan, plan
 from .identity import spelling_identity
 from .limits import Limiter
 from .meter import Meter, sent_tokens
 from .parse import decode_body, parse
-from .payload import RESERVED, Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
+from .payload import Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
 from .protocol import Abilities
 from .recut import Recut, after_special, chat_opening, until_recut
 from .retry import named_limit, note_break, refuses_streams, with_retries
 from .streaming import Incremental
 
-_OPENAI = "https://api.openai.com/v1"
-_NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
+NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _T = TypeVar("_T")
 
 
@@ -71,7 +67,7 @@ class OpenAIBase:
         self._may_lower_k = may_lower_k
         self._asked_k = settings.top_logprobs  # before a server's limit lowered it
         self._query = hashlib.sha256(urlsplit(base_url).query.encode()).hexdigest()[:16]
-        self.url = _shown(base_url)
+        self.url = shown_url(base_url)
         self._context = context
         self._max_attempts = max_attempts
         self._max_retry_seconds = max_retry_seconds
@@ -83,7 +79,7 @@ class OpenAIBase:
             self.url,
             base_url=base_url,
             key=api_key,
-            secret=api_key != _NO_KEY,
+            secret=api_key != NO_KEY,
             timeout=timeout,
             limiter=self.limiter,
         )
@@ -365,146 +361,9 @@ class OpenAIBase:
         await self._connection.aclose()
 
 
-def open_base(
-    model: str,
-    *,
-    api: Api = "completions",
-    base_url: str | None = None,
-    api_key: str | None = None,
-    dialect: str | Dialect = "openai",
-    tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
-    top_logprobs: int | None = None,
-    rendering: Rendering = "raw",
-    context: int | None = None,
-    timeout: float = 60.0,
-    max_attempts: int = 5,
-    max_retry_seconds: float = 600.0,
-    extra_body: Mapping[str, Any] | None = None,
-    limiter: Limiter | None = None,
-) -> OpenAIBase:
-    """A base behind an OpenAI-compatible API. Sends nothing.
-
-    model: the name the server knows it by. api: "completions" (continues any text) or "chat". base_url: the API's root,
-    usually ending in /v1; else OPENAI_BASE_URL, else OpenAI's own. api_key: else OPENAI_API_KEY; servers other than
-    OpenAI's may need none. dialect: what kind of server it is, a name in `DIALECTS` or a `Dialect` of one's own.
-    tokenizer: how the model spells: a tiktoken encoding ("cl100k_base"), a Hugging Face folder or hub id, or a
-    `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
-    them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
-    lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
-    chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
-    which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
-    further one is begun. extra_body: further fields of every request. limiter: requests and tokens per minute and
-    requests at a time, shared by all bases that are given the same `Limiter`; by default what the API's headers say.
-
-    Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
-    """
-    if not isinstance(model, str) or not model:
-        raise InputError("a base needs the name of its model", hint="The server lists its models under /v1/models.")
-    if api not in get_args(Api):
-        raise InputError(f"unknown api {api!r}", hint='Use "completions" or "chat".')
-    spoken = DIALECTS.get(dialect) if isinstance(dialect, str) else dialect
-    if spoken is None:
-        raise InputError(f"unknown dialect {dialect!r}", hint=f"Known: {', '.join(DIALECTS)}.")
-    if api == "chat" and callable(rendering):
-        raise InputError(
-            "a chat API renders its prompts by itself", hint='Leave out rendering, or use api="completions".'
-        )
-    if not callable(rendering) and rendering not in ("raw", "chat"):
-        raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
-    if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
-        raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
-    url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
-    settings = Settings(
-        model,
-        api,
-        spoken,
-        _checked_k(top_logprobs, api, spoken),
-        _vocabulary(tokenizer),
-        rendering,
-        _checked_extra(extra_body or {}),
-    )
-    key = _key(api_key, url)
-    return OpenAIBase(
-        settings,
-        base_url=url,
-        api_key=key,
-        context=context,
-        timeout=timeout,
-        max_attempts=max_attempts,
-        max_retry_seconds=max_retry_seconds,
-        may_lower_k=top_logprobs is None,
-        limiter=limiter,
-    )
-
-
-def _checked_k(k: int | None, api: Api, dialect: Dialect) -> int:
-    limit = dialect.limit(api)
-    if k is None:
-        return dialect.default_k(api)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"top_logprobs must be a whole number of at least 1, not {k!r}")
-    if limit is not None and k > limit:
-        raise InputError(
-            f"top_logprobs is {k}, but the {dialect.name!r} dialect's {api} API gives at most {limit}",
-            hint=f"Use {limit} or fewer; the hidden tail is estimated. If this server gives more, name its dialect.",
-        )
-    return k
-
-
-def _checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    taken = sorted(RESERVED & extra.keys())
-    if taken:
-        raise InputError(f"extra_body may not set {', '.join(taken)}", hint="Those fields are set for every request.")
-    try:
-        json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"extra_body cannot be written as JSON: {error}") from error
-    return dict(extra)
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise InputError(f"base_url is not a URL: {_shown(url)!r}", hint="It looks like http://127.0.0.1:8000/v1.")
-    if parts.path.rstrip("/").endswith("/completions"):
-        raise InputError(
-            f"base_url names one route of the API: {_shown(url)!r}", hint="Give its root, such as http://host:8000/v1."
-        )
-    return url
-
-
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """A URL without what may be secret in it: user, password, query."""
     bare = url.partition("?")[0].partition("#")[0]
     start = bare.find("//") + 2 if "//" in bare else 0
     host, slash, path = bare[start:].partition("/")
     return bare[:start] + host.rpartition("@")[2] + slash + path
-
-
-def _key(given: str | None, url: str) -> str:
-    key = given or os.environ.get("OPENAI_API_KEY") or ""
-    key = key.strip()
-    if not key and urlsplit(url).hostname == urlsplit(_OPENAI).hostname:
-        raise InputError(
-            "OpenAI's API needs a key, and there is none",
-            hint="Set the environment variable OPENAI_API_KEY, or pass api_key=…; for another server, pass base_url=….",
-        )
-    if not key.isascii() or not key.isprintable():
-        raise InputError("the API key holds characters that no key has", hint="Check OPENAI_API_KEY or api_key=….")
-    return key or _NO_KEY
-
-
-def _vocabulary(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
-    if tokenizer is None or isinstance(tokenizer, Vocabulary):
-        return tokenizer
-    name = os.fspath(tokenizer)
-    if not os.path.isdir(name):
-        import tiktoken
-
-        if name in tiktoken.list_encoding_names():
-            return Vocabulary.from_tiktoken(name)
-    return Vocabulary.from_pretrained(name)

@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from blackbox_proxy.base.openai import OpenAIBase, open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.transformers import TransformersPair

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from blackbox_proxy.base.openai import OpenAIBase, open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.opening import open_base
 
 Answer = Response | dict[str, Any] | Callable[[dict[str, Any]], Any]
 

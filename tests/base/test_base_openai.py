@@ -20,7 +20,8 @@ from api_server import Asking, Server
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from blackbox_proxy.base.dialects import DIALECTS, Dialect
-from blackbox_proxy.base.openai import OpenAIBase, open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import (
     AccessDenied,

@@ -1,0 +1,158 @@
+"""Opening a base behind an OpenAI-compatible API: everything is checked before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.types import Rendering
+from blackbox_proxy.vocabulary import Vocabulary
+
+from .dialects import DIALECTS, Api, Dialect
+from .limits import Limiter
+from .openai import NO_KEY, OpenAIBase, shown_url
+from .payload import RESERVED, Settings
+
+_OPENAI = "https://api.openai.com/v1"
+
+
+def open_base(
+    model: str,
+    *,
+    api: Api = "completions",
+    base_url: str | None = None,
+    api_key: str | None = None,
+    dialect: str | Dialect = "openai",
+    tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
+    top_logprobs: int | None = None,
+    rendering: Rendering = "raw",
+    context: int | None = None,
+    timeout: float = 60.0,
+    max_attempts: int = 5,
+    max_retry_seconds: float = 600.0,
+    extra_body: Mapping[str, Any] | None = None,
+    limiter: Limiter | None = None,
+) -> OpenAIBase:
+    """A base behind an OpenAI-compatible API. Sends nothing.
+
+    model: the name the server knows it by. api: "completions" (continues any text) or "chat". base_url: the API's root,
+    usually ending in /v1; else OPENAI_BASE_URL, else OpenAI's own. api_key: else OPENAI_API_KEY; servers other than
+    OpenAI's may need none. dialect: what kind of server it is, a name in `DIALECTS` or a `Dialect` of one's own.
+    tokenizer: how the model spells: a tiktoken encoding ("cl100k_base"), a Hugging Face folder or hub id, or a
+    `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
+    them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
+    lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
+    chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
+    which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
+    further one is begun. extra_body: further fields of every request. limiter: requests and tokens per minute and
+    requests at a time, shared by all bases that are given the same `Limiter`; by default what the API's headers say.
+
+    Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
+    """
+    if not isinstance(model, str) or not model:
+        raise InputError("a base needs the name of its model", hint="The server lists its models under /v1/models.")
+    if api not in get_args(Api):
+        raise InputError(f"unknown api {api!r}", hint='Use "completions" or "chat".')
+    spoken = DIALECTS.get(dialect) if isinstance(dialect, str) else dialect
+    if spoken is None:
+        raise InputError(f"unknown dialect {dialect!r}", hint=f"Known: {', '.join(DIALECTS)}.")
+    if api == "chat" and callable(rendering):
+        raise InputError(
+            "a chat API renders its prompts by itself", hint='Leave out rendering, or use api="completions".'
+        )
+    if not callable(rendering) and rendering not in ("raw", "chat"):
+        raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
+    if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
+        raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
+    url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
+    settings = Settings(
+        model,
+        api,
+        spoken,
+        _checked_k(top_logprobs, api, spoken),
+        _vocabulary(tokenizer),
+        rendering,
+        _checked_extra(extra_body or {}),
+    )
+    key = _key(api_key, url)
+    return OpenAIBase(
+        settings,
+        base_url=url,
+        api_key=key,
+        context=context,
+        timeout=timeout,
+        max_attempts=max_attempts,
+        max_retry_seconds=max_retry_seconds,
+        may_lower_k=top_logprobs is None,
+        limiter=limiter,
+    )
+
+
+def _checked_k(k: int | None, api: Api, dialect: Dialect) -> int:
+    limit = dialect.limit(api)
+    if k is None:
+        return dialect.default_k(api)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"top_logprobs must be a whole number of at least 1, not {k!r}")
+    if limit is not None and k > limit:
+        raise InputError(
+            f"top_logprobs is {k}, but the {dialect.name!r} dialect's {api} API gives at most {limit}",
+            hint=f"Use {limit} or fewer; the hidden tail is estimated. If this server gives more, name its dialect.",
+        )
+    return k
+
+
+def _checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    taken = sorted(RESERVED & extra.keys())
+    if taken:
+        raise InputError(f"extra_body may not set {', '.join(taken)}", hint="Those fields are set for every request.")
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"extra_body cannot be written as JSON: {error}") from error
+    return dict(extra)
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"base_url is not a URL: {shown_url(url)!r}", hint="It looks like http://127.0.0.1:8000/v1.")
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise InputError(
+            f"base_url names one route of the API: {shown_url(url)!r}",
+            hint="Give its root, such as http://host:8000/v1.",
+        )
+    return url
+
+
+def _key(given: str | None, url: str) -> str:
+    key = given or os.environ.get("OPENAI_API_KEY") or ""
+    key = key.strip()
+    if not key and urlsplit(url).hostname == urlsplit(_OPENAI).hostname:
+        raise InputError(
+            "OpenAI's API needs a key, and there is none",
+            hint="Set the environment variable OPENAI_API_KEY, or pass api_key=…; for another server, pass base_url=….",
+        )
+    if not key.isascii() or not key.isprintable():
+        raise InputError("the API key holds characters that no key has", hint="Check OPENAI_API_KEY or api_key=….")
+    return key or NO_KEY
+
+
+def _vocabulary(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
+    if tokenizer is None or isinstance(tokenizer, Vocabulary):
+        return tokenizer
+    name = os.fspath(tokenizer)
+    if not os.path.isdir(name):
+        import tiktoken
+
+        if name in tiktoken.list_encoding_names():
+            return Vocabulary.from_tiktoken(name)
+    return Vocabulary.from_pretrained(name)
