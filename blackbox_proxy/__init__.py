@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.base.opening import open_base
     from blackbox_proxy.drafting import Drafting, Prices
+    from blackbox_proxy.evaluation.fit import measure_fit
+    from blackbox_proxy.evaluation.run import evaluate
     from blackbox_proxy.jobs import run_job
     from blackbox_proxy.pair.transformers import TransformersPair
+    from blackbox_proxy.scoring import Score
+    from blackbox_proxy.served import ServedPair
+    from blackbox_proxy.trace import read_trace, write_trace
     from blackbox_proxy.tuner import ProxyTuner
     from blackbox_proxy.types import Candidate, Generation, Step, Usage
 
@@ -33,18 +38,25 @@ _HOMES = {
     "Budget": "base.budget",
     "BudgetedBase": "base.budget",
     "Candidate": "types",
+    "Choice": "choices",
     "Drafting": "drafting",
     "Generation": "types",
     "Limiter": "base.limits",
     "Prices": "drafting",
     "ProxyTuner": "tuner",
+    "Score": "scoring",
+    "ServedPair": "served",
     "Step": "types",
     "TransformersBase": "base.local",
     "TransformersPair": "pair.transformers",
     "Usage": "types",
     "errors": "errors",
+    "evaluate": "evaluation.run",
+    "measure_fit": "evaluation.fit",
     "open_base": "base.opening",
+    "read_trace": "trace",
     "run_job": "jobs",
+    "write_trace": "trace",
 }
 
 __all__ = [
@@ -52,18 +64,25 @@ __all__ = [
     "BudgetedBase",
     "CachedBase",
     "Candidate",
+    "Choice",
     "Drafting",
     "Generation",
     "Limiter",
     "Prices",
     "ProxyTuner",
+    "Score",
+    "ServedPair",
     "Step",
     "TransformersBase",
     "TransformersPair",
     "Usage",
     "__version__",
+    "evaluate",
+    "measure_fit",
     "open_base",
+    "read_trace",
     "run_job",
+    "write_trace",
 ]
 
 

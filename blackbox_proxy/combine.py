@@ -6,7 +6,8 @@ with q = base, E = expert, A = anti-expert, c in the candidate set (proxy-tuning
 section 2; several experts as in DExperts, Liu et al. 2021, arXiv 2105.03023, section 2).
 
 The API shows q for its top k only. What it hides, r = max(0, 1 - sum q), is given to tokens outside the top k by one
-of three policies (`tail`), none of which lets an unseen token rank above a seen one before the pair has spoken.
+of three policies (`tail`), none of which lets an unseen token rank above a seen one before the pair has spoken. Where
+the base can be asked about tokens by name ("ask"), those that could matter are, and the rest is estimated by backoff.
 """
 
 from __future__ import annotations
@@ -52,22 +53,23 @@ def hidden_mass(log_q: Floats) -> float:
     return hidden if hidden > _TINY else 0.0
 
 
-def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy) -> Floats:
+def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy, cap: float | None = None) -> Floats:
     """Estimated log q, shape (t,), of t tokens that the base did not show.
 
     log_q (k,): the base's log probabilities of its candidates C. log_a (k,), log_a_tail (t,): the anti-expert's of
     the same candidates and of the t tokens. -inf everywhere under "truncate" or when nothing is hidden.
 
     - "floor": r / t each.
-    - "backoff": r * A(c) / A(not C): the hidden mass, spread as the anti-expert would spread it over what C does not
-      cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C).
+    - "backoff", "ask": r * A(c) / A(not C): the hidden mass, spread as the anti-expert would spread it over what C does
+      not cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C).
 
-    Both are capped at min over C of q: the base would have shown a likelier token.
+    All are capped at `cap`, min over C of q: the base would have shown a likelier token. It is given where C also holds
+    tokens that were asked for by name.
     """
     hidden = hidden_mass(log_q)
     if policy == "truncate" or hidden == 0.0 or len(log_a_tail) == 0:
         return np.full(len(log_a_tail), -np.inf)
-    cap = float(np.min(log_q, initial=0.0))
+    cap = float(np.min(log_q, initial=0.0)) if cap is None else cap
     if policy == "floor":
         return np.full(len(log_a_tail), min(np.log(hidden / len(log_a_tail)), cap))
     outside = max(1.0 - float(np.exp(logsumexp(log_a))), float(np.exp(logsumexp(log_a_tail))), _TINY)

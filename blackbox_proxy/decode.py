@@ -19,11 +19,11 @@ from typing import Any
 from blackbox_proxy.arrivals import Arrivals
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.drafting import Pace, Plan
-from blackbox_proxy.errors import BadResponse, ContextTooLong
+from blackbox_proxy.errors import BadResponse, BlackboxError, ContextTooLong
 from blackbox_proxy.pair.protocol import Pair, Row, Session
 from blackbox_proxy.sampling import request_seed
 from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Step, Token, Usage
-from blackbox_proxy.verify import Scored, Text, local_draft
+from blackbox_proxy.verify import Scored, Taken, Text, local_draft
 from blackbox_proxy.weigh import Settings
 
 _CHARACTERS_PER_TOKEN = 4  # what a prompt's length is guessed from until the API says it
@@ -80,20 +80,22 @@ class _Loop:
         start = time.monotonic()
         arrivals = self._ask(plan, given)
         waiting: list[Position] = []
-        left, arrived, finish = 0, 0, None
+        left, arrived, finish, cut = 0, 0, None, False
         try:
             while (part := await arrivals.take()) is not None:
                 self._count(part, arrived, len(given))
                 waiting += part.positions
-                left, arrived, finish = left + part.given, arrived + len(part.positions), part.finish
+                left, arrived = left + part.given, arrived + len(part.positions)
+                finish, cut = part.finish, cut or part.cut
                 if not waiting:
                     continue
                 rows = await asyncio.to_thread(_score, self._sessions, text.prefix.tokens, waiting)
                 if rows is None:
                     yield await self._last(arrivals, text.closing("length"))
                     return
-                scored = Scored(waiting[: len(rows)], rows, left, finish != "stop" or len(rows) < len(waiting))
-                taken = await asyncio.to_thread(text.take, scored)
+                more = not (finish == "stop" or cut) or len(rows) < len(waiting)
+                scored = Scored(waiting[: len(rows)], rows, left, more)
+                taken = await self._take(scored)
                 if not plan.stream and part.usage.api_calls:
                     # Nothing overlaps: what a request takes is the answer and its verification.
                     self._pace.saw_answer(arrived - len(given), time.monotonic() - start)
@@ -127,7 +129,7 @@ class _Loop:
         finally:
             self._spent += await arrivals.close()
         if waiting:
-            text.longer(len(waiting))
+            text.longer(0 if left else len(waiting))
         elif finish == "stop":
             yield self._paid(text.closing("stop", end=True))
         elif arrived == 0:
@@ -137,6 +139,22 @@ class _Loop:
                     hint="Raise max_tokens or look at the server's log.",
                 )
             self._local_failed = True
+
+    async def _take(self, scored: Scored) -> Taken:
+        """What the text takes of a scored draft, asking the base about tokens by name where that decides a choice."""
+        whole = Taken([], [])
+        while True:
+            taken = await asyncio.to_thread(self.text.take, scored)
+            whole = whole.then(taken)
+            if taken.asks is None:
+                return whole
+            try:
+                told = await self._base.reveal(taken.asks.prefix, taken.asks.tokens)
+            except BlackboxError as error:
+                return replace(whole, error=error, asks=None)
+            self._spent += told.usage
+            self.text.learn(taken.asks, told.logprobs)
+            scored = scored.after(len(taken.steps))
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -170,6 +188,7 @@ class _Loop:
             temperature=0.0 if greedy else 1.0,
             seed=None if greedy else request_seed(sampling.seed, place),
             given=given,
+            least=self.text.least,
         )
         start = time.monotonic()
 

@@ -17,6 +17,7 @@
     │   └── CannotContinue        the API has no way to continue from issued tokens
     └── PairError                 the near side: the local expert and anti-expert
         ├── ModelUnavailable      folder or hub id missing, or unsafe to load
+        ├── PairServerError       a server that runs expert or anti-expert fails or refuses   (retryable as its cause)
         └── VocabularyMismatch    expert and anti-expert do not spell text the same way
 
 None of openai, httpx2, torch or transformers shows through: their exceptions are kept as `__cause__` only.
@@ -118,6 +119,17 @@ class PairError(BlackboxError):
 
 class ModelUnavailable(PairError):
     """A local model's folder or hub id is missing, incomplete, or only loadable in an unsafe way."""
+
+
+class PairServerError(PairError):
+    """The server of an expert or anti-expert cannot be reached, refuses, or answers something else. `status` is the
+    HTTP status where there was one.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, status: int | None = None, retryable: bool = False) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.retryable = retryable
 
 
 class VocabularyMismatch(PairError):

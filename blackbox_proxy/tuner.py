@@ -7,18 +7,22 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from functools import cache
-from typing import Any, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.biased import decode_biased
+from blackbox_proxy.choices import Choice, Missing, Normalise, Rule, choose
 from blackbox_proxy.decode import decode
 from blackbox_proxy.drafting import Drafting, Pace
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.pair.protocol import Pair
 from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.scoring import Score, score
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
 from blackbox_proxy.weigh import Alpha, Settings, alpha_at
 
 T = TypeVar("T")
+Steer = Literal["candidates", "bias"]
 
 
 class ProxyTuner:
@@ -26,9 +30,12 @@ class ProxyTuner:
 
     pair: one pair or several, each with its own `alpha` (DExperts, arXiv 2105.03023). alpha: a number, or a function
     of the place in the text; 1 is plain proxy-tuning, 0 the base itself; one for all pairs or one each. `tail`: what
-    is done about tokens that the base does not show ("backoff", "truncate", "floor"; see `combine`); `tail_size`: how
-    many of them the expert may propose. `draft`: how the base is asked for drafts (see `Drafting`), or a number, for
-    that many tokens per request; the number of calls depends on it, the text does not.
+    is done about tokens that the base does not show ("backoff", "truncate", "floor", "ask"; see `combine`);
+    `tail_size`: how many of them the expert may propose. `draft`: how the base is asked for drafts (see `Drafting`),
+    or a number, for that many tokens per request; the number of calls depends on it, the text does not.
+
+    steer: "candidates" weighs what the API shows; "bias" sends the offset as a `logit_bias`, for APIs that show few log
+    probabilities or none (one request a token, see `biased`; `tail` and `draft` mean nothing there).
 
     A greedy text is the same for every `draft`, a sampled one follows the same distribution: drafts are accepted with
     min(1, p/q) where the API draws from what it shows (`Abilities.draws`), else where they equal p's own draw. A seed
@@ -48,6 +55,7 @@ class ProxyTuner:
         tail: TailPolicy = "backoff",
         tail_size: int = 32,
         draft: int | Drafting | None = None,
+        steer: Steer = "candidates",
     ) -> None:
         self.base = base
         self.pairs: tuple[Pair, ...] = tuple(pair) if isinstance(pair, Sequence) else (pair,)
@@ -64,6 +72,9 @@ class ProxyTuner:
             raise InputError(f"unknown tail policy {tail!r}", hint=f"Use one of {', '.join(get_args(TailPolicy))}.")
         if tail_size < 0:
             raise InputError(f"tail_size must be at least 0, not {tail_size}", hint="Leave it out for 32.")
+        if steer not in get_args(Steer):
+            raise InputError(f"unknown way to steer {steer!r}", hint='Use "candidates" or "bias".')
+        self.steer: Steer = steer
         self.alphas: tuple[Alpha, ...] = alphas
         self.tail: TailPolicy = tail
         self._tail_size = tail_size
@@ -101,7 +112,11 @@ class ProxyTuner:
         self._check(prompt, max_tokens)
         repeatable = temperature > 0.0 and seed is not None
         pace = Pace(self.drafting, measures=False) if repeatable else self._pace
-        steps = decode(self.base, self.pairs, prompt, settings, pace)
+        steps = (
+            decode_biased(self.base, self.pairs, prompt, settings)
+            if self.steer == "bias"
+            else decode(self.base, self.pairs, prompt, settings, pace)
+        )
         try:
             async for step in steps:
                 yield step
@@ -113,6 +128,16 @@ class ProxyTuner:
             raise InputError("the prompt is empty", hint="Give text, or at least one message.")
         if isinstance(prompt, str) and not prompt:
             raise InputError("the prompt is empty", hint="Give at least one character of text.")
+        if self.steer == "bias" and self.base.abilities.biases == 0:
+            raise InputError(
+                f"{self.base.name} takes no logit_bias, as far as its dialect and tokenizer tell",
+                hint='Give open_base the base\'s tokenizer: a bias names token ids. Or use steer="candidates".',
+            )
+        if self.tail == "ask" and self.base.abilities.reveals == 0:
+            raise InputError(
+                f"{self.base.name} cannot be asked about tokens that it does not show",
+                hint='Use tail="backoff". Asking needs a server that scores given text, or named tokens (vLLM).',
+            )
         for pair in self.pairs:
             pair.check(prompt, max_tokens)
         self.base.check(prompt, max_tokens)
@@ -155,6 +180,34 @@ class ProxyTuner:
             tasks = [group.create_task(one(prompt)) for prompt in prompts]
         return [task.result() for task in tasks]
 
+    # -- given text -----------------------------------------------------------------------------------------------
+
+    async def achoose(
+        self,
+        prompt: Prompt,
+        options: Sequence[str],
+        *,
+        missing: Missing = "backoff",
+        forms: bool = True,
+        normalise: Normalise = "none",
+    ) -> Choice:
+        """Which of a few answers the tuned model gives: one request of one token, where each option is one.
+
+        Takes the prompt as it stands (ending in "Answer:", say). missing, forms, normalise: see `choices.Rule`. Options
+        of several tokens are scored as they are written, so give them their space: " New York".
+        """
+        rule = Rule(missing, forms, normalise)
+        (choice,) = await choose(self.base, self.pairs, prompt, options, [self._one_place()], rule=rule)
+        return choice
+
+    async def ascore(self, prompt: Prompt, continuation: str) -> Score:
+        """How likely the tuned model finds this text after the prompt. InputError where the base scores no text."""
+        (scored,) = await score(self.base, self.pairs, prompt, continuation, [self._one_place()])
+        return scored
+
+    def _one_place(self) -> Settings:
+        return self._settings(max_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
+
     # -- the same, without async -----------------------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -164,6 +217,14 @@ class ProxyTuner:
     def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
         """`agenerate_batch` for callers without a loop."""
         return run(self.agenerate_batch(prompts, **options))
+
+    def choose(self, prompt: Prompt, options: Sequence[str], **how: Any) -> Choice:
+        """`achoose` for callers without a loop."""
+        return run(self.achoose(prompt, options, **how))
+
+    def score(self, prompt: Prompt, continuation: str) -> Score:
+        """`ascore` for callers without a loop."""
+        return run(self.ascore(prompt, continuation))
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
         """`astream` for callers without a loop. Closing the iterator ends the text."""

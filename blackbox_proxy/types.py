@@ -109,12 +109,15 @@ class Draft:
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
     (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
     positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
+    `cut`: what the base wrote after the last position answers another question (its text, sent anew, would be other
+    tokens there), so that no draft goes on from there.
     """
 
     positions: tuple[Position, ...]
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     given: int = 0
+    cut: bool = False
 
 
 def joined(parts: Sequence[Draft]) -> Draft:
@@ -124,6 +127,7 @@ def joined(parts: Sequence[Draft]) -> Draft:
         parts[-1].finish if parts else None,
         sum((part.usage for part in parts), Usage()),
         sum(part.given for part in parts),
+        any(part.cut for part in parts),
     )
 
 
@@ -162,7 +166,7 @@ class Scores:
 
 
 How = Literal["exact", "prefix", "neutral"]
-TailPolicy = Literal["truncate", "floor", "backoff"]
+TailPolicy = Literal["truncate", "floor", "backoff", "ask"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ No waiting and no requests: `decode` brings the positions, `Text` says which tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import BlackboxError, CannotContinue
 from blackbox_proxy.pair.protocol import Pair, Row, Session
-from blackbox_proxy.sampling import choose, noise, pick, target, uniform
+from blackbox_proxy.sampling import Sampling, choose, noise, pick, target, uniform
 from blackbox_proxy.speculate import accepts, overlap, residual
 from blackbox_proxy.types import Candidates, FinishReason, Floats, Position, Prefix, Step, Token
 from blackbox_proxy.vocabulary import is_unfinished, utf8_prefix
@@ -28,6 +28,8 @@ from blackbox_proxy.weigh import Settings, Weighed, token_keys, weigh
 from blackbox_proxy.writer import Writer
 
 _LONGEST_RESCUE = 64  # positions asked for at most when a character must be finished inside one draft
+_MOST_TOLD = 64  # places of a text whose answers are remembered
+_MOST_REQUESTS = 4  # tokens asked about at one place where each costs a request
 _BLANK = Position(Token(), None, (), np.empty(0))
 
 
@@ -44,6 +46,10 @@ class Scored:
     given: int
     more: bool
 
+    def after(self, count: int) -> Scored:
+        """What is left once the first `count` positions are taken as they were drafted."""
+        return Scored(self.positions[count:], self.rows[count:], max(0, self.given - count), self.more)
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -56,13 +62,34 @@ class Agreement:
 @dataclass(frozen=True, slots=True)
 class Taken:
     """The steps that a scored draft led to. `waits`: the next choice hangs on positions that are not there yet;
-    `error`: what went wrong at the next place, the steps before it are good.
+    `error`: what went wrong at the next place, the steps before it are good; `asks`: what it hangs on.
     """
 
     steps: list[Step]
     agreements: list[Agreement]
     waits: bool = False
     error: BlackboxError | None = None
+    asks: Asks | None = None
+
+    def then(self, more: Taken) -> Taken:
+        """What two walks in a row took."""
+        return replace(more, steps=[*self.steps, *more.steps], agreements=[*self.agreements, *more.agreements])
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """Tokens that the base must be asked about by name before the next one after `prefix` can be chosen."""
+
+    prefix: Prefix
+    tokens: tuple[Token, ...]
+
+
+class _MustAsk(Exception):
+    """Within this file only: carries `Asks` out of the walk."""
+
+    def __init__(self, asks: Asks) -> None:
+        super().__init__()
+        self.asks = asks
 
 
 class Text:
@@ -72,11 +99,13 @@ class Text:
         self.prefix = prefix
         self.finished = False
         self.rescue = 0
+        self.least = 1
         self._base = base
         self._pairs = pairs
         self._settings = settings
         self._watch = watch
         self._writer = Writer(settings.stop)
+        self._told: dict[tuple[Token, ...], dict[tuple[str, object], float]] = {}
 
     def reach(self) -> int:
         """How many positions the next request may ask for: no more than can be used, but what a rescue needs."""
@@ -85,8 +114,18 @@ class Text:
         return max(1, wanted if room is None else min(wanted, room))
 
     def longer(self, positions: int) -> None:
-        """Ask for a longer draft than this next time, of the base's own: a character begun in it must be finished."""
-        self.rescue = max(8, 2 * positions)
+        """Ask for a longer draft than these positions of the base's own next time: what a token has begun in it must be
+        finished.
+        """
+        self.rescue = max(8, 2 * positions, 2 * self.rescue)
+        self.least = positions + 1
+
+    def learn(self, asks: Asks, logprobs: Floats) -> None:
+        """The base's answer: log q of the tokens asked about, NaN where it does not say."""
+        if len(self._told) >= _MOST_TOLD:
+            self._told.clear()
+        found = {token.key: float(value) for token, value in zip(asks.tokens, logprobs, strict=True)}
+        self._told[asks.prefix.tokens] = found
 
     def closing(self, finish: FinishReason, end: bool = False) -> Step:
         """The last step where no position with candidates led to it: the base ended unseen, or a window is full."""
@@ -101,7 +140,7 @@ class Text:
         The error is CannotContinue where no candidate can be issued back to the base, ContextTooLong where a local
         model's window is full.
         """
-        view = _View(scored, self._pairs, self._settings)
+        view = _View(scored, self._weigh)
         taken = Taken([], [])
         while len(taken.steps) < len(scored.rows):
             start = len(taken.steps)
@@ -109,11 +148,13 @@ class Text:
                 chain = self._chain(view, start, self.prefix)
             except BlackboxError as error:
                 return replace(taken, error=error)
+            except _MustAsk as must:
+                return replace(taken, asks=must.asks)
             if chain is None:
                 return replace(taken, waits=True)
             if not chain:
                 return replace(taken, error=_nothing_can_be_issued())
-            self.rescue = 0
+            self.rescue, self.least = 0, 1
             for j, token in enumerate(chain, start):
                 taken.agreements.append(self._agreement(view, j, token))
                 taken.steps.append(self._step(view, j, token))
@@ -123,6 +164,19 @@ class Text:
 
     # -- choosing -------------------------------------------------------------------------------------------------
 
+    def _weigh(self, position: Position, rows: Sequence[Row], prefix: Prefix) -> Weighed:
+        """The candidates after `prefix`, with what the base was asked about some of them. Raises _MustAsk."""
+        settings, place = self._settings, len(prefix.tokens)
+        if settings.tail != "ask":
+            return weigh(position, rows, self._pairs, settings, place)
+        told = self._told.get(prefix.tokens)
+        weighed = weigh(position, rows, self._pairs, settings, place, told)
+        if told is None and weighed.unknown:
+            one_each = self._base.abilities.reveals == 1
+            most = _MOST_REQUESTS if one_each else self._base.abilities.reveals
+            raise _MustAsk(Asks(prefix, weighed.unknown[:most]))
+        return weighed
+
     def _chain(self, view: _View, j: int, prefix: Prefix) -> list[Token] | None:
         """The tokens chosen from position j on, up to the first from which a request can continue; [] if none can.
 
@@ -131,7 +185,7 @@ class Text:
         base's own.
         """
         place = len(prefix.tokens)
-        weighed, drafted = view.weighed(j, place), view.scored.positions[j].token.key
+        weighed, drafted = view.weighed(j, prefix), view.scored.positions[j].token.key
         choice = _Choice(self._settings, weighed, place, self._by_ratio(view, j, weighed))
         while (index := choice.next()) is not None:
             token = weighed.tokens[index]
@@ -162,14 +216,14 @@ class Text:
         greedy = self._settings.sampling.temperature == 0.0
         if greedy or j < view.scored.given or not self._base.abilities.draws:
             return None
-        return _Drafted(_within_c(view.scored.positions[j], weighed), view.target(j))
+        return _Drafted(_within_c(view.scored.positions[j], weighed), view.target(j, self._settings.sampling))
 
     def _agreement(self, view: _View, j: int, token: Token) -> Agreement:
         weighed, place, sampling = view.known(j), len(self.prefix.tokens), self._settings.sampling
         if sampling.temperature == 0.0:
             base = float(weighed.tokens[weighed.base_top].key == token.key)
         else:
-            p, q = view.target(j), np.exp(weighed.log_q)
+            p, q = view.target(j, self._settings.sampling), np.exp(weighed.log_q)
             draws = self._base.abilities.draws
             base = overlap(p, q, weighed.shown) if draws else float((p * q)[: weighed.shown].sum())
         local: float | None = None
@@ -275,28 +329,26 @@ def _may_be_finished(text: bytes) -> bool:
 class _View:
     """A scored draft and the candidates of its positions, weighed once each."""
 
-    def __init__(self, scored: Scored, pairs: Sequence[Pair], settings: Settings) -> None:
+    def __init__(self, scored: Scored, weigh_at: Callable[[Position, Sequence[Row], Prefix], Weighed]) -> None:
         self.scored = scored
-        self._pairs = pairs
-        self._settings = settings
+        self._weigh_at = weigh_at
         self._weighed: dict[int, Weighed] = {}
         self._targets: dict[int, Floats] = {}
 
-    def weighed(self, j: int, place: int) -> Weighed:
-        """The candidates of position j, which is `place` tokens into the text."""
+    def weighed(self, j: int, prefix: Prefix) -> Weighed:
+        """The candidates of position j, which follows `prefix`."""
         if j not in self._weighed:
-            position, rows = self.scored.positions[j], self.scored.rows[j]
-            self._weighed[j] = weigh(position, rows, self._pairs, self._settings, place)
+            self._weighed[j] = self._weigh_at(self.scored.positions[j], self.scored.rows[j], prefix)
         return self._weighed[j]
 
     def known(self, j: int) -> Weighed:
         return self._weighed[j]
 
-    def target(self, j: int) -> Floats:
+    def target(self, j: int, sampling: Sampling) -> Floats:
         """What a sampled token of position j, weighed before, is drawn from, shape (c,)."""
         if j not in self._targets:
             weighed = self._weighed[j]
-            self._targets[j] = target(weighed.log_p, self._settings.sampling, weighed.tie)
+            self._targets[j] = target(weighed.log_p, sampling, weighed.tie)
         return self._targets[j]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ Alpha = float | Callable[[int], float]
 """A number, or a schedule: a function of the place in the text (tokens from 0)."""
 
 _KEPT = 64  # candidates that a step keeps of a long list
+_NOTICED = 1e-3  # of the likeliest candidate's probability: a sampled token below it is not worth a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Settings:
 @dataclass(frozen=True, slots=True, eq=False)
 class Weighed:
     """Candidates of one position, those of the tail last: columns of equal length c. Scores are those of the first
-    pair.
+    pair. `unknown`: tokens of the tail whose own q could change what is chosen, those that could most first; only
+    under "ask".
     """
 
     tokens: Sequence[Token]
@@ -53,6 +55,7 @@ class Weighed:
     log_p: Floats
     scores: Scores
     covered_mass: float
+    unknown: tuple[Token, ...] = ()
 
     def tie(self, index: int) -> tuple[object, ...]:
         """What decides between equal candidates: the base's preference, then the token itself, never the order of
@@ -103,8 +106,18 @@ class Weighed:
         return Candidates(tokens, self.log_q[order], expert, antiexpert, self.log_p[order], order >= self.shown, how)
 
 
-def weigh(position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settings: Settings, place: int) -> Weighed:
-    """q of the candidates and of the tail, the pairs' offsets, and p from them (design: section 2.1)."""
+def weigh(
+    position: Position,
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    settings: Settings,
+    place: int,
+    revealed: Mapping[tuple[str, object], float] | None = None,
+) -> Weighed:
+    """q of the candidates and of the tail, the pairs' offsets, and p from them (design: section 2.1).
+
+    revealed: log q of tokens that the base was asked about by name, by their keys; NaN where it did not say.
+    """
     tokens, log_q = one_end(position.tokens, position.logprobs)
     if len(tokens) == 0:
         raise NoLogprobs(
@@ -117,21 +130,60 @@ def weigh(position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settin
     scores = [row.score(tokens) for row in rows]
     alphas = [alpha_at(alpha, place) for alpha in settings.alphas]
     everything: list[Token] | Sequence[Token] = tokens
-    shown = len(tokens)
+    shown, unknown = len(tokens), tuple[Token, ...]()
+    cap = float(np.min(shown_log_q))
     if settings.tail != "truncate" and combine.hidden_mass(shown_log_q) > 0.0:
-        proposed = _proposals(tokens, rows, settings.tail_size)
+        proposed, told = _told_first(_proposals(tokens, rows, settings.tail_size), revealed or {})
         beyond = [row.score(proposed) for row in rows]
         spreads = [_spread(pair, score) for pair, score in zip(pairs, scores, strict=True)]
         spreads_beyond = [_spread(pair, score) for pair, score in zip(pairs, beyond, strict=True)]
         if proposed:
             log_a, log_a_tail = combine.mixture(spreads), combine.mixture(spreads_beyond)
-            log_q_tail = combine.tail(shown_log_q, log_a, log_a_tail, settings.tail)
+            known_log_a = np.concatenate([log_a, log_a_tail[: len(told)]])
+            shown_log_q = np.concatenate([shown_log_q, told])
+            rest = combine.tail(shown_log_q, known_log_a, log_a_tail[len(told) :], settings.tail, cap)
+            log_q_tail = np.concatenate([told, rest])
             real = np.isfinite(log_q_tail)
+            shown += int(real[: len(told)].sum())
             everything = [*tokens, *(token for token, ok in zip(proposed, real.tolist(), strict=True) if ok)]
             log_q = np.concatenate([log_q, log_q_tail[real]])
             scores = [_joined(score, more, real) for score, more in zip(scores, beyond, strict=True)]
-    log_p = combine.combine(log_q, [score.offset for score in scores], alphas)
-    return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(shown_log_q))
+    offsets = [score.offset for score in scores]
+    log_p = combine.combine(log_q, offsets, alphas)
+    if settings.tail == "ask" and shown < len(everything):
+        shift = combine.combine(np.zeros(len(log_q)), offsets, alphas)
+        most = min(cap, math.log(max(combine.hidden_mass(shown_log_q), 1e-300)))
+        unknown = _worth_asking(everything, shown, log_q, shift, most, settings, revealed or {})
+    return Weighed(everything, shown, log_q, log_p, scores[0], combine.covered_mass(shown_log_q), unknown)
+
+
+def _told_first(proposed: Sequence[Token], revealed: Mapping[tuple[str, object], float]) -> tuple[list[Token], Floats]:
+    """The tokens of which the base has told log q, and that, (told,); after them those of which it has not."""
+    told = [token for token in proposed if not math.isnan(revealed.get(token.key, math.nan))]
+    rest = [token for token in proposed if math.isnan(revealed.get(token.key, math.nan))]
+    return [*told, *rest], np.array([revealed[token.key] for token in told], dtype=np.float64)
+
+
+def _worth_asking(
+    tokens: Sequence[Token],
+    shown: int,
+    log_q: Floats,
+    shift: Floats,
+    most: float,
+    settings: Settings,
+    revealed: Mapping[tuple[str, object], float],
+) -> tuple[Token, ...]:
+    """Of the tail, what could be chosen if its log q were `most`, the largest that it can be. Greedy: what could be
+    the likeliest; sampled: what could have `_NOTICED` of the likeliest.
+
+    shift (c,): what the pairs add to log q, up to a constant. What was asked and not told is not asked again.
+    """
+    bound, best = most + shift[shown:], float(np.max(log_q[:shown] + shift[:shown]))
+    temperature = settings.sampling.temperature
+    enough = best if temperature == 0.0 else best + temperature * math.log(_NOTICED)
+    order = np.argsort(-bound, kind="stable")
+    wanted = [tokens[shown + int(i)] for i in order if bound[i] >= enough]
+    return tuple(token for token in wanted if token.key not in revealed)
 
 
 def token_keys(tokens: Sequence[Token]) -> NDArray[np.uint64]:

@@ -86,6 +86,7 @@ class Told:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> AsyncGenerator[Draft, None]:
         self.calls += 1
         usage = Usage(api_calls=1)
@@ -198,8 +199,8 @@ async def test_what_nobody_drew_is_served_as_far_as_it_is_certain(file: Path) ->
         assert [p.token for p in greedy.positions] == [p.token for p in own[:2]]
 
 
-async def test_a_draft_from_the_cache_ends_where_it_can_be_continued(file: Path) -> None:
-    """Else a text that needs a longer draft would get the same short one for ever."""
+async def test_a_draft_from_the_cache_may_be_too_short(file: Path) -> None:
+    """It is served as it is, whatever its last token; who needs a longer one to go on says so, and it is asked for."""
 
     class Broken(Told):
         def show(self, *arguments: Any) -> Position:
@@ -210,12 +211,35 @@ async def test_a_draft_from_the_cache_ends_where_it_can_be_continued(file: Path)
     base = Broken()
     with cached(base, file) as one:
         await one.draft(Prefix("p"), 1)
-        assert len((await one.draft(Prefix("p"), 1)).positions) == 1
+        for n in (1, 8):
+            assert len((await one.draft(Prefix("p"), n)).positions) == 1
         assert base.calls == 1
-        assert len((await one.draft(Prefix("p"), 8)).positions) == 8
+        assert len((await one.draft(Prefix("p"), 8, least=2)).positions) == 8
         assert base.calls == 2
-        assert len((await one.draft(Prefix("p"), 9)).positions) == 8
+        for n, least in ((8, 2), (9, 1), (9, 8)):
+            assert len((await one.draft(Prefix("p"), n, least=least)).positions) == 8
         assert base.calls == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 7}], ids=str)
+async def test_where_an_answer_was_cut_it_stays_cut(options: dict[str, Any], file: Path) -> None:
+    """However long the draft that is wanted: what follows there is the answer to another question."""
+
+    class Cut(Told):
+        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+            whole = await super().draft(prefix, n, **options)
+            return Draft(whole.positions[:3], None, whole.usage, cut=True) if n > 3 else whole
+
+    base = Cut()
+    with cached(base, file) as one:
+        cold = await one.draft(Prefix("p"), 8, **options)
+        beyond = Prefix("p", tuple(position.token for position in cold.positions))
+        await one.draft(beyond, 2, **options)
+        for n, least in ((8, 1), (8, 4), (64, 4)):
+            warm = await one.draft(Prefix("p"), n, least=least, **options)
+            assert (len(warm.positions), warm.cut, warm.usage) == (3, True, Usage(cached_positions=3))
+        short = await one.draft(Prefix("p"), 2, **options)
+        assert (len(short.positions), short.cut, base.calls) == (2, False, 2)
 
 
 async def test_a_base_without_identity_and_errors_are_not_kept(file: Path) -> None:
@@ -603,8 +627,7 @@ SLOW = pytest.mark.slow
             for sampled in (False, True)
             for kind, options in (("same", {}), ("digits", CHAT), ("digits", {}), ("digits", {"tokenizer": None}))
             # Without a tokenizer, what is known of the base's vocabulary depends on what had arrived when.
-            # A whole chat draft may end on white space, which no request can go on from, and is then asked for again.
-            if (way in ("fixed", "one") or "tokenizer" not in options) and not (way == "fixed" and options is CHAT)
+            if (way in ("fixed", "one") or "tokenizer" not in options)
         ),
     ],
 )

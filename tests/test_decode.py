@@ -72,6 +72,7 @@ class TableBase:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> Draft:
         text = prefix.generated
         self.asked.append((text, n))

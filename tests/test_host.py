@@ -255,6 +255,65 @@ async def test_top_p_cuts_the_tail(client: AsyncOpenAI) -> None:
 # -- echo -----------------------------------------------------------------------------------------------------------
 
 
+async def test_a_bias_decides_and_does_not_show(client: AsyncOpenAI, reference: Any, tokenizer: Any) -> None:
+    """Added to the logits before the choice, greedy or drawn; the log probabilities stay the model's own."""
+    prompt = "the old baker ate"
+    row = plain(reference, tokenizer(prompt)["input_ids"])[-1]
+    wanted = int(np.argsort(-row)[3])
+    gap = float(row.max() - row[wanted])
+    for bias, chosen in ((gap - 0.01, int(row.argmax())), (gap + 0.01, wanted)):
+        answer = await client.completions.create(
+            model="tiny",
+            prompt=prompt,
+            max_tokens=1,
+            temperature=0,
+            logprobs=5,
+            logit_bias={str(wanted): bias},
+            extra_body={"return_tokens_as_token_ids": True},
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.tokens == [f"token_id:{chosen}"]
+        expected = {f"token_id:{index}": row[index] for index in np.argsort(-row)[:5]}
+        assert logprobs.top_logprobs == [pytest.approx(expected, abs=1e-4)]
+        assert logprobs.token_logprobs == [pytest.approx(row[chosen], abs=1e-4)]
+    drawn = await client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=3, n=20, seed=1, logit_bias={str(wanted): 100}
+    )
+    assert {choice.text for choice in drawn.choices} == {tokenizer.decode([wanted] * 3)}
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
+async def test_named_tokens_are_shown_in_place_of_the_likeliest(
+    chat: bool, client: AsyncOpenAI, reference: Any, tokenizer: Any
+) -> None:
+    """vLLM's `logprob_token_ids`: exactly these, and the token itself."""
+    extra = {"return_tokens_as_token_ids": True, "logprob_token_ids": [299, 7, 65]}
+    common: dict[str, Any] = {"model": "tiny", "temperature": 0, "extra_body": extra}
+    if chat:
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        prompt = "User: Hi\nAssistant:"
+        said = await client.chat.completions.create(
+            messages=messages, max_tokens=1, logprobs=True, top_logprobs=1, **common
+        )
+        content = said.choices[0].logprobs.content  # type: ignore[union-attr]
+        assert content is not None
+        found = {top.token: top.logprob for top in content[0].top_logprobs}
+        token = content[0].token
+    else:
+        prompt = "the old baker ate"
+        answer = await client.completions.create(prompt=prompt, max_tokens=1, logprobs=1, **common)
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.top_logprobs
+        assert logprobs.tokens
+        found, token = dict(logprobs.top_logprobs[0]), logprobs.tokens[0]
+    row = plain(reference, tokenizer(prompt)["input_ids"])[-1]
+    assert token == f"token_id:{row.argmax()}"
+    assert found.pop(token) == pytest.approx(row.max(), abs=1e-4)
+    assert found == pytest.approx({f"token_id:{index}": row[index] for index in (299, 7, 65)}, abs=1e-4)
+
+
 async def test_echo_scores_the_prompt(client: AsyncOpenAI, tokenizer: Any, reference: Any) -> None:
     text = TEXTS[1]
     answer = await client.completions.create(model="tiny", prompt=text, max_tokens=0, echo=True, logprobs=3)
@@ -975,7 +1034,14 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": HI}
         (COMPLETION | {"stop": [1]}, "stop", "invalid_type"),
         (COMPLETION | {"best_of": 3}, "best_of", "unsupported_parameter"),
         (COMPLETION | {"suffix": "x"}, "suffix", "unsupported_parameter"),
-        (COMPLETION | {"logit_bias": {"5": 100}}, "logit_bias", "unsupported_parameter"),
+        (COMPLETION | {"top_k": 5}, "top_k", "unsupported_parameter"),
+        (COMPLETION | {"logit_bias": {"five": 1}}, "logit_bias", None),
+        (COMPLETION | {"logit_bias": {"5": 101}}, "logit_bias", "decimal_above_max_value"),
+        (COMPLETION | {"logit_bias": {"99999": 1}}, None, None),
+        (COMPLETION | {"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", None),
+        (COMPLETION | {"logprob_token_ids": [5]}, "logprob_token_ids", None),
+        (COMPLETION | {"logprobs": 1, "logprob_token_ids": [99999]}, None, None),
+        (COMPLETION | {"logprobs": 1, "logprob_token_ids": [*range(129)]}, "logprob_token_ids", None),
         (COMPLETION | {"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
         (COMPLETION | {"top_k": 40}, "top_k", "unsupported_parameter"),
         (COMPLETION | {"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),

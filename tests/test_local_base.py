@@ -15,8 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from toys import tiny_model, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from blackbox_proxy.base.local import Slots, TransformersBase, draw, top
+from blackbox_proxy.base.local import Slots, TransformersBase
 from blackbox_proxy.base.protocol import Abilities, Base
+from blackbox_proxy.base.showing import draw, top
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.lm import CausalLM, load_causal_lm
 from blackbox_proxy.sampling import Sampling

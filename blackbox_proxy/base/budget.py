@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
 from blackbox_proxy.vocabulary import is_ids
 
-from .protocol import Base
+from .protocol import Base, Revealed
 from .wrapper import BaseAround
+
+_Answer = TypeVar("_Answer", Draft, Revealed)
 
 _PER_MESSAGE = 16  # tokens that a chat template may add to a message, at most
 
@@ -136,13 +140,36 @@ class BudgetedBase(BaseAround):
 
     async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
         """As the base drafts, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
+        return await self._paid(
+            prefix, n, lambda granted: self.base.draft(prefix, granted, given=given, **options), given
+        )
+
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        """As the base tells, one request for as many tokens as one can name. Raises BudgetReached, BaseError."""
+        told = [np.empty(0)]
+        usage, at_once = Usage(), max(1, self.base.abilities.reveals)
+        for start in range(0, len(tokens), at_once):
+            some = tokens[start : start + at_once]
+            answer = await self._paid(prefix, 1, lambda _, some=some: self.base.reveal(prefix, some), some[:1])  # type: ignore[misc]
+            told.append(answer.logprobs)
+            usage += answer.usage
+        return Revealed(np.concatenate(told), usage)
+
+    async def steer(self, prefix: Prefix, bias: Mapping[Token, float], **options: Any) -> Draft:
+        """As the base chooses. Raises BudgetReached, BaseError."""
+        return await self._paid(prefix, 1, lambda _: self.base.steer(prefix, bias, **options))
+
+    async def _paid(
+        self, prefix: Prefix, n: int, ask: Callable[[int], Awaitable[_Answer]], given: Sequence[Token] = ()
+    ) -> _Answer:
+        """One request for at most n tokens; `ask` is told how many the budget allows."""
         tokens = most_tokens(self.base, prefix, given)
         granted = self.budget.reserve(tokens, n)
         used = Usage()
         try:
-            draft = await self.base.draft(prefix, granted, given=given, **options)
-            used = draft.usage
-            return draft
+            answer = await ask(granted)
+            used = answer.usage
+            return answer
         finally:
             self.budget.settle(tokens, granted, used)
 

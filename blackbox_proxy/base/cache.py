@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage, joined
+from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import VocabularyTokens, is_ids
 
-from .protocol import Base
-from .rows import GREEDY, STOP, packed, token_from, token_to, unpacked
+from .protocol import Base, Revealed
+from .rows import GREEDY, STOP, Drawn, drawn_from, drawn_to, packed, token_to, unpacked
 from .store import LEASE, MAX_BYTES, Entry, Root, Store, new_owner
 from .wrapper import BaseAround
 
@@ -64,13 +64,14 @@ class CachedBase(BaseAround):
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> Draft:
         """The rows that there are, at most n and those of the given tokens; where there is none, the base's draft."""
 
         async def whole() -> AsyncGenerator[Draft, None]:
-            yield await self.base.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+            yield await self.base.draft(prefix, n, temperature=temperature, seed=seed, given=given, least=least)
 
-        async with aclosing(self._parts(whole, prefix, n, temperature, seed, given)) as parts:
+        async with aclosing(self._parts(whole, prefix, n, temperature, seed, given, least)) as parts:
             return [part async for part in parts][-1]
 
     async def stream(
@@ -81,15 +82,59 @@ class CachedBase(BaseAround):
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> AsyncGenerator[Draft, None]:
         """The same: in one part from the cache, else as the base streams it; what has arrived is kept."""
 
         def streamed() -> AsyncGenerator[Draft, None]:
-            return self.base.stream(prefix, n, temperature=temperature, seed=seed, given=given)
+            return self.base.stream(prefix, n, temperature=temperature, seed=seed, given=given, least=least)
 
-        async with aclosing(self._parts(streamed, prefix, n, temperature, seed, given)) as parts:
+        async with aclosing(self._parts(streamed, prefix, n, temperature, seed, given, least)) as parts:
             async for part in parts:
                 yield part
+
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        """What the base told of these tokens; it is asked about the others only. One row for each token."""
+        identity = self.base.identity
+        if identity is None:
+            return await self.base.reveal(prefix, tokens)
+        wanted = _Wanted(_root(identity, prefix.prompt), prefix, 1, None, ())
+        keys = [_digest(_after(wanted.start, token), b"revealed") for token in tokens]
+        claim, owner = _digest(*keys), new_owner()
+        values = np.full(len(tokens), np.nan)
+
+        def look() -> bool:
+            """Whether all that is missing is ours to ask."""
+            for place, key in enumerate(keys):
+                row = self._row(key, None)
+                values[place] = np.nan if row is None else row.logprobs[0]
+            return not np.isnan(values).any() or self.store.claim(claim, owner)
+
+        try:
+            wait = _FIRST_WAIT
+            while not await asyncio.wrap_future(self.store.submit(look)):
+                await asyncio.sleep(wait)
+                wait = min(wait * 1.5, _LONGEST_WAIT)
+            missing = [int(place) for place in np.flatnonzero(np.isnan(values))]
+            usage = Usage()
+            if missing:
+                told = await self.base.reveal(prefix, [tokens[place] for place in missing])
+                values[missing], usage = told.logprobs, told.usage
+                entries = [
+                    Entry(
+                        keys[place],
+                        len(prefix.tokens),
+                        wanted.start,
+                        json.dumps(token_to(tokens[place])),
+                        packed(Position(tokens[place], None, (tokens[place],), values[[place]])),
+                    )
+                    for place in missing
+                    if not np.isnan(values[place])
+                ]
+                _later(self.store, self.store.put, wanted.root, entries)
+            return Revealed(values, usage)
+        finally:
+            _later(self.store, self.store.release, owner)
 
     async def aclose(self) -> None:
         """Close the base and the file. Both can be used again."""
@@ -106,6 +151,7 @@ class CachedBase(BaseAround):
         temperature: float,
         seed: int | None,
         given: Sequence[Token],
+        least: int,
     ) -> AsyncGenerator[Draft, None]:
         identity = self.base.identity
         if identity is None:
@@ -113,7 +159,7 @@ class CachedBase(BaseAround):
                 async for part in parts:
                     yield part
             return
-        wanted = _Wanted(_root(identity, prefix.prompt), prefix, n, _draw(temperature, seed), tuple(given))
+        wanted = _Wanted(_root(identity, prefix.prompt), prefix, n, _draw(temperature, seed), tuple(given), least)
         owner = new_owner() if wanted.draw is not None else None
         try:
             if owner is not None:
@@ -123,8 +169,9 @@ class CachedBase(BaseAround):
                     return
             kept = _Kept(self.store, wanted, owner)
             with _held(self.store, owner) as hold:
-                async with aclosing(self._grouped(ask(), prefix, kept.add)) as parts:
+                async with aclosing(ask()) as parts:
                     async for part in parts:
+                        kept.add(part)
                         hold(False)  # who does not take what he asked for cannot make others wait for ever
                         yield part
                         hold(True)
@@ -132,30 +179,6 @@ class CachedBase(BaseAround):
         finally:
             if owner is not None:
                 _later(self.store, self.store.release, owner)
-
-    async def _grouped(
-        self, parts: AsyncGenerator[Draft, None], prefix: Prefix, saw: Callable[[Draft], None]
-    ) -> AsyncGenerator[Draft, None]:
-        """The parts, put together where a request could not go on from their last token: a stream is closed between
-        two parts, and what is kept of it must be of use to the next request.
-        """
-        issued, waiting = list(prefix.tokens), list[Draft]()
-        async with aclosing(parts):
-            try:
-                async for part in parts:
-                    saw(part)
-                    waiting.append(part)
-                    issued += [position.token for position in part.positions]
-                    ends = part.finish is not None or (bool(issued) and issued[-1].end)
-                    if ends or self.base.can_continue(Prefix(prefix.prompt, tuple(issued))):
-                        whole, waiting = joined(waiting), []
-                        yield whole
-            except Exception:
-                if waiting:
-                    yield joined(waiting)
-                raise
-            if waiting:
-                yield joined(waiting)
 
     async def _served(self, wanted: _Wanted, owner: str) -> Draft | None:
         """What the cache has; None once it is ours to ask. Waits while somebody else asks for the same."""
@@ -185,7 +208,7 @@ class CachedBase(BaseAround):
 
     def _walk(self, wanted: _Wanted) -> Draft | None:
         """The rows from the prefix on: along the given tokens, then along what the base drew there; None if there are
-        none.
+        none, or too few to be of use.
         """
         key, given = wanted.start, list[Position]()
         for token in wanted.given:
@@ -194,66 +217,61 @@ class CachedBase(BaseAround):
                 break
             given.append(Position(token, _logprob_of(token, row), row.tokens, row.logprobs))
             key = _after(key, token)
-        own, finish = list[Position](), None
+        own = Draft(())
         if len(given) == len(wanted.given):
-            own, finish = self._own(wanted, key)
-        if not given and not own and finish is None:
+            own = self._own(wanted, key)
+        positions = (*given, *own.positions)
+        if len(positions) < wanted.least and own.finish is None and not own.cut:
             return None
-        count = len(given) + len(own)
-        return Draft((*given, *own), finish, Usage(cached_positions=count), len(given))
+        return Draft(positions, own.finish, Usage(cached_positions=len(positions)), len(given), own.cut)
 
-    def _own(self, wanted: _Wanted, key: bytes) -> tuple[list[Position], FinishReason | None]:
-        """The base's own draft from `key` on. It ends where a request can go on from, or as it did when it was asked
-        for: a token that cannot be issued back would otherwise seem never to be continued.
+    def _own(self, wanted: _Wanted, key: bytes) -> Draft:
+        """The base's own draft from `key` on, as far as its rows reach, or to where its answer was cut. Its last token
+        may be one that no request can go on from: whoever takes that comes back and wants a longer draft.
         """
         draw = wanted.draw_at(key)
-        issued = [*wanted.prefix.tokens, *wanted.given]
         positions: list[Position] = []
-
-        def continues(*more: Token) -> bool:
-            return self.base.can_continue(Prefix(wanted.prefix.prompt, (*issued, *more)))
-
         while len(positions) < wanted.n:
             row = self._row(key, draw)
             if row is None:
                 break
             if row.drawn == STOP:
-                return positions, "stop"
+                return Draft(tuple(positions), "stop")
             if row.tokens is None:
                 break
-            told = row.drawn is not None
-            if isinstance(row.drawn, tuple):
-                token, logprob = row.drawn
+            told, cut = True, False
+            if isinstance(row.drawn, Drawn):
+                token, logprob, cut = row.drawn
             elif wanted.draw == GREEDY:
                 likeliest = row.likeliest()
                 token, logprob = likeliest[0], float(row.logprobs[0])
                 told = len(likeliest) == 1
-                if not told and not all(other.end or continues(other) for other in likeliest):
+                issued = [*wanted.prefix.tokens, *wanted.given, *(position.token for position in positions)]
+                if not told and not all(self._may_follow(wanted, issued, other) for other in likeliest):
                     break  # which of them the base would write decides what can be issued
             else:
                 break
             positions.append(Position(token, logprob, row.tokens, row.logprobs))
             if token.end:
-                return positions, "stop"
-            issued.append(token)
+                return Draft(tuple(positions), "stop")
+            if cut:
+                return Draft(tuple(positions), cut=True)
             if not told:
                 break
             key = _after(key, token)
-        if len(positions) < wanted.n:
-            while positions and not continues():
-                positions.pop()
-                issued.pop()
-        return positions, None
+        return Draft(tuple(positions))
+
+    def _may_follow(self, wanted: _Wanted, issued: Sequence[Token], token: Token) -> bool:
+        return token.end or self.base.can_continue(Prefix(wanted.prefix.prompt, (*issued, token)))
 
     def _row(self, key: bytes, draw: bytes | None) -> _Row | None:
         found = self.store.find(key, draw)
         if found is None:
             return None
         try:
-            drawn: tuple[Token, float | None] | str | None = found.drawn
+            drawn: Drawn | str | None = found.drawn
             if found.drawn is not None and found.drawn != STOP:
-                spelled, logprob = json.loads(found.drawn)
-                drawn = token_from(spelled), logprob
+                drawn = drawn_from(found.drawn)
             if not found.value:
                 return _Row(None, np.empty(0), drawn)
             return _Row(*unpacked(found.value, self.base.vocabulary), drawn)
@@ -269,7 +287,7 @@ class _Row:
 
     tokens: Sequence[Token] | None
     logprobs: Floats
-    drawn: tuple[Token, float | None] | str | None
+    drawn: Drawn | str | None
 
     def likeliest(self) -> list[Token]:
         """All candidates that share the highest probability."""
@@ -280,12 +298,15 @@ class _Row:
 class _Wanted:
     """A question: what is asked for, and under which keys its answers lie."""
 
-    def __init__(self, root: Root, prefix: Prefix, n: int, draw: bytes | None, given: tuple[Token, ...]) -> None:
+    def __init__(
+        self, root: Root, prefix: Prefix, n: int, draw: bytes | None, given: tuple[Token, ...], least: int = 1
+    ) -> None:
         self.root = root
         self.prefix = prefix
         self.n = n
         self.draw = draw
         self.given = given
+        self.least = least
         self.before: bytes | None = None
         self.start = root.root
         for token in prefix.tokens:
@@ -317,7 +338,8 @@ class _Kept:
         """Keep these positions. Whoever waits for the first of them can go on; a greedy claim moves to what is next."""
         rows: list[tuple[Entry, Position | None]] = []
         for i, position in enumerate(part.positions):
-            rows.append((self._entry(i >= part.given, _drawn(position)), position))
+            drawn = Drawn(position.token, position.logprob, part.cut and i + 1 == len(part.positions))
+            rows.append((self._entry(i >= part.given, drawn_to(drawn)), position))
             self._move(position.token)
         if part.finish is not None:
             self._finish = part.finish
@@ -432,10 +454,6 @@ def _draw(temperature: float, seed: int | None) -> bytes | None:
     if temperature == 0.0:
         return GREEDY
     return None if seed is None else f"{temperature!r} {seed}".encode()
-
-
-def _drawn(position: Position) -> str:
-    return json.dumps([token_to(position.token), position.logprob])
 
 
 def _logprob_of(token: Token, row: _Row) -> float | None:

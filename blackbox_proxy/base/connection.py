@@ -1,7 +1,8 @@
 """The connections to one API: a client per running event loop, whole answers and streamed ones.
 
 Nothing of openai or httpx2 gets out of here: their exceptions are named by retry.py and become the `__cause__`. What is
-read is raw JSON, because the client's models would drop and reshape what other dialects answer.
+read is raw JSON, because the client's models would drop and reshape what other dialects answer. A dialect with a route
+of its own is asked there; native.py translates.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -18,6 +20,7 @@ import openai
 
 from .dialects import Api
 from .limits import Limiter
+from .native import native_request, native_url
 from .retry import lost, named, take_out, without_secret
 
 _UNWINDING = 1.0  # seconds; it takes none, unless a connection does not close
@@ -27,7 +30,8 @@ _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 class Connection:
     """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none.
 
-    limiter: admits every request, and learns from the headers of every answer.
+    limiter: admits every request, and learns from the headers of every answer. key_header: the header that takes the
+    key, None for the usual one. native: a route below the server's root that is asked in place of OpenAI's.
     """
 
     def __init__(
@@ -41,12 +45,18 @@ class Connection:
         secret: bool,
         timeout: float,
         limiter: Limiter,
+        key_header: str | None = None,
+        native: str | None = None,
     ) -> None:
         self._limiter = limiter
         self._api = api
         self._model = model
         self._url = url
-        self._base_url = base_url
+        parts = urlsplit(base_url)
+        self._base_url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+        self._query = dict(parse_qsl(parts.query, keep_blank_values=True))  # the client would put the route behind it
+        self._native = None if native is None else native_url(self._base_url, native)
+        self._headers = {} if key_header is None else {"Authorization": openai.Omit(), key_header: key}
         self._key = key
         self.secret = key if secret else ""
         self._timeout = timeout
@@ -56,7 +66,11 @@ class Connection:
         """The body of a 200."""
         async with self._limiter.request(_most_tokens(arguments)):
             with self.naming():
-                answer = await self._create("with_raw_response")(**arguments)
+                if self._native is None:
+                    answer = await self._create("with_raw_response")(**arguments)
+                else:
+                    body = native_request(arguments)
+                    answer = await self._client().post(self._native, body=body, cast_to=httpx2.Response)
         self._limiter.learn(answer.headers)
         return self.clean(answer.content)  # a parse error may quote it
 
@@ -112,6 +126,8 @@ class Connection:
             client = openai.AsyncOpenAI(
                 api_key=self._key,
                 base_url=self._base_url,
+                default_query=self._query,
+                default_headers=self._headers,  # type: ignore[arg-type]  # Omit is how a header is left out
                 timeout=self._timeout,
                 max_retries=0,  # retry.py decides
                 # The client's own would try to close itself when forgotten, in whatever event loop then runs.

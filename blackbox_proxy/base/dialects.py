@@ -2,7 +2,11 @@
 
 Nothing in here runs: payload.py and parse.py read these fields, and a further server is a further entry of `DIALECTS`.
 What a server *answers* needs no field where the answer itself tells (both log-probability shapes, ids printed as
-"token_id:17", the end of the text): parse.py recognises those from any server.
+"token_id:17", the end of the text): parse.py recognises those from any server. guessing.py finds the entry for a URL,
+emulation.py says how `host` behaves like a server, support.py prints what can be done with each.
+
+Where it is not known what a server does, its entry says what is safe: no continuation, no given text, no claim that a
+draft is drawn from the very probabilities shown.
 """
 
 from __future__ import annotations
@@ -12,8 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Api = Literal["completions", "chat"]
+After = Literal["nothing", "bias", "temperature"]
 
 _USUAL_K = 20
+
+CALLED = "tested against the server"
+WRITTEN_HERE = "this project's own server"
+SCHEMA = "from the schema, never called"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +42,73 @@ class Prefill:
 class Dialect:
     """One kind of server.
 
-    `completions_k`, `chat_k`: the most `top_logprobs` that API gives; None where the server sets no fixed limit.
+    What it has:
+    `apis`: which of the two give log probabilities. `completions_k`, `chat_k`: the most `top_logprobs` that API gives;
+    None where the server sets no fixed limit.
     `prefix`: how a completions prefix travels where the tokenizer is known; without a tokenizer it is always text.
     `prefill`: how a chat continues; None where it cannot, so that only single tokens can be decoded through it.
-    `ids_out`: fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide
-    what the token is, and then its text is worth more.
-    `chat_length`: what the chat API calls the number of tokens to generate.
-    `extra_body`: sent with every request, below the caller's own `extra_body`.
-    `streams`: log probabilities stream. `usage_stream`: the `stream_options` to send with a stream.
     `echo`: fields that make the completions API repeat its prompt with the candidates at every token of it; None where
     it cannot. `echo_last`: the field that limits this to the last so many tokens. `echo_streams`: it does so in a
     stream, too.
-    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown.
+    `streams`: log probabilities stream. `usage_stream`: the `stream_options` to send with a stream.
     `named`: the field of the body that holds ids whose log probabilities shall be shown (at most `named_limit` of
     them); None where there is none. `bias_keys`: how many tokens a `logit_bias` may name; 0 where it is not honoured.
+
+    How it is asked:
+    `ids_out`: fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide
+    what the token is, and then its text is worth more.
+    `chat_length`: what the chat API calls the number of tokens to generate. `chat_logprobs`: how it is asked for log
+    probabilities, by "top_logprobs" besides `logprobs: true` or by a "number" in `logprobs`.
+    `seed`: what it calls the seed; None where it has none. `omit`: fields that are usually sent and that it refuses.
+    `extra_body`: sent with every request, below the caller's own `extra_body`.
+    `native`: the route of its own, below the server's root, that is asked in place of OpenAI's (native.py translates).
+
+    What its numbers mean:
+    `shown_after`: what the log probabilities have been through: nothing (they are the model's own), a `logit_bias`, or
+    also the temperature; None where that is not known. A greedy answer has no temperature anywhere, and a draft is
+    drawn at 1 or not at all, so that the model's own are shown in either case.
+    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown.
+
+    Where it is:
+    `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
+    `key_header`: the header that takes the key, None for the usual one. `deployment`: the path below the root of the
+    service, with "{model}" in it, and `query`: what such a URL needs, unless it is there.
+    `hosts`: host names by which it is known, and all names below them. `owners`: what it writes as `owned_by` in its
+    list of models.
+    `evidence`: what this entry rests on.
     """
 
     name: str
     completions_k: int | None
     chat_k: int | None
+    apis: tuple[Api, ...] = ("completions", "chat")
     prefix: Literal["ids", "text"] = "text"
     prefill: Prefill | None = None
     ids_out: Mapping[str, Any] = field(default_factory=dict)
     chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
+    seed: str | None = "seed"
+    omit: tuple[str, ...] = ()
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    native: str | None = None
     streams: bool = True
     usage_stream: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     echo: Mapping[str, Any] | None = None
     echo_last: str | None = None
     echo_streams: bool = False
     draws: bool = True
+    shown_after: After | None = None
     named: str | None = None
     named_limit: int = 128
     bias_keys: int = 0
+    home: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    key_header: str | None = None
+    deployment: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    evidence: str = SCHEMA
 
     def limit(self, api: Api) -> int | None:
         """The most `top_logprobs` this API gives; None where there is no fixed limit."""
@@ -75,6 +118,24 @@ class Dialect:
         """How many `top_logprobs` to ask for where the caller does not say."""
         return self.limit(api) or _USUAL_K
 
+    def continues(self, api: Api) -> bool:
+        """Whether text can go on from a chosen token; where it cannot, single tokens are all that can be decoded."""
+        return api in self.apis and (api == "completions" or self.prefill is not None)
+
+
+_OPENAI = Dialect(
+    "openai",
+    completions_k=5,
+    chat_k=20,
+    prefix="ids",
+    chat_length="max_completion_tokens",
+    echo=None,  # refused together with log probabilities
+    shown_after="nothing",  # a bias has not been reflected since February 2024
+    bias_keys=300,
+    home="https://api.openai.com/v1",
+    hosts=("api.openai.com",),
+    owners=("openai", "openai-internal", "system"),
+)
 
 _VLLM = Dialect(
     "vllm",
@@ -87,23 +148,192 @@ _VLLM = Dialect(
     extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     usage_stream={"include_usage": True, "continuous_usage_stats": True},
     echo={"echo": True},
+    shown_after="nothing",  # --logprobs-mode raw_logprobs, its default
     named="logprob_token_ids",
     bias_keys=300,
+    owners=("vllm",),
+    evidence=CALLED,
+)
+
+_SGLANG = Dialect(
+    "sglang",
+    completions_k=None,
+    chat_k=None,
+    prefix="ids",
+    prefill=Prefill(body={"continue_final_message": True}),
+    extra_body={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},  # as for vLLM
+    usage_stream={"include_usage": True, "continuous_usage_stats": True},
+    echo=None,  # said to be incompatible with log probabilities; /generate has them
+    shown_after="temperature",  # a greedy request is one of temperature 1 and top_k 1 there
+    bias_keys=300,
+    owners=("sglang",),
 )
 
 DIALECTS: Mapping[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
-        Dialect(
-            "openai",
-            completions_k=5,
-            chat_k=20,
-            prefix="ids",
-            chat_length="max_completion_tokens",
-            echo=None,  # refused together with log probabilities
-            bias_keys=300,
+        _OPENAI,
+        replace(
+            _OPENAI,
+            name="azure",
+            home=None,
+            key_variable="AZURE_OPENAI_API_KEY",
+            key_header="api-key",
+            deployment="/openai/deployments/{model}",
+            query={"api-version": "2024-10-21"},
+            hosts=("openai.azure.com",),
+            owners=(),
         ),
         _VLLM,
-        replace(_VLLM, name="host", echo_last="echo_last", echo_streams=True),  # this project's own `host`
+        _SGLANG,
+        replace(
+            _SGLANG,
+            name="sglang-generate",
+            apis=("completions",),
+            prefill=None,
+            native="/generate",
+            streams=False,  # it repeats all that came before in every event
+            echo={"echo": True},
+            echo_last="echo_last",
+            named="token_ids_logprob",
+            named_limit=1024,
+            owners=(),
+        ),
+        Dialect(
+            "llama-server",
+            completions_k=None,
+            chat_k=None,
+            prefix="ids",
+            prefill=Prefill(),  # a trailing message of the assistant is continued unasked
+            # Its samplers are on by default, even at temperature 1.
+            extra_body={
+                "top_k": 0,
+                "min_p": 0.0,
+                "typical_p": 1.0,
+                "repeat_penalty": 1.0,
+                "dry_multiplier": 0.0,
+                "xtc_probability": 0.0,
+            },
+            shown_after="nothing",
+            bias_keys=300,
+            owners=("llamacpp",),
+            evidence=CALLED,
+        ),
+        Dialect(
+            "llama-cpp-python",
+            completions_k=None,
+            chat_k=None,
+            # With its repeat_penalty of 1.1 temperature 0 is not the argmax, and no prefix continues its own draft.
+            extra_body={"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
+            echo={"echo": True},
+            shown_after="nothing",
+            bias_keys=300,
+            owners=("me",),
+            evidence=CALLED,
+        ),
+        Dialect(
+            "tgi",
+            completions_k=0,
+            chat_k=5,  # --max-top-n-tokens, 5 unless the server was started with another
+            apis=("chat",),
+            prefill=Prefill(),  # a trailing message of the assistant is continued unasked, its last spaces cut off
+            omit=("top_p",),  # must be below 1 where it is sent
+            shown_after="temperature",
+        ),
+        Dialect(
+            "together",
+            completions_k=20,
+            chat_k=20,
+            chat_logprobs="number",
+            extra_body={"repetition_penalty": 1.0},
+            echo=None,  # the prompt comes back beside the choices
+            draws=False,  # what top_k is where it is left out is not said
+            bias_keys=300,
+            home="https://api.together.xyz/v1",
+            key_variable="TOGETHER_API_KEY",
+            hosts=("together.xyz", "together.ai"),
+        ),
+        Dialect(
+            "fireworks",
+            completions_k=5,
+            chat_k=5,
+            prefix="ids",
+            echo={"echo": True},
+            echo_last="echo_last",
+            draws=False,  # what top_k is where it is left out is not said
+            shown_after="nothing",
+            bias_keys=300,
+            home="https://api.fireworks.ai/inference/v1",
+            key_variable="FIREWORKS_API_KEY",
+            hosts=("fireworks.ai",),
+        ),
+        Dialect(
+            "deepseek",
+            completions_k=20,
+            chat_k=20,
+            prefill=Prefill(message={"prefix": True}),
+            draws=False,  # the temperature that is sent is not the one that is used
+            home="https://api.deepseek.com/beta",
+            key_variable="DEEPSEEK_API_KEY",
+            hosts=("api.deepseek.com",),
+            owners=("deepseek",),
+        ),
+        Dialect(
+            "mistral",
+            completions_k=0,
+            chat_k=20,
+            apis=("chat",),
+            prefill=Prefill(message={"prefix": True}),
+            seed="random_seed",
+            usage_stream={},  # unknown fields are refused
+            draws=False,
+            home="https://api.mistral.ai/v1",
+            key_variable="MISTRAL_API_KEY",
+            hosts=("api.mistral.ai",),
+            owners=("mistralai",),
+        ),
+        Dialect(
+            "openrouter",
+            completions_k=20,
+            chat_k=20,
+            prefill=Prefill(),  # if the provider behind it continues a trailing message
+            # Else a provider that knows no log probabilities may be chosen, and ignores that they were asked for.
+            extra_body={"provider": {"require_parameters": True}},
+            draws=False,
+            home="https://openrouter.ai/api/v1",
+            key_variable="OPENROUTER_API_KEY",
+            hosts=("openrouter.ai",),
+        ),
+        Dialect(
+            "ollama",
+            completions_k=0,
+            chat_k=20,
+            apis=("chat",),
+            prefill=None,  # some renderers continue a trailing message, others begin a new turn
+            draws=False,  # top_k 40, and no field on this route to change it
+            shown_after="nothing",
+            home="http://127.0.0.1:11434/v1",
+            key_variable="OLLAMA_API_KEY",
+            owners=("library",),
+        ),
+        Dialect(
+            "trtllm",
+            completions_k=None,
+            chat_k=None,
+            prefix="ids",
+            bias_keys=300,
+            owners=("tensorrt_llm",),
+        ),
+        replace(
+            _VLLM,
+            name="host",
+            echo_last="echo_last",
+            echo_streams=True,
+            owners=("blackbox_proxy",),
+            evidence=WRITTEN_HERE,
+        ),
     )
 }
+
+ALIASES: Mapping[str, str] = {"openai-completions": "openai", "openai-chat": "openai", "llamacpp": "llama-server"}
+"""Further names -> names of `DIALECTS`."""

@@ -27,12 +27,14 @@ import numpy as np
 import torch
 
 from blackbox_proxy.base.identity import spelling_identity
-from blackbox_proxy.base.protocol import Abilities
-from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
+from blackbox_proxy.base.naming import logit_bias, named
+from blackbox_proxy.base.protocol import Abilities, Revealed
+from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
+from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
-from blackbox_proxy.sampling import Sampling, nucleus
-from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, Prompt, Rendering, Token, Usage
-from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens, is_ids
+from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.types import Draft, FinishReason, Position, Prefix, Prompt, Rendering, Token, Usage
+from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
 
 T = TypeVar("T")
 
@@ -86,6 +88,11 @@ class TransformersBase:
         return self._lm.vocabulary
 
     @property
+    def known(self) -> int:
+        """How many ids there are: those of the vocabulary that the model can emit."""
+        return self._known
+
+    @property
     def context(self) -> int | None:
         return self._lm.context
 
@@ -132,7 +139,7 @@ class TransformersBase:
     @property
     def abilities(self) -> Abilities:
         """It scores given tokens, and draws from what it shows. It does not claim to stream: no round trip is saved."""
-        return Abilities(streams=False, scores=True, streams_scored=False, draws=True)
+        return Abilities(scores=True, reveals=self._known, biases=self._known)
 
     @property
     def identity(self) -> Mapping[str, object] | None:
@@ -161,6 +168,7 @@ class TransformersBase:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> Draft:
         """The model's own continuation: at most n positions, the last one the end token where it ends its text.
 
@@ -187,9 +195,37 @@ class TransformersBase:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> AsyncGenerator[Draft, None]:
         """The whole draft in one part."""
         yield await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        """log q of any tokens as the next one; all end tokens are one event. NaN for tokens without an id."""
+        ids = self._ids(prefix)
+        self._check_window(len(ids) + 1)
+        row = await self._on_thread(lambda: self._rows(ids, keep=1)[0].cpu().numpy().astype(np.float64))
+        return Revealed(named(tokens, row, self.vocabulary), Usage(1, len(ids), 1))
+
+    async def steer(
+        self,
+        prefix: Prefix,
+        bias: Mapping[Token, float],
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Draft:
+        """One token from softmax((log q + bias) / temperature)."""
+        ids = self._ids(prefix)
+        self._check_window(len(ids) + 1)
+        spelled = {int(index): value for index, value in logit_bias(bias, self.vocabulary, self._known).items()}
+        stream = self.positions(
+            prefix, 1, temperature=temperature, top_p=top_p, seed=seed, showing=Showing(0, bias=spelled)
+        )
+        async with aclosing(stream):
+            (position,) = [position async for position in stream]
+        return Draft((position,), "stop" if position.token.end else "length", Usage(1, len(ids), 1))
 
     async def positions(
         self,
@@ -201,6 +237,7 @@ class TransformersBase:
         seed: int | None = None,
         top_logprobs: int | None = None,
         given: Sequence[Token] = (),
+        showing: Showing | None = None,
     ) -> AsyncGenerator[Position, None]:
         """The draft position by position; closing the generator stops the model after the token in progress.
 
@@ -208,20 +245,20 @@ class TransformersBase:
         softmax(log q / temperature), cut to the smallest set that holds `top_p` of the mass. The log probabilities
         shown are the model's own at temperature 1. The same text with the same seed gets the same token, however
         many are asked for at once, or given. `top_logprobs`: how many candidates to show here, 0 for none; None for
-        what the base was made with.
+        what the base was made with. showing: how a server shows and bends this, in place of `top_logprobs`.
         """
         if n < 1:
             raise InputError(f"at least one token must be asked for, not {n}")
         if seed is None:
             seed = int(np.random.default_rng().integers(2**63))
         sampling = Sampling(temperature, top_p, seed)
-        k = self._shown(top_logprobs)
+        showing = showing or Showing(self._shown(top_logprobs))
         ids = self._ids(prefix)
         start, sent = len(ids), self._readable(given)
         ids += sent
         self._check_window(len(ids) + 1)
         goes_on = len(sent) == len(given)
-        async with aclosing(self._scan(ids, start, len(ids) + goes_on, k, sampling)) as scan:
+        async with aclosing(self._scan(ids, start, len(ids) + goes_on, showing, sampling)) as scan:
             async for position in scan:
                 yield position
         if not goes_on:
@@ -232,7 +269,7 @@ class TransformersBase:
             if position.token.end or position.token.id is None:
                 return
             ids.append(position.token.id)
-            [position] = await self._on_thread(partial(self._read, ids, len(ids), len(ids) + 1, k, sampling))
+            [position] = await self._on_thread(partial(self._read, ids, len(ids), len(ids) + 1, showing, sampling))
             yield position
 
     async def echo(
@@ -248,7 +285,7 @@ class TransformersBase:
         start = 0 if last is None else max(0, len(text) - last)
         nothing = VocabularyTokens(np.empty(0, np.int64), self.vocabulary)
         first = [Position(self.vocabulary.token_of(text[0]), None, nothing, np.empty(0))] if start == 0 else []
-        scan = self._scan(text, max(start, 1), len(text), self._shown(top_logprobs), Sampling())
+        scan = self._scan(text, max(start, 1), len(text), Showing(self._shown(top_logprobs)), Sampling())
         return first + [position async for position in scan]
 
     async def aclose(self) -> None:
@@ -269,41 +306,34 @@ class TransformersBase:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
     async def _scan(
-        self, ids: list[int], start: int, end: int, k: int, sampling: Sampling
+        self, ids: list[int], start: int, end: int, showing: Showing, sampling: Sampling
     ) -> AsyncGenerator[Position, None]:
         """`_read` in passes of a bounded size."""
         step = max(1, _ECHO_NUMBERS // self._known)
         if not self._lm.caches:
             step = max(1, end - start)  # every pass reads the text from its start
         for first in range(start, end, step):
-            for position in await self._on_thread(partial(self._read, ids, first, min(first + step, end), k, sampling)):
+            for position in await self._on_thread(
+                partial(self._read, ids, first, min(first + step, end), showing, sampling)
+            ):
                 yield position
 
-    def _read(self, ids: list[int], start: int, end: int, k: int, sampling: Sampling) -> list[Position]:
+    def _read(self, ids: list[int], start: int, end: int, showing: Showing, sampling: Sampling) -> list[Position]:
         """Positions start to end - 1 of a text, start >= 1; the one after its last token (end = len(ids) + 1) is the
         model's own choice.
         """
         rows = self._rows(ids[: end - 1], keep=end - start)
         return [
-            self._position(row, ids[place] if place < len(ids) else None, place, k, sampling)
+            showing.position(
+                row,
+                ids[place] if place < len(ids) else None,
+                place,
+                sampling,
+                self.vocabulary,
+                ids[max(0, place - REPEATS_SEEN) : place],
+            )
             for place, row in zip(range(start, end), rows, strict=True)
         ]
-
-    def _position(self, row: torch.Tensor, index: int | None, place: int, k: int, sampling: Sampling) -> Position:
-        """What a row (V,) of log probabilities says of a given token; of the chosen one, if none is given. The draw
-        depends on the seed and the place in the text only.
-        """
-        found, logprobs = top(row, max(k, 1))
-        if index is not None:
-            logprob = float(row[index])
-        elif sampling.temperature > 0:
-            whole = row.cpu().numpy().astype(np.float64)
-            index = draw(whole, sampling, np.random.default_rng([sampling.seed % 2**64, place]))
-            logprob = float(whole[index])
-        else:
-            index, logprob = int(found[0]), float(logprobs[0])
-        shown = VocabularyTokens(found[:k], self.vocabulary)
-        return Position(self.vocabulary.token_of(index), logprob, shown, logprobs[:k])
 
     def _rows(self, ids: list[int], keep: int) -> torch.Tensor:
         """Log probabilities (keep, V) of what follows the last `keep` of `ids`."""
@@ -366,40 +396,6 @@ def fingerprint(model: Any) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(words.sum(dtype=torch.int64))} ".encode())
         digest.update(sample)
     return digest.hexdigest()[:32]
-
-
-def top(row: torch.Tensor, k: int) -> tuple[Ids, Floats]:
-    """The k most likely ids of a row (V,) of log probabilities, ties by id, and their log probabilities, both (k,).
-
-    Fewer than k where fewer are possible at all. Raises BadResponse if the row is not a distribution.
-    """
-    ids, values = None, row
-    if k < len(row):
-        least = torch.topk(row, k).values[-1]
-        ids = torch.nonzero(row >= least)[:, 0]  # topk itself does not say which of several equals it takes
-        values = row[ids]
-    if len(values) == 0 or bool(values.isnan().any()):
-        raise BadResponse(
-            "the model computes no valid probabilities (NaN)", hint="Its weights may be damaged; try dtype float32."
-        )
-    order = _descending(values)[:k]
-    values = values[order]
-    possible = int((values > float("-inf")).sum())
-    order = (order if ids is None else ids[order])[:possible]
-    return order.cpu().numpy(), values[:possible].cpu().numpy().astype(np.float64)
-
-
-def _descending(values: torch.Tensor) -> torch.Tensor:
-    """The order (n,) that sorts values from high to low, equal ones as they come."""
-    if values.is_cpu:  # numpy sorts several times faster than torch here
-        return torch.from_numpy(np.argsort(-values.numpy(), kind="stable"))
-    return torch.sort(values, descending=True, stable=True).indices
-
-
-def draw(logprobs: Floats, sampling: Sampling, rng: np.random.Generator) -> int:
-    """An id drawn from log probabilities (V,) at a temperature above 0, within the top-p nucleus."""
-    mass = np.cumsum(nucleus(logprobs, sampling))
-    return int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
 
 
 class Slots:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
 from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
@@ -24,9 +26,21 @@ from .given import Plan, plan
 from .identity import spelling_identity
 from .limits import Limiter
 from .meter import Meter, sent_tokens
+from .naming import (
+    from_position,
+    given_logprobs,
+    has_logprobs,
+    ids_of,
+    in_requests,
+    logit_bias,
+    none_told,
+    text_only,
+    without_logprobs,
+)
+from .native import native_answer
 from .parse import decode_body, parse
 from .payload import Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
-from .protocol import Abilities
+from .protocol import Abilities, Revealed
 from .recut import Recut, after_special, chat_opening, until_recut
 from .retry import named_limit, note_break, refuses_streams, with_retries
 from .streaming import Incremental
@@ -73,6 +87,7 @@ class OpenAIBase:
         self._max_retry_seconds = max_retry_seconds
         self._sleep = asyncio.sleep
         self._streams = True  # as far as known
+        self._shows = True  # log probabilities, too
         self._connection = Connection(
             settings.api,
             settings.model,
@@ -82,6 +97,8 @@ class OpenAIBase:
             secret=api_key != NO_KEY,
             timeout=timeout,
             limiter=self.limiter,
+            key_header=settings.dialect.key_header,
+            native=settings.dialect.native,
         )
 
     def __repr__(self) -> str:
@@ -126,7 +143,13 @@ class OpenAIBase:
             scores=scores,
             streams_scored=streams and scores and dialect.echo_streams,
             draws=draws_what_it_shows(self.settings),
+            reveals=self._reveals(scores),
+            biases=0 if self.settings.vocabulary is None else dialect.bias_keys,
         )
+
+    def _reveals(self, scores: bool) -> int:
+        by_id = self.settings.dialect.named is not None and self.settings.vocabulary is not None
+        return self.settings.dialect.named_limit if by_id else int(scores)
 
     @property
     def identity(self) -> Mapping[str, object] | None:
@@ -162,6 +185,7 @@ class OpenAIBase:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> Draft:
         """The server's own continuation: at most n positions, in one request.
 
@@ -179,6 +203,76 @@ class OpenAIBase:
         )
         return self._read(body, asked, settings, Usage(retries=retries))
 
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        """log q of tokens by name: their ids in one request where the server takes them, else each given as text to
+        score, a request each, all at once; of the end of text only ids tell. Raises BaseError and InputError.
+        """
+        reveals, dialect, vocabulary = self.abilities.reveals, self.settings.dialect, self.settings.vocabulary
+        if reveals == 0:
+            raise InputError(
+                f"the {dialect.name!r} dialect's {self.settings.api} API tells nothing about tokens it does not show",
+                hint='Estimate their probability: tail="backoff".',
+            )
+        if dialect.named is None or vocabulary is None:
+            asked = [
+                self.draft(prefix, 1, given=[token]) if token.bytes and not token.end else _nothing()
+                for token in tokens
+            ]
+            drafts = await asyncio.gather(*asked)
+            return Revealed(given_logprobs(tokens, drafts), sum((draft.usage for draft in drafts), Usage()))
+        told, usage = [np.empty(0)], Usage()
+        for some in in_requests(tokens, vocabulary, dialect.named_limit):
+            ids = [index for token in some for index in ids_of(token, vocabulary)]
+            draft = await self._one(prefix, {dialect.named: ids}, len(ids) + 1)
+            told.append(from_position(some, draft.positions[0], vocabulary) if draft.positions else none_told(some))
+            usage += draft.usage
+        return Revealed(np.concatenate(told), usage)
+
+    async def steer(
+        self,
+        prefix: Prefix,
+        bias: Mapping[Token, float],
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Draft:
+        """One token, which the server chooses under a `logit_bias`. Where it gives no log probabilities, the token is
+        known by its text only. Raises BaseError and InputError.
+        """
+        settings = self.settings
+        fields = {"logit_bias": logit_bias(bias, settings.vocabulary, self.abilities.biases)}
+        return await self._one(prefix, fields, 1, temperature=temperature, top_p=top_p, seed=seed, bare=True)
+
+    async def _one(
+        self,
+        prefix: Prefix,
+        fields: Mapping[str, Any],
+        k: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        bare: bool = False,
+    ) -> Draft:
+        """One token in one request with further fields; bare: log probabilities are welcome, not needed."""
+
+        def build(settings: Settings) -> dict[str, Any]:
+            arguments = request(prefix, settings, 1, temperature=temperature, seed=seed, fields=fields)
+            arguments["top_p"] = top_p
+            return without_logprobs(arguments) if bare and not self._shows else arguments
+
+        try:
+            body, settings, retries = await self._asked(build, lambda arguments, _: self._whole(arguments))
+        except BadRequest as error:
+            if not (bare and self._shows and "logprobs" in str(error)):
+                raise
+            self._shows = False
+            return await self._one(prefix, fields, k, temperature=temperature, top_p=top_p, seed=seed, bare=True)
+        read = text_only if bare and not has_logprobs(body) else parse
+        draft = read(body, n=1, top_logprobs=k, vocabulary=settings.vocabulary)
+        return replace(draft, usage=draft.usage + Usage(retries=retries))
+
     async def stream(
         self,
         prefix: Prefix,
@@ -187,6 +281,7 @@ class OpenAIBase:
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> AsyncGenerator[Draft, None]:
         """The same in parts, as the server writes; closing the generator closes the connection, so that it stops.
 
@@ -303,7 +398,8 @@ class OpenAIBase:
 
     async def _whole(self, arguments: dict[str, Any]) -> object:
         """A whole answer's JSON."""
-        return decode_body(await self._connection.send(arguments), self.url)
+        body = decode_body(await self._connection.send(arguments), self.url)
+        return body if self.settings.dialect.native is None else native_answer(body, arguments)
 
     def _read(self, body: object, asked: Plan, settings: Settings, more: Usage) -> Draft:
         draft = parse(
@@ -367,3 +463,7 @@ def shown_url(url: str) -> str:
     start = bare.find("//") + 2 if "//" in bare else 0
     host, slash, path = bare[start:].partition("/")
     return bare[:start] + host.rpartition("@")[2] + slash + path
+
+
+async def _nothing() -> Draft:
+    return Draft(())

@@ -12,7 +12,8 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.types import Rendering
 from blackbox_proxy.vocabulary import Vocabulary
 
-from .dialects import DIALECTS, Api, Dialect
+from .dialects import Api, Dialect
+from .guessing import dialect_of, located
 from .limits import Limiter
 from .openai import NO_KEY, OpenAIBase, shown_url
 from .payload import RESERVED, Settings
@@ -26,7 +27,7 @@ def open_base(
     api: Api = "completions",
     base_url: str | None = None,
     api_key: str | None = None,
-    dialect: str | Dialect = "openai",
+    dialect: str | Dialect = "auto",
     tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
     top_logprobs: int | None = None,
     rendering: Rendering = "raw",
@@ -40,8 +41,10 @@ def open_base(
     """A base behind an OpenAI-compatible API. Sends nothing.
 
     model: the name the server knows it by. api: "completions" (continues any text) or "chat". base_url: the API's root,
-    usually ending in /v1; else OPENAI_BASE_URL, else OpenAI's own. api_key: else OPENAI_API_KEY; servers other than
-    OpenAI's may need none. dialect: what kind of server it is, a name in `DIALECTS` or a `Dialect` of one's own.
+    usually ending in /v1; else OPENAI_BASE_URL, else that of the dialect's service, else OpenAI's own. api_key: else
+    the environment variable that the dialect names, mostly OPENAI_API_KEY; own servers may need none. dialect:
+    what kind of server it is, a name in `DIALECTS` or a `Dialect` of one's own; "auto" knows the services by their URLs
+    and takes any other server for one that does only what OpenAI's API does ("openai").
     tokenizer: how the model spells: a tiktoken encoding ("cl100k_base"), a Hugging Face folder or hub id, or a
     `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
     them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
@@ -57,9 +60,12 @@ def open_base(
         raise InputError("a base needs the name of its model", hint="The server lists its models under /v1/models.")
     if api not in get_args(Api):
         raise InputError(f"unknown api {api!r}", hint='Use "completions" or "chat".')
-    spoken = DIALECTS.get(dialect) if isinstance(dialect, str) else dialect
-    if spoken is None:
-        raise InputError(f"unknown dialect {dialect!r}", hint=f"Known: {', '.join(DIALECTS)}.")
+    spoken = dialect if isinstance(dialect, Dialect) else dialect_of(dialect, _url(base_url))
+    if api not in spoken.apis:
+        raise InputError(
+            f"the {spoken.name!r} dialect gives no log probabilities through its {api} API",
+            hint=f'Use api="{spoken.apis[0]}".',
+        )
     if api == "chat" and callable(rendering):
         raise InputError(
             "a chat API renders its prompts by itself", hint='Leave out rendering, or use api="completions".'
@@ -68,7 +74,7 @@ def open_base(
         raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
     if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
         raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
-    url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
+    url = located(_checked_url(_url(base_url) or spoken.home or _OPENAI), spoken, model)
     settings = Settings(
         model,
         api,
@@ -78,7 +84,7 @@ def open_base(
         rendering,
         _checked_extra(extra_body or {}),
     )
-    key = _key(api_key, url)
+    key = _key(api_key, url, spoken, url_given=base_url is not None)
     return OpenAIBase(
         settings,
         base_url=url,
@@ -133,16 +139,30 @@ def _checked_url(url: str) -> str:
     return url
 
 
-def _key(given: str | None, url: str) -> str:
-    key = given or os.environ.get("OPENAI_API_KEY") or ""
+def _url(given: str | None) -> str | None:
+    return given or os.environ.get("OPENAI_BASE_URL") or None
+
+
+def _same_host(one: str, other: str) -> bool:
+    return urlsplit(one).hostname == urlsplit(other).hostname
+
+
+def _key(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -> str:
+    key = given or os.environ.get(dialect.key_variable) or ""
+    if not key and not url_given and os.environ.get("OPENAI_BASE_URL"):
+        key = os.environ.get("OPENAI_API_KEY") or ""  # set together with that URL, so it is for whoever is there
     key = key.strip()
-    if not key and urlsplit(url).hostname == urlsplit(_OPENAI).hostname:
+    service = next((home for home in (_OPENAI, dialect.home) if home and _same_host(home, url)), None)
+    if not key and service is not None and service.startswith("https:"):
         raise InputError(
-            "OpenAI's API needs a key, and there is none",
-            hint="Set the environment variable OPENAI_API_KEY, or pass api_key=…; for another server, pass base_url=….",
+            f"{'OpenAI' if service == _OPENAI else urlsplit(service).hostname}'s API needs a key, and there is none",
+            hint=f"Set the environment variable {dialect.key_variable}, or pass api_key=…; for another server, pass "
+            "base_url=….",
         )
     if not key.isascii() or not key.isprintable():
-        raise InputError("the API key holds characters that no key has", hint="Check OPENAI_API_KEY or api_key=….")
+        raise InputError(
+            "the API key holds characters that no key has", hint=f"Check {dialect.key_variable} or api_key=…."
+        )
     return key or NO_KEY
 
 

@@ -212,14 +212,19 @@ def _check_continues(prompt: Prompt, settings: Settings) -> None:
         raise CannotContinue(
             f"the {settings.dialect.name!r} chat API cannot continue an answer that was begun: only one token can be "
             "decoded through it",
-            hint='Use api="completions", or a server that continues the last message (dialect="vllm"); or ask for '
-            "max_tokens=1, which is enough for multiple choice.",
+            hint=_other_ways(settings.dialect)
+            + 'a server that continues the last message (dialect="vllm"); or ask for max_tokens=1, which is enough for '
+            "multiple choice.",
         )
     if is_ids(prompt) and settings.vocabulary is None:
         raise CannotContinue(
             "a prompt of token ids is continued by token ids, and without a tokenizer the base's are unknown",
             hint="Give tokenizer=…, or the prompt as text; or ask for max_tokens=1.",
         )
+
+
+def _other_ways(dialect: Dialect) -> str:
+    return 'Use api="completions", or ' if dialect.continues("completions") else "Use "
 
 
 def prompt_length(prompt: Prompt, settings: Settings) -> int | None:
@@ -285,18 +290,28 @@ def request(
     else:
         arguments["messages"], fields = _as_messages(prefix, dialect)
         extra |= fields
-        arguments |= {dialect.chat_length: n, "logprobs": True, "top_logprobs": settings.top_logprobs}
-    if seed is not None:
+        arguments |= {dialect.chat_length: n, **_chat_logprobs(settings)}
+    if seed is not None and dialect.seed == "seed":
         arguments["seed"] = seed
+    elif seed is not None and dialect.seed is not None:
+        extra[dialect.seed] = seed
     if stream:
         arguments["stream"] = True
         if dialect.usage_stream:
             arguments["stream_options"] = dict(dialect.usage_stream)
     extra |= settings.extra_body
     extra |= fields or {}
+    for name in dialect.omit:
+        arguments.pop(name, None)
     if extra:
         arguments["extra_body"] = extra
     return arguments
+
+
+def _chat_logprobs(settings: Settings) -> dict[str, Any]:
+    if settings.dialect.chat_logprobs == "number":
+        return {"logprobs": settings.top_logprobs}
+    return {"logprobs": True, "top_logprobs": settings.top_logprobs}
 
 
 def as_ids(prefix: Prefix, settings: Settings) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from blackbox_proxy.types import Draft, Prefix, Prompt, Token
+from blackbox_proxy.types import Draft, Floats, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
 
@@ -23,12 +23,25 @@ class Abilities:
     streams_scored: both in one request.
     draws: its drafts at temperature 1 are drawn from the very probabilities that it shows, so that accepting them with
     min(1, p/q) is exact.
+    reveals: how many tokens one request can ask about by name (`reveal`); 0 where none. Where only given text is scored
+    it is 1: each token costs a request.
+    biases: how many tokens a request can bend towards or away from (`steer`); 0 where none.
     """
 
     streams: bool = False
     scores: bool = False
     streams_scored: bool = False
     draws: bool = True
+    reveals: int = 0
+    biases: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Revealed:
+    """What a base says of tokens that were named to it: log q (t,), nats; NaN where it does not say."""
+
+    logprobs: Floats
+    usage: Usage
 
 
 @runtime_checkable
@@ -84,6 +97,7 @@ class Base(Protocol):
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> Draft:
         """The base's own continuation of `prefix`: at most n >= 1 positions, at least one unless the base ends at once.
 
@@ -93,7 +107,10 @@ class Base(Protocol):
         `given` (where `abilities.scores`): tokens put after the prefix. The draft then begins with one position for
         each of them, and the continuation follows after the last. The base may cut their bytes into other tokens;
         where it does not keep them apart from the prefix, or could not continue from one of them, the draft holds the
-        positions up to there and nothing after, possibly none. Raises BaseError.
+        positions up to there and nothing after, possibly none.
+
+        `least`: with fewer positions nothing can be done, since no request can continue from the last of them. Whoever
+        remembers a shorter draft has to ask, unless that was `cut` or the text ended. Raises BaseError.
         """
         ...
 
@@ -105,6 +122,7 @@ class Base(Protocol):
         temperature: float = 0.0,
         seed: int | None = None,
         given: Sequence[Token] = (),
+        least: int = 1,
     ) -> AsyncGenerator[Draft, None]:
         """The same draft in parts, as they arrive; closing the generator stops the base.
 
@@ -112,6 +130,30 @@ class Base(Protocol):
         `finish`. The first part has the request in its usage, so that one that is cut is counted; `given` of each part
         counts its own positions. A connection that breaks after the first position ends the draft, with `finish`
         None: what has arrived has been paid for. A base without `abilities.streams` answers in one part.
+        """
+        ...
+
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        """log q of these tokens as the next one after `prefix`, whether or not they are among the k candidates.
+
+        Where `abilities.reveals`. All end tokens are one event. Raises InputError where it cannot, BaseError.
+        """
+        ...
+
+    async def steer(
+        self,
+        prefix: Prefix,
+        bias: Mapping[Token, float],
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Draft:
+        """One token after `prefix`, chosen by the base from softmax((log q + bias) / temperature); at 0 the likeliest.
+
+        Where `abilities.biases`, and at most so many keys; bias in nats, clipped to what the API takes. The position
+        may hold no candidates: an API that shows none can be steered, too. Raises InputError where it cannot,
+        BaseError.
         """
         ...
 

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,24 @@ def token_from(spelled: Sequence[Any]) -> Token:
     index, raw, text, end = spelled
     spelling = None if raw is None else str(raw).encode("latin-1")
     return Token(index, spelling, (spelling or b"").decode("utf-8", "replace") if text is None else text, bool(end))
+
+
+class Drawn(NamedTuple):
+    """What was drawn at a place. `cut`: the answer was cut after it (`Draft.cut`), whoever asks."""
+
+    token: Token
+    logprob: float | None
+    cut: bool = False
+
+
+def drawn_to(drawn: Drawn) -> str:
+    """`Entry.drawn`: JSON of [token, log probability], and true where the answer was cut."""
+    return json.dumps([token_to(drawn.token), drawn.logprob, *([True] if drawn.cut else [])])
+
+
+def drawn_from(spelled: str) -> Drawn:
+    token, *rest = json.loads(spelled)
+    return Drawn(token_from(token), *rest)
 
 
 def packed(position: Position) -> bytes:

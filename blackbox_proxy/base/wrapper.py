@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from blackbox_proxy.types import Prefix, Prompt
+from blackbox_proxy.types import Draft, Prefix, Prompt, Token
 from blackbox_proxy.vocabulary import Vocabulary
 
-from .protocol import Abilities, Base
+from .protocol import Abilities, Base, Revealed
 
 
 class BaseAround:
@@ -44,6 +45,12 @@ class BaseAround:
 
     def room(self, prefix: Prefix) -> int | None:
         return self.base.room(prefix)
+
+    async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
+        return await self.base.reveal(prefix, tokens)
+
+    async def steer(self, prefix: Prefix, bias: Mapping[Token, float], **options: Any) -> Draft:
+        return await self.base.steer(prefix, bias, **options)
 
     async def aclose(self) -> None:
         await self.base.aclose()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,17 @@ from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import DecodingOptions, TunerOptions, prices_of
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, InputError
+
+if TYPE_CHECKING:
+    from blackbox_proxy.trace import TraceFile
+
+TracePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        help="Keep every step with all its candidates in this file, for `report`. It holds prompts and texts in full.",
+    ),
+]
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -34,6 +46,19 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return sys.stdin.read()
 
 
+def opened_trace(
+    path: Path | None, parts: TunerOptions, decoding: DecodingOptions, seed: int | None, **how: bool
+) -> AbstractContextManager[TraceFile | None]:
+    """The trace to write, if one is wished for: with what decides the text, and no key and no address."""
+    from blackbox_proxy.trace import TraceFile
+
+    if path is None:
+        return nullcontext()
+    named = ("base", "api", "dialect", "tokenizer", "top_logprobs", "expert", "antiexpert", "alpha", "tail", "prices")
+    settings = {name: getattr(parts, name) for name in named} | decoding.given() | {"seed": seed}
+    return TraceFile(path, settings, **how)
+
+
 @app.command()
 @takes(TunerOptions, DecodingOptions)
 def generate(
@@ -47,6 +72,7 @@ def generate(
     show: Annotated[
         bool, typer.Option("--show", help="Colour the tokens that the proxy changed; print the cost.")
     ] = False,
+    trace: TracePath = None,
 ) -> None:
     """Decode a text from the tuned big model.
 
@@ -58,15 +84,18 @@ def generate(
         echo "Q: Who won? A:" | blackbox-proxy generate --base gpt-3.5-turbo-instruct --tokenizer cl100k_base \\
             --expert ./small-tuned --antiexpert ./small --max-tokens 20 --json
 
-        blackbox-proxy generate -f prompt.txt --local --base ./big --expert ./small-tuned --antiexpert ./small
+        blackbox-proxy generate -f prompt.txt --local --base ./big --expert ./small-tuned --antiexpert ./small \\
+            --trace trace.jsonl && blackbox-proxy report trace.jsonl -o report.html
     """
     text = read_prompt(prompt, file)
     if not text:
         raise InputError("the prompt is empty", hint="Give at least one character of text.")
     quiet_transformers()
     from blackbox_proxy.report import record, terminal
+    from blackbox_proxy.trace import TracedTuner
 
-    with parts.open() as tuner:
+    with opened_trace(trace, parts, decoding, seed) as kept, parts.open() as opened:
+        tuner = TracedTuner(opened, kept) if kept else opened
         if as_json:
             generation = tuner.generate(text, seed=seed, **decoding.given())
             typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
@@ -103,6 +132,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the rows, say what they may cost, send nothing.")
     ] = False,
+    trace: TracePath = None,
 ) -> None:
     """Decode many prompts from a file, several at a time, into a file that a stopped run goes on with.
 
@@ -121,6 +151,7 @@ def run(
     quiet_transformers()
     from blackbox_proxy.jobs import estimate_job, run_job
     from blackbox_proxy.report import progress
+    from blackbox_proxy.trace import TracedTuner
 
     work: dict[str, Any] = {
         "resume": resume,
@@ -140,10 +171,11 @@ def run(
             Console().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
             return
         ended: BaseException | None = None
-        with progress.watching(note, priced) as watch:
+        traced = opened_trace(trace, parts, decoding, seed, append=resume, overwrite=overwrite)
+        with progress.watching(note, priced) as watch, traced as kept:
             try:
                 run_job(
-                    tuner,
+                    TracedTuner(tuner, kept) if kept else tuner,
                     prompts,
                     output,
                     concurrency=concurrency,

@@ -48,13 +48,28 @@ Expert = Annotated[str, typer.Option(help="The small tuned model: folder or hub 
 Antiexpert = Annotated[str | None, typer.Option(help="The same small model before tuning.")]
 ExpertPrompt = Annotated[str, typer.Option(help="How the expert sees it: raw or chat.")]
 AntiexpertPrompt = Annotated[str, typer.Option(help="How the anti-expert sees it: raw or chat.")]
+ExpertUrl = Annotated[
+    str | None,
+    typer.Option(help="Where the expert is served (vLLM), if not run here: http://host:port/v1; --expert is its name."),
+]
+AntiexpertUrl = Annotated[str | None, typer.Option(help="The same for the anti-expert; --expert-url by default.")]
+PairTokenizer = Annotated[str | None, typer.Option(help="The tokenizer of a served pair: folder or hub id.")]
+PairTopLogprobs = Annotated[
+    int | None,
+    typer.Option(help="Ids that the pair's servers show at once: -1 for all (exact); by default 256 if they allow it."),
+]
 Device = Annotated[str, typer.Option(help="Where the local models run: auto, cpu, cuda …")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 AlphaValue = Annotated[float, typer.Option(help="Weight of the pair: 0 is the base, 1 plain proxy-tuning.")]
-Tail = Annotated[str, typer.Option(help="Tokens that the base does not show: backoff, truncate or floor.")]
+Tail = Annotated[
+    str, typer.Option(help="Tokens that the base does not show: backoff, truncate, floor, or ask it about them.")
+]
+Steering = Annotated[
+    str, typer.Option("--steer", help="candidates weighs what the API shows; bias sends it a logit_bias instead.")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to decode at most.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest candidates with this mass.")]
@@ -190,8 +205,13 @@ class TunerOptions(BaseOptions):
     antiexpert: Antiexpert = None
     expert_prompt: ExpertPrompt = "raw"
     antiexpert_prompt: AntiexpertPrompt = "raw"
+    expert_url: ExpertUrl = None
+    antiexpert_url: AntiexpertUrl = None
+    pair_tokenizer: PairTokenizer = None
+    pair_top_logprobs: PairTopLogprobs = None
     alpha: AlphaValue = 1.0
     tail: Tail = "backoff"
+    steer: Steering = "candidates"
     draft: DraftLength = None
     minimise: Minimise = "latency"
     stream: Stream = True
@@ -200,15 +220,46 @@ class TunerOptions(BaseOptions):
     def open(self) -> ProxyTuner:
         """The tuner; what is misspelled is said before a model is loaded."""
         from blackbox_proxy import ProxyTuner
+        from blackbox_proxy.tuner import Steer
         from blackbox_proxy.types import TailPolicy
 
         drafting = self._drafting()
         base = self.open_base()
-        return ProxyTuner(base, self.open_pair(), self.alpha, tail=cast(TailPolicy, self.tail), draft=drafting)
+        return ProxyTuner(
+            base,
+            self.open_pair(),
+            self.alpha,
+            tail=cast(TailPolicy, self.tail),
+            draft=drafting,
+            steer=cast(Steer, self.steer),
+        )
 
     def open_pair(self) -> Pair:
-        from blackbox_proxy import TransformersPair
+        from blackbox_proxy import ServedPair, TransformersPair
 
+        served = {
+            "--antiexpert-url": self.antiexpert_url,
+            "--pair-tokenizer": self.pair_tokenizer,
+            "--pair-top-logprobs": self.pair_top_logprobs,
+        }
+        if self.expert_url is None:
+            without = [name for name, value in served.items() if value is not None]
+            if without:
+                raise InputError(f"{', '.join(without)} needs --expert-url", hint="Say where the expert is served.")
+        elif self.pair_tokenizer is None:
+            raise InputError("--expert-url needs --pair-tokenizer", hint="Give the pair's tokenizer: folder or hub id.")
+        else:
+            return ServedPair(
+                self.expert,
+                self.antiexpert,
+                expert_url=self.expert_url,
+                antiexpert_url=self.antiexpert_url,
+                tokenizer=self.pair_tokenizer,
+                top_logprobs=self.pair_top_logprobs,
+                expert_prompt=rendering_of(self.expert_prompt),
+                antiexpert_prompt=rendering_of(self.antiexpert_prompt),
+                max_retry_seconds=self.max_retry_seconds,
+            )
         return TransformersPair(
             self.expert,
             self.antiexpert,
@@ -240,8 +291,9 @@ class TunerOptions(BaseOptions):
                 self.top_logprobs,
                 self.base_prompt,
             ],
-            "pair": [self.expert, self.antiexpert, self.expert_prompt, self.antiexpert_prompt, self.dtype],
-            "decoding": [self.alpha, self.tail],
+            "pair": [self.expert, self.antiexpert, self.expert_prompt, self.antiexpert_prompt, self.dtype]
+            + ([] if self.expert_url is None else ["served", self.pair_tokenizer, self.pair_top_logprobs]),
+            "decoding": [self.alpha, self.tail, self.steer],
         }
 
 

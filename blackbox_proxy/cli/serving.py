@@ -13,7 +13,12 @@ from blackbox_proxy.cli.app import app, quiet_transformers
 def host(
     model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
     *,
-    top_logprobs: Annotated[int, typer.Option(help="Most logprobs a client gets per token; -1: all.")] = 5,
+    top_logprobs: Annotated[
+        int | None, typer.Option(help="Most logprobs a client gets per token; -1: all. Default: 5, or the dialect's.")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Behave as this kind of server, limits and faults included; see `dialects`.")
+    ] = None,
     address: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="Key that clients must send.")] = None,
@@ -32,10 +37,17 @@ def host(
         blackbox-proxy host --model ./big --top-logprobs 5 --port 8000
     """
     quiet_transformers()
+    from blackbox_proxy.base.emulation import emulation_of
     from blackbox_proxy.serve.host import run_host
 
+    if top_logprobs is None:
+        top_logprobs = 5 if dialect is None else emulation_of(dialect).most
+
     def announce(where: str, at: int) -> None:
-        typer.echo(f"{served_model_name or model} at http://{where}:{at}/v1, top {top_logprobs} logprobs", err=True)
+        root = "/v1" if dialect is None else emulation_of(dialect).roots[0]
+        like = "" if dialect is None else f", as {dialect}"
+        name = served_model_name or model
+        typer.echo(f"{name} at http://{where}:{at}{root.format(model=name)}, top {top_logprobs} logprobs{like}", err=True)
 
     run_host(
         model,
@@ -50,5 +62,6 @@ def host(
         trust_remote_code=trust_remote_code,
         first_token=first_token,
         per_token=per_token,
+        dialect=dialect,
         announce=announce,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import numpy as np
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.protocol import Row
-from blackbox_proxy.pair.side import Rows, Side, columns, scores_of, with_end
+from blackbox_proxy.pair.side import Rows, Shown, Side, scores_of, side_by_side, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.types import How, Position, Scores, Token
 from blackbox_proxy.vocabulary import Cutter, LearnedVocabulary
@@ -22,15 +23,23 @@ _HEAVY = 0.01  # mass from which on a path is followed until it has decided its 
 _FOLLOWED = 16  # such paths per model and round
 _ROUNDS = 8  # tokens that a path is followed at most
 _LEAST = 1e-6  # mass below which nothing is proposed
+_SHARED = 32  # ids that one model finds likeliest at a node, of which the other is asked where it did not show them
 
 
 class AlignedSession:
     """Scores candidates of a base with another (or an unknown) vocabulary as events."""
 
-    def __init__(self, sides: Sequence[Side], alignment: Alignment, lock: threading.Lock) -> None:
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        alignment: Alignment,
+        lock: threading.Lock,
+        running: AbstractContextManager[object],
+    ) -> None:
         self._sides = sides
         self._alignment = alignment
-        self._lock = lock
+        self._lock = lock  # of what the alignment remembers
+        self._running = running  # of the models
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         drafted = [position.token for position in positions]
@@ -47,21 +56,39 @@ class AlignedSession:
         """`score` with the base's vocabulary as it is known now."""
         drafted = [position.token for position in positions]
         candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
+        views: list[list[_View]] = []
         with self._lock:
             self._alignment.refresh()
             plans: dict[bytes, list[tuple[Path, Nodes]]] = {}
-            views: list[list[_View]] = []
             for side in self._sides:
                 read, rest = side.text_after(issued)
                 if rest not in plans:  # both models usually stand at the same text and share one tree
                     plans[rest] = self._lay_out(side, rest, drafted, candidates)
-                places = [_View(side, (*read, *root), nodes) for root, nodes in plans[rest]]
-                _run(side, read, [(root, view) for (root, _), view in zip(plans[rest], places, strict=True)])
-                views.append(places)
-        rows = [
-            _AlignedRow([column[j] for column in views], self._alignment, self._lock) for j in range(len(positions))
-        ]
-        return list(rows)
+                views.append([_View(side, tuple(read), root, nodes) for root, nodes in plans[rest]])
+        self.run(views)
+        if any(view.partial for places in views for view in places):
+            with self._lock:
+                for j, tokens in enumerate(candidates):
+                    column = [places[j] for places in views]
+                    for view in column:
+                        view.name(self._alignment, tokens)
+                    _share(column)
+            self.run(views, named=True)
+        return [_AlignedRow(self, self._alignment, [places[j] for places in views]) for j in range(len(positions))]
+
+    def run(self, views: Sequence[Sequence[_View]], named: bool = False) -> None:
+        """One pass of each model over the nodes of its views; with `named`, for what they name, too."""
+        with self._running:
+            side_by_side([places[0].side for places in views], lambda i: _run(views[i], named))
+
+    def plan(self, views: Sequence[_View], undecided: Iterable[bytes], tokens: Iterable[bytes]) -> None:
+        """Add the nodes for these texts (`refined`) and these tokens (`reaching`)."""
+        with self._lock:
+            for view in views:
+                view.nodes = self._alignment.refined(view.nodes, undecided)
+                if tokens:
+                    view.nodes = self._alignment.reaching(view.nodes, tokens)
+                    view.name(self._alignment, tokens)
 
     def _lay_out(
         self, side: Side, rest: bytes, drafted: Sequence[Token], candidates: Sequence[Sequence[bytes]]
@@ -83,23 +110,73 @@ class AlignedSession:
 
 @dataclass(slots=True, eq=False)
 class _View:
-    """One position in one model: the ids up to the place where its tail starts, its nodes, and their rows once they
-    are run.
+    """One position in one model: the ids that are read for good, the path from there to the place where its tail
+    starts, its nodes from that, and their rows once they are run.
+
+    `asked`: path of a node -> the ids there of which the model's own word is wanted. `tokens`: those they stand for.
     """
 
     side: Side
     read: tuple[int, ...]
+    root: Path
     nodes: Nodes
     rows: list[Rows] = field(default_factory=list)
+    hidden: list[float] = field(default_factory=list)
+    asked: dict[Path, set[int]] = field(default_factory=dict)
+    tokens: set[bytes] = field(default_factory=set)
+
+    @property
+    def partial(self) -> bool:
+        """Whether some row leaves out ids."""
+        return any(map(math.isfinite, self.hidden))
+
+    def name(self, alignment: Alignment, tokens: Iterable[bytes]) -> None:
+        """Want the last id of the usual spelling of each of these tokens of the base, and the ends."""
+        tail = self.nodes.tail
+        for path, text in zip(self.nodes.paths, self.nodes.texts, strict=True):
+            if text == tail:
+                self.asked.setdefault(path, set()).update(self.side.ends.tolist())
+        for token in tokens:
+            self.tokens.add(token)
+            usual = alignment.canonical(tail + token)
+            if usual:
+                self.asked.setdefault(usual[:-1], set()).add(usual[-1])
 
 
-def _run(side: Side, read: Sequence[int], views: Sequence[tuple[Path, _View]]) -> None:
-    """One forward pass over the nodes of all these positions."""
+def _share(views: Sequence[_View]) -> None:
+    """What one model finds likely at a node is wanted of the other, so that a ratio has two sides."""
+    if len(views) < 2 or views[0].nodes is not views[1].nodes:
+        return
+    for view, other in zip(views, reversed(views), strict=True):
+        for path, row, hidden in zip(other.nodes.paths, other.rows, other.hidden, strict=True):
+            top = np.argpartition(row, -_SHARED)[-_SHARED:] if len(row) > _SHARED else np.arange(len(row))
+            view.asked.setdefault(path, set()).update(int(i) for i in top if row[i] > hidden)
+
+
+def _run(views: Sequence[_View], named: bool = False) -> None:
+    """One pass over the nodes of all these positions of one model."""
+    if len(views) > 1 and named:
+        _branch(views, named)  # asks for everything at once; then each row has what its own position wants, no more
+        for view in views:
+            _run([view], named)
+        return
+    shown, places = _branch(views, named)
+    for view, found in zip(views, places, strict=True):
+        view.rows = [shown.rows[i] for i in found]
+        view.hidden = [float(shown.hidden[i]) for i in found]
+
+
+def _branch(views: Sequence[_View], named: bool) -> tuple[Shown, list[list[int]]]:
+    """What a model shows at the nodes of these positions, and the rows of each."""
     tree = TokenTree()
-    places = [[tree.add(root + path) for path in view.nodes.paths] for root, view in views]
-    rows = columns(side.trunk.branch(read, tree.parents, tree.tokens))
-    for (_, view), found in zip(views, places, strict=True):
-        view.rows = [rows[i] for i in found]
+    places = [[tree.add(view.root + path) for path in view.nodes.paths] for view in views]
+    wanted: dict[int, set[int]] = {}
+    for view, found in zip(views, places, strict=True):
+        for path, row in zip(view.nodes.paths, found, strict=True):
+            if path in view.asked:
+                wanted.setdefault(row, set()).update(view.asked[path])
+    text = views[0].side.text
+    return text.branch(views[0].read, tree.parents, tree.tokens, wanted if named else None), places
 
 
 def _spellings(tokens: Sequence[Token]) -> list[bytes]:
@@ -132,17 +209,17 @@ class _LearningRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         return self._row.score(tokens)
 
-    def propose(self, count: int) -> list[Token]:
-        return self._row.propose(count)
+    def propose(self, count: int, model: int = 0) -> list[Token]:
+        return self._row.propose(count, model)
 
 
 class _AlignedRow:
     limit: int | None = 128
 
-    def __init__(self, views: Sequence[_View], alignment: Alignment, lock: threading.Lock) -> None:
+    def __init__(self, session: AlignedSession, alignment: Alignment, views: Sequence[_View]) -> None:
+        self._session = session
         self._views = views
         self._alignment = alignment
-        self._lock = lock
         self._known: dict[bytes, tuple[list[float], How]] = {}
 
     @cached_property
@@ -154,19 +231,36 @@ class _AlignedRow:
         """
         seen: set[bytes] = set()
         for _ in range(_ROUNDS):
-            masses = [Masses(self._alignment, view.nodes, view.rows, view.side.ends) for view in self._views]
+            masses = self._summed()
             leaves = [text for found in masses for text, _ in found.leaves(_HEAVY, _FOLLOWED)]
             undecided = [text for text in dict.fromkeys(leaves) if text not in seen and self._alignment.goes_on(text)]
             if not undecided:
                 break
             seen.update(undecided)
-            with self._lock:
-                for view in self._views:
-                    view.nodes = self._alignment.refined(view.nodes, undecided)
-                    _run(view.side, view.read, [((), view)])
+            self._follow(undecided, ())
         return masses
 
+    def _summed(self) -> list[Masses]:
+        return [Masses(self._alignment, view.nodes, view.rows, view.side.ends, view.hidden) for view in self._views]
+
+    def _follow(self, undecided: Iterable[bytes], tokens: Iterable[bytes]) -> None:
+        for view in self._views:  # the way to this place is read for good, by now
+            view.read, view.root = (*view.read, *view.root), ()
+        self._session.plan(self._views, undecided, tokens)
+        self._session.run([[view] for view in self._views], named=any(view.partial for view in self._views))
+
+    def _name(self, tokens: Iterable[bytes]) -> None:
+        """Ask models that show only some ids about tokens that they were not asked about."""
+        if any(view.partial for view in self._views):
+            unnamed = [token for token in dict.fromkeys(tokens) if token not in self._views[0].tokens]
+            if unnamed:
+                self._follow((), unnamed)
+                self.__dict__["_masses"] = self._summed()
+                self._known.clear()
+
     def score(self, tokens: Sequence[Token]) -> Scores:
+        _ = self._masses  # whose paths of weight go before what is named
+        self._name(_spellings(tokens))
         found = [self._score(token) for token in tokens]
         columns = [np.array([values[i] for values, _ in found]) for i in range(len(self._masses))]
         return scores_of(columns, [how for _, how in found])
@@ -175,23 +269,29 @@ class _AlignedRow:
         nothing: tuple[list[float], How] = ([-np.inf] * len(self._masses), "neutral")
         if token.end:
             values = [masses.end() for masses in self._masses]
-            return (values, "exact") if all(map(math.isfinite, values)) else nothing
+            return (values, self._whole) if all(map(math.isfinite, values)) else nothing
         if not token.bytes:
             return nothing
         if token.bytes not in self._known:
             values = [masses.event(token.bytes) for masses in self._masses]
-            how: How = "exact"
+            how = self._whole
             if not all(map(math.isfinite, values)):
                 values, how = [self._along(masses, token.bytes) for masses in self._masses], "prefix"
             self._known[token.bytes] = (values, how) if all(map(math.isfinite, values)) else nothing
         return self._known[token.bytes]
 
+    @property
+    def _whole(self) -> How:
+        """What a mass is that was summed over rows: with some ids left out, an estimate went into it."""
+        return "prefix" if any(view.partial for view in self._views) else "exact"
+
     def _along(self, masses: Masses, token: bytes) -> float:
         path = self._alignment.canonical(masses.nodes.tail + token)
         return masses.along(path) if path else -np.inf
 
-    def propose(self, count: int) -> list[Token]:
-        leaves = self._masses[0].leaves(_LEAST, 2 * count)
+    def propose(self, count: int, model: int = 0) -> list[Token]:
+        masses = self._masses[min(model, len(self._masses) - 1)]
+        leaves = masses.leaves(_LEAST, 2 * count)
         texts = [(text, mass) for text, mass in leaves if not self._alignment.goes_on(text)]
         firsts = self._alignment.base.first([text for text, _ in texts])
         found: dict[bytes, float] = {}
@@ -199,4 +299,4 @@ class _AlignedRow:
             found[first] = float(np.logaddexp(found.get(first, -np.inf), mass))
         ordered = sorted(found.items(), key=lambda item: -item[1])[:count]
         base: Cutter = self._alignment.base
-        return with_end([(base.token(spelling), mass) for spelling, mass in ordered], self._masses[0].end(), count)
+        return with_end([(base.token(spelling), mass) for spelling, mass in ordered], masses.end(), count)

@@ -247,6 +247,13 @@ class Alignment:
             paths.update(self._spellings(nodes.tail + text))
         return self._closed(nodes.tail, paths)
 
+    def reaching(self, nodes: Nodes, tokens: Iterable[bytes]) -> Nodes:
+        """The same nodes and those from which one local token completes the usual spelling of each of these tokens."""
+        paths = set(nodes.paths)
+        for token in tokens:
+            paths.update(path[:-1] for path in self._spellings(nodes.tail + token) if path)
+        return self._closed(nodes.tail, paths)
+
     def _closed(self, tail: bytes, paths: Iterable[Path]) -> Nodes:
         closed = {path[:end]: None for path in paths for end in range(len(path) + 1)}
         ordered = tuple(sorted(closed, key=lambda path: (len(path), path)))

@@ -18,11 +18,20 @@ from blackbox_proxy.vocabulary import Ids
 class Masses:
     """The log masses of events at one position under one model.
 
-    `rows` (m, V) float32 are the log probabilities after each of the m nodes; `ends` the local ids that end a text.
+    `rows` (m, V) float32 are the log probabilities after each of the m nodes; `ends` the local ids that end a text;
+    `hidden` (m,) what stands in a row for each id that the model did not show (see `Shown`).
     """
 
-    def __init__(self, alignment: Alignment, nodes: Nodes, rows: Sequence[NDArray[np.float32]], ends: Ids) -> None:
+    def __init__(
+        self,
+        alignment: Alignment,
+        nodes: Nodes,
+        rows: Sequence[NDArray[np.float32]],
+        ends: Ids,
+        hidden: Sequence[float],
+    ) -> None:
         self.alignment = alignment
+        self._hidden = hidden
         self.nodes = nodes
         self._ends = ends
         self._index = {path: i for i, path in enumerate(nodes.paths)}
@@ -130,7 +139,7 @@ class Masses:
             if self._path[i] - self.log_prefix < math.log(least):
                 continue
             row = self._rows[i] + np.float32(self._path[i] - self.log_prefix)
-            ids = np.flatnonzero(row >= math.log(least))
+            ids = np.flatnonzero((row >= math.log(least)) & (self._rows[i] != np.float32(self._hidden[i])))
             ids = ids[np.argsort(-row[ids], kind="stable")][:count]
             texts = [(spelling[int(index)] or b"") for index in ids]
             found += [

@@ -2,67 +2,140 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.protocol import Row
-from blackbox_proxy.pair.side import Rows, Side, columns, scores_of, with_end
-from blackbox_proxy.types import Position, Scores, Token
+from blackbox_proxy.pair.side import Shown, Side, Wanted, scores_of, side_by_side, with_end
+from blackbox_proxy.types import How, Position, Scores, Token
 from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens
+
+_NAMED = 128  # candidates of one place, the likeliest first, that a model is asked about where it did not show them
+_SHARED = 64  # ids that the expert finds likeliest, of which the anti-expert is asked in advance
 
 
 class PlainSession:
     """Ids are shared with the base: E(c) is the probability of that id after exactly the issued ids."""
 
-    def __init__(self, sides: Sequence[Side], base: Vocabulary, lock: threading.Lock) -> None:
+    def __init__(self, sides: Sequence[Side], base: Vocabulary, running: AbstractContextManager[object]) -> None:
         self._sides = sides
         self._base = base
-        self._lock = lock
+        self._running = running
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         drafted = [position.token.id for position in positions]
         if None in drafted[:-1]:  # what follows an unidentified token cannot be scored
             positions = positions[: drafted.index(None) + 1]
-        text = [i for i in (*(token.id for token in issued), *drafted[: len(positions) - 1]) if i is not None]
-        with self._lock:
-            rows = [columns(side.trunk.advance(side.prompt + text, keep=len(positions))) for side in self._sides]
+        n = len(positions)
+        text = [i for i in (*(token.id for token in issued), *drafted[: n - 1]) if i is not None]
+        shown = self._advance(text, n)
+        wanted: dict[int, set[int]] = {j: set() for j in range(n)}
+        if any(np.isfinite(found.hidden).any() for found in shown):
+            for j, position in enumerate(positions):
+                wanted[j] = {*self._named(position.tokens), *_likeliest(shown[0], j, _SHARED)}
+            shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
-        return [_PlainRow([row[j] for row in rows], ends, self._base) for j in range(len(positions))]
+        more = [self._asking(text[: len(text) - n + 1 + j], wanted[j]) for j in range(n)]
+        return [_PlainRow([_row(found, j) for found in shown], ends, self._base, more[j]) for j in range(n)]
+
+    def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Shown]:
+        """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
+
+        def one(i: int) -> Shown:
+            side = self._sides[i]
+            ends = set(side.ends.tolist())
+            named = None if wanted is None else {j: ends.union(ids) for j, ids in wanted.items()}
+            return side.text.advance(side.prompt + list(text), n, named)
+
+        with self._running:
+            return side_by_side(self._sides, one)
+
+    def _asking(self, text: Sequence[int], wanted: set[int]) -> Callable[[Iterable[int]], list[Shown]]:
+        """Asks for further ids after a text."""
+
+        def more(ids: Iterable[int]) -> list[Shown]:
+            wanted.update(ids)
+            return self._advance(text, 1, {0: wanted})
+
+        return more
+
+    def _named(self, tokens: Sequence[Token]) -> Iterable[int]:
+        ids, _ = _ids_of(tokens[:_NAMED], self._base)
+        return [i for i in ids.tolist() if 0 <= i < self._sides[0].model.size]
 
     def close(self) -> None:
         self._sides = ()
 
 
-class _PlainRow:
-    limit: int | None = None
+def _row(found: Shown, j: int) -> Shown:
+    return Shown(found.rows[j : j + 1], found.hidden[j : j + 1])
 
-    def __init__(self, rows: Sequence[Rows], ends: Sequence[Ids], base: Vocabulary) -> None:
-        self._rows = rows
+
+def _likeliest(found: Shown, j: int, count: int) -> list[int]:
+    """The `count` likeliest ids that a model has shown itself at a place."""
+    row = np.where(found.rows[j] == found.hidden[j], -np.inf, found.rows[j])
+    top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
+    return [int(i) for i in top[np.argsort(-row[top], kind="stable")] if np.isfinite(row[i])]
+
+
+class _PlainRow:
+    def __init__(
+        self,
+        shown: Sequence[Shown],
+        ends: Sequence[Ids],
+        base: Vocabulary,
+        more: Callable[[Iterable[int]], list[Shown]],
+    ) -> None:
+        self._shown = list(shown)
         self._ends = ends
         self._base = base
-        self._log_end = [logsumexp(row[ids].astype(np.float64)) for row, ids in zip(rows, ends, strict=True)]
+        self._more = more
+        self._partial = any(np.isfinite(found.hidden[0]) for found in shown)
+        self.limit: int | None = _NAMED if self._partial else None
+        self._log_end = [
+            logsumexp(found.rows[0][ids].astype(np.float64)) for found, ids in zip(shown, ends, strict=True)
+        ]
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
+        how: list[How] = ["exact"] * len(tokens)
+        if self._partial:
+            estimated = self._estimated(ids)
+            if estimated.any():
+                self._shown = self._more(ids[estimated][:_NAMED].tolist())
+                estimated = self._estimated(ids)
+            how = ["prefix" if guess else "exact" for guess in (estimated & ~ending).tolist()]
         columns = []
-        for row, log_end in zip(self._rows, self._log_end, strict=True):
+        for found, log_end in zip(self._shown, self._log_end, strict=True):
+            row = found.rows[0]
             known = (ids >= 0) & (ids < len(row))
             column = np.where(known, row[np.where(known, ids, 0)].astype(np.float64), -np.inf)
             column[ending] = log_end
             columns.append(column)
-        return scores_of(columns, ["exact"] * len(tokens))
+        return scores_of(columns, how)
 
-    def propose(self, count: int) -> list[Token]:
-        row = self._rows[0].copy()
-        row[self._ends[0]] = -np.inf
+    def _estimated(self, ids: Ids) -> NDArray[np.bool_]:
+        """Of which ids a model showed nothing, (c,)."""
+        result = np.zeros(len(ids), dtype=np.bool_)
+        for found in self._shown:
+            row = found.rows[0]
+            known = (ids >= 0) & (ids < len(row))
+            result |= known & (row[np.where(known, ids, 0)] == found.hidden[0]) & bool(np.isfinite(found.hidden[0]))
+        return result
+
+    def propose(self, count: int, model: int = 0) -> list[Token]:
+        model = min(model, len(self._shown) - 1)
+        row = self._shown[model].rows[0].copy()
+        row[row == self._shown[model].hidden[0]] = -np.inf  # what was not shown is not proposed
+        row[self._ends[model]] = -np.inf
         top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
         top = top[np.argsort(-row[top], kind="stable")]
         proposed = [(self._base.token_of(int(i)), float(row[i])) for i in top if np.isfinite(row[i])]
-        return with_end(proposed, self._log_end[0], count)
+        return with_end(proposed, self._log_end[model], count)
 
 
 def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.bool_]]:

@@ -25,9 +25,9 @@ class Row(Protocol):
         """Log masses of these tokens of the base, shape (len(tokens),) each."""
         ...
 
-    def propose(self, count: int) -> list[Token]:
+    def propose(self, count: int, model: int = 0) -> list[Token]:
         """At most `count` tokens that the expert finds likely, in the base's spelling, most likely first; the end
-        included.
+        included. model: 1 for those of the anti-expert; the expert's where there is none.
         """
         ...
 

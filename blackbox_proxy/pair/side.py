@@ -1,28 +1,102 @@
-"""One of the two models in one session: its prompt, its trunk, and what of the text it has already read for good."""
+"""One of the two models in one session: what is needed of it, its prompt, and what it has already read for good.
+
+A `Model` has a vocabulary and opens a `Text`, which gives log probabilities after places of one growing text. On this
+machine that is lm.py (see transformers.py); behind a server it is what the server shows (`blackbox_proxy.served`), and
+that may be less than everything (`Shown`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from blackbox_proxy.lm import CausalLM, Trunk
 from blackbox_proxy.types import END, Floats, How, Scores, Token
-from blackbox_proxy.vocabulary import Ids, is_unfinished, utf8_prefix
+from blackbox_proxy.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 
 Rows = NDArray[np.float32]
+T = TypeVar("T")
+
+Wanted = Mapping[int, Collection[int]]
+"""Row -> the ids whose log probability there must be the model's own, even where it shows only some."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """Log probabilities `rows` (m, V) after m places, nats.
+
+    `hidden` (m,): -inf where a row is whole. Where a model showed only some ids, the mass of the others is spread
+    evenly over them, none above the least that was shown, and `hidden` is what each of them got.
+    """
+
+    rows: Rows
+    hidden: Rows
+
+    @classmethod
+    def whole(cls, rows: Rows) -> Shown:
+        return cls(rows, np.full(len(rows), -np.inf, dtype=np.float32))
+
+
+class Text(Protocol):
+    """One growing text in one model. It may be given anew each time; what agrees with the last one is not read again.
+
+    `wanted` None: rows as they are shown. Else the ids named (and those of a tree) are asked for where they are not
+    shown. It means nothing where rows are whole.
+    """
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
+        """What follows each of the last `keep` tokens of the text `ids`. Raises ContextTooLong."""
+        ...
+
+    def branch(
+        self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
+    ) -> Shown:
+        """What follows the text `ids` (row 0) and each of m nodes of a tree that grows from its end.
+
+        Node i (row i + 1) is `tokens[i]` after node `parents[i]` < i, or after the text itself where that is -1.
+        """
+        ...
+
+
+class Model(Protocol):
+    """A causal LM of `size` ids. `partial`: its rows may leave ids out, and asking takes time but not this machine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def partial(self) -> bool: ...
+
+    def check_length(self, length: int, what: str = "the prompt") -> None:
+        """Raise ContextTooLong if `length` tokens do not fit this model's window."""
+        ...
+
+    def text(self) -> Text: ...
+
+
+def side_by_side(sides: Sequence[Side], call: Callable[[int], T]) -> list[T]:
+    """call(i) for each side: at the same time where the models are elsewhere, one after the other on this machine."""
+    if len(sides) < 2 or not all(side.model.partial for side in sides):
+        return [call(i) for i in range(len(sides))]
+    with ThreadPoolExecutor(len(sides)) as pool:
+        return list(pool.map(call, range(len(sides))))
 
 
 class Side:
-    """One of the two models in one session: its prompt, its trunk, and the ids that end a text."""
+    """One of the two models in one session: its prompt, its text, and the ids that end a text."""
 
-    def __init__(self, lm: CausalLM, prompt: Sequence[int], ends: frozenset[int]) -> None:
-        self.lm = lm
+    def __init__(self, model: Model, prompt: Sequence[int], ends: frozenset[int]) -> None:
+        self.model = model
         self.prompt = list(prompt)
-        self.trunk = Trunk(lm)
-        self.ends: Ids = np.array(sorted(i for i in ends if i < lm.size), dtype=np.int64)
+        self.text = model.text()
+        self.ends: Ids = np.array(sorted(i for i in ends if i < model.size), dtype=np.int64)
         self._read, self._rest = self._split_prompt()
         self._start = (list(self._read), self._rest)
         self._taken: list[Token] = []
@@ -32,7 +106,7 @@ class Side:
 
         Special tokens are a barrier: no text is taken back across one.
         """
-        vocabulary = self.lm.vocabulary
+        vocabulary = self.model.vocabulary
         barrier = 0
         for i, index in enumerate(self.prompt):
             if not (vocabulary.spelling[index] if index < len(vocabulary) else None):
@@ -45,7 +119,7 @@ class Side:
         return head + tail[:taken], b"".join(spelled[taken:])
 
     def text_after(self, issued: Sequence[Token]) -> tuple[list[int], bytes]:
-        """The trunk's ids and the bytes after it, once these tokens of the base are issued.
+        """The ids that are settled and the bytes after it, once these tokens of the base are issued.
 
         Tokens that were issued before may have been taken back: a local draft is.
         """
@@ -60,7 +134,7 @@ class Side:
 
     def settle(self, text: bytes) -> tuple[list[int], bytes]:
         """The tokens of the part of `text` that nothing can retokenise any more, and the rest."""
-        vocabulary = self.lm.vocabulary
+        vocabulary = self.model.vocabulary
         settled: list[int] = []
         whole = utf8_prefix(text)
         while whole < len(text) and not is_unfinished(text[whole:]):  # a stray byte, which belongs to no character
@@ -85,11 +159,6 @@ def _tokens_within(spelled: Sequence[bytes], length: int) -> int:
         if total > length:
             return count
     return len(spelled)
-
-
-def columns(rows: torch.Tensor) -> Rows:
-    result: Rows = rows.float().cpu().numpy()
-    return result
 
 
 def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) -> list[Token]:

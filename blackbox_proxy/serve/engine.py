@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from blackbox_proxy.base.dialects import After
 from blackbox_proxy.types import FinishReason, Position, Usage
 
 Ending = Literal["reply", "continue", "none"]
@@ -23,7 +24,9 @@ class Ask:
     position, None where no log probabilities are wanted. echo: the prompt comes back first, scored if `top_logprobs`
     is given; of more than `echo_last` tokens only so many at its end, where that is not None. add_special_tokens: None
     for what is usual with this kind of prompt. ending, of messages: "reply" opens an answer, "continue" goes on with
-    the last message exactly as it is written, "none" adds nothing.
+    the last message exactly as it is written, "none" adds nothing. bias: nats added to the logits of ids before a token
+    is chosen. named: ids whose log probabilities are shown in place of the most likely tokens'. Of an emulated server:
+    penalty on repetition, after: what shown log probabilities have been through, echo_scored: whether an echo has any.
     """
 
     prompt: str | tuple[int, ...] | tuple[Mapping[str, str], ...]
@@ -37,6 +40,11 @@ class Ask:
     echo_last: int | None = None
     add_special_tokens: bool | None = None
     ending: Ending = "reply"
+    bias: Mapping[int, float] = field(default_factory=dict)
+    named: tuple[int, ...] = ()
+    penalty: float = 1.0
+    after: After = "nothing"
+    echo_scored: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

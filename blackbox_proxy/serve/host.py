@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
+from blackbox_proxy.base.emulation import emulation_of
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
 from blackbox_proxy.serve.network import Network, OverNetwork
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from blackbox_proxy.base.local import TransformersBase
+    from blackbox_proxy.base.showing import Showing
 
 KEY_VARIABLE = "BLACKBOX_PROXY_HOST_KEY"
 _NO_WINDOW = 4096  # tokens written when neither the request nor the model sets a limit
@@ -59,6 +61,9 @@ class HostEngine:
 
     def check(self, ask: Ask) -> None:
         self._base.check(self._prompts.ids(ask), 1 if ask.max_tokens is None else ask.max_tokens)
+        for what, ids in (("logit_bias", ask.bias), ("logprob_token_ids", ask.named)):
+            if any(not 0 <= index < self._base.known for index in ids):
+                raise InputError(f"{what} has token ids outside the vocabulary: they are 0 to {self._base.known - 1}")
 
     async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
         ids = self._prompts.ids(ask)
@@ -76,7 +81,7 @@ class HostEngine:
             temperature=ask.temperature,
             top_p=ask.top_p,
             seed=ask.seed,
-            top_logprobs=ask.top_logprobs or 0,
+            showing=self._showing(ask),
         )
         count = 0
         async with aclosing(stream) as positions:
@@ -92,6 +97,11 @@ class HostEngine:
                 yield Event(text + rest, entries + waiting, finish, Usage(completion_tokens=1))
                 return
 
+    def _showing(self, ask: Ask) -> Showing:
+        from blackbox_proxy.base.showing import Showing
+
+        return Showing(min(ask.top_logprobs or 0, self._base.top_logprobs), ask.named, ask.bias, ask.penalty, ask.after)
+
     async def _echo(self, ask: Ask, ids: tuple[int, ...]) -> Event:
         """The prompt, or its last tokens, as an event, scored where log probabilities are asked for."""
         vocabulary = self._base.vocabulary
@@ -102,7 +112,7 @@ class HostEngine:
             cut = begins[first] if first < len(ids) else len(text)
             text, begins = text[cut:], [place - cut for place in begins[first:]]
         entries: tuple[Entry, ...] = ()
-        if ask.top_logprobs is not None:
+        if ask.top_logprobs is not None and ask.echo_scored:
             positions = await self._base.echo(ids, top_logprobs=ask.top_logprobs, last=ask.echo_last)
             found = offsets(text, begins)
             entries = tuple(Entry(p, offset, generated=False) for p, offset in zip(positions, found, strict=True))
@@ -153,6 +163,7 @@ def run_host(
     trust_remote_code: bool = False,
     first_token: float = 0.0,
     per_token: float = 0.0,
+    dialect: str | None = None,
     middleware: Sequence[Middleware] = (),
     announce: Callable[[str, int], None] | None = None,
 ) -> None:
@@ -161,12 +172,14 @@ def run_host(
     model: folder or hub id; clients name it so, or `served_model_name`. port 0 takes a free one. top_logprobs: the
     most log probabilities per token that a client gets; -1 for the whole vocabulary. api_key: what clients must send.
     chat_template: a Jinja template, or the path of one, in place of the tokenizer's own. first_token, per_token:
-    seconds until the first token of a text and for each further one, as if over a network. middleware: Starlette's,
-    in front of everything. announce: called with host and port once requests are answered.
+    seconds until the first token of a text and for each further one, as if over a network. dialect: the kind of server
+    to behave as, with its limits and its faults; None for what this server does best. middleware: Starlette's, in
+    front of everything. announce: called with host and port once requests are answered.
     Raises InputError (port taken, extra not installed), ModelUnavailable.
     """
     if top_logprobs < -1:
         raise InputError("top_logprobs must be at least 0, or -1 for the whole vocabulary")
+    emulation = None if dialect is None else emulation_of(dialect)
     try:
         import uvicorn  # noqa: F401
 
@@ -188,7 +201,7 @@ def run_host(
             first_token=first_token,
             per_token=per_token,
         )
-        app = create_app(engine, api_key=api_key, middleware=middleware)
+        app = create_app(engine, api_key=api_key, middleware=middleware, emulation=emulation)
         server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None)
         with suppress(KeyboardInterrupt):  # uvicorn has ended in good order and passes the signal on
             server.run(sockets=[listener])
@@ -246,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--first-token", type=float, default=0.0)
     parser.add_argument("--per-token", type=float, default=0.0)
+    parser.add_argument("--dialect")
     parser.add_argument("--announce", action="store_true", help="print the address as a line of JSON when ready")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     options = vars(parser.parse_args(arguments))

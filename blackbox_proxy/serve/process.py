@@ -50,6 +50,7 @@ class HostProcess:
         trust_remote_code: bool = False,
         first_token: float = 0.0,
         per_token: float = 0.0,
+        dialect: str | None = None,
         port: int = 0,
         threads: int | None = None,
         timeout: float = 120.0,
@@ -73,6 +74,7 @@ class HostProcess:
             "--chat-template": chat_template,
             "--first-token": str(first_token),
             "--per-token": str(per_token),
+            "--dialect": dialect,
         }
         self._arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
         self._arguments += ["--announce", "--until-eof", *(["--trust-remote-code"] if trust_remote_code else [])]

@@ -1,11 +1,12 @@
 """The JSON of a request -> `Order`: what is wanted, checked, or the error that OpenAI's API gives.
 
 Unknown fields are ignored, as vLLM does. Known fields that would change the text or the numbers and that these routes
-do not implement are refused unless they have a neutral value: a black box that ignores `logit_bias` would lie.
+do not implement are refused unless they have a neutral value: a black box that ignores `top_k` would lie.
 
 Beyond OpenAI's fields, vLLM's are understood: `return_tokens_as_token_ids`, `return_token_ids`, `add_special_tokens`,
-`continue_final_message`, `add_generation_prompt`, `stream_options.continuous_usage_stats`. In completions also
-Fireworks' `echo_last`: the last N tokens of the prompt come back, with or without `echo`.
+`continue_final_message`, `add_generation_prompt`, `stream_options.continuous_usage_stats`, and `logprob_token_ids`: the
+log probabilities of up to 128 named ids are shown in place of the most likely tokens'. In completions also Fireworks'
+`echo_last`: the last N tokens of the prompt come back, with or without `echo`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from blackbox_proxy.serve.wire import ApiError, Style
 
 _MOST_CHOICES = 128
 _MOST_STOPS = 4
+_MOST_BIASED = 300  # OpenAI's
+_MOST_NAMED = 128  # vLLM's
 _MOST_TEMPERATURE = 2.0
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "repetition_penalty": (1,),
@@ -38,7 +40,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop_token_ids": ([],),
     "bad_words": ([],),
     "allowed_token_ids": ([],),
-    "logprob_token_ids": ([],),
     "prompt_logprobs": (),
     "use_beam_search": (False,),
     "structured_outputs": ({},),
@@ -72,6 +73,8 @@ class _Common(_Read):
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    logprob_token_ids: list[int] | None = None
 
 
 class CompletionRequest(_Common):
@@ -113,7 +116,8 @@ class ChatRequest(_Common):
 class Order:
     """A checked request: `asks` in the order of the choices, `n` of them for each prompt.
 
-    include_usage: a stream ends with its usage. continuous_usage: each of its chunks has the usage so far, too.
+    include_usage: a stream ends with its usage. continuous_usage: each of its chunks has the usage so far, too. begun:
+    what the text repeats before it goes on. start: the place in the prompt from which on it is scored.
     """
 
     asks: tuple[Ask, ...]
@@ -122,6 +126,8 @@ class Order:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    begun: str = ""
+    start: int = 0
 
 
 def parse(raw: bytes) -> Any:
@@ -248,6 +254,16 @@ def _ending(request: ChatRequest) -> Ending:
     return "continue"
 
 
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    if len(given) > _MOST_BIASED:
+        raise ApiError(f"At most {_MOST_BIASED} tokens in 'logit_bias'.", param="logit_bias")
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit()):
+            raise ApiError(f"Invalid key in 'logit_bias': {key}. Keys are token ids.", param="logit_bias")
+        _within("logit_bias", value, -100, 100)
+    return {int(key): value for key, value in given.items()}
+
+
 def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> Order:
     n = 1 if request.n is None else request.n
     temperature = 1.0 if request.temperature is None else float(request.temperature)
@@ -264,6 +280,11 @@ def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> 
             param="stop",
             code="array_above_max_length",
         )
+    bias, named = _bias(request.logit_bias or {}), tuple(request.logprob_token_ids or ())
+    if len(named) > _MOST_NAMED:
+        raise ApiError(f"At most {_MOST_NAMED} ids in 'logprob_token_ids'.", param="logprob_token_ids")
+    if named and not logprobs:
+        raise ApiError("'logprob_token_ids' needs 'logprobs'.", param="logprob_token_ids")
     seeds = [None if request.seed is None else request.seed + choice for choice in range(n)]
     wanted = tuple(
         replace(
@@ -273,6 +294,8 @@ def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> 
             seed=seed,
             stop=tuple(text for text in stop if text),
             add_special_tokens=request.add_special_tokens,
+            bias=bias,
+            named=named,
         )
         for ask in asks
         for seed in seeds

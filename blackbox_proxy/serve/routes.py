@@ -2,6 +2,7 @@
 
     POST /v1/completions, /v1/chat/completions      whole or streamed
     GET  /v1/models, /v1/models/{name}, /health
+    POST /generate                                  where SGLang is emulated
     GET  /stats                                     what was asked of this server: {"requests", "active", …}
 
 One request's texts are written one after the other, requests side by side. A client that goes away stops its text at
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
@@ -29,9 +31,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from blackbox_proxy.base.emulation import Emulation
 from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.serve import wire
+from blackbox_proxy.serve.emulated import adapt, ordered
 from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
+from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion
 from blackbox_proxy.serve.wire import ApiError, Head, Json
 from blackbox_proxy.types import FinishReason, Usage
@@ -53,29 +58,42 @@ class Stats:
 
 
 def create_app(
-    engine: Engine, *, api_key: str | None = None, middleware: Sequence[Middleware] = (), stats: Stats | None = None
+    engine: Engine,
+    *,
+    api_key: str | None = None,
+    middleware: Sequence[Middleware] = (),
+    stats: Stats | None = None,
+    emulation: Emulation | None = None,
 ) -> Starlette:
-    """The app. api_key: what clients must send, None for no check (of /v1 only). stats: counted into, if given."""
-    service = _Service(engine, stats or Stats())
-    layers = [*middleware, *([Middleware(_KeyCheck, api_key=api_key)] if api_key else [])]
+    """The app. api_key: what clients must send, None for no check (of /v1 only). stats: counted into, if given.
+    emulation: how another server behaves, in place of this one.
+    """
+    emulation = emulation or Emulation()
+    service = _Service(engine, stats or Stats(), emulation)
+    checks = {"api_key": api_key, "header": emulation.key_header}
+    layers = [*middleware, *([Middleware(_KeyCheck, **checks)] if api_key else [])]
+    routes = [Route("/health", service.health), Route("/stats", service.show_stats)]
+    for root in emulation.roots:
+        routes += [
+            Route(f"{root}/completions", service.completions, methods=["POST"]),
+            Route(f"{root}/chat/completions", service.chat, methods=["POST"]),
+            Route(f"{root}/models", service.models),
+            Route(f"{root}/models/{{name:path}}", service.model),
+        ]
+    if emulation.native is not None:
+        routes.append(Route(emulation.native, service.generate, methods=["POST"]))
     return Starlette(
-        routes=[
-            Route("/v1/completions", service.completions, methods=["POST"]),
-            Route("/v1/chat/completions", service.chat, methods=["POST"]),
-            Route("/v1/models", service.models),
-            Route("/v1/models/{name:path}", service.model),
-            Route("/health", service.health),
-            Route("/stats", service.show_stats),
-        ],
+        routes=routes,
         middleware=layers,
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
 
 
 class _Service:
-    def __init__(self, engine: Engine, stats: Stats) -> None:
+    def __init__(self, engine: Engine, stats: Stats, emulation: Emulation) -> None:
         self._engine = engine
         self._stats = stats
+        self._emulation = emulation
         self._created = int(time.time())
 
     async def completions(self, request: Request) -> Response:
@@ -85,13 +103,15 @@ class _Service:
         return await self._serve(request, chat=True)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(wire.models(self._engine.name, self._created, self._engine.context))
+        return JSONResponse(
+            wire.models(self._engine.name, self._created, self._engine.context, self._emulation.owned_by)
+        )
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self._engine.name:
             raise ApiError(f"The model '{name}' does not exist.", status=404, param="model", code="model_not_found")
-        return JSONResponse(wire.model_json(name, self._created, self._engine.context))
+        return JSONResponse(wire.model_json(name, self._created, self._engine.context, self._emulation.owned_by))
 
     async def health(self, request: Request) -> Response:
         return Response()
@@ -104,8 +124,7 @@ class _Service:
     async def _serve(self, request: Request, chat: bool) -> Response:
         self._stats.requests += 1
         try:
-            read = read_chat if chat else read_completion
-            order = read(parse(await request.body()), self._engine.name, self._engine.top_logprobs)
+            order = self._order(parse(await request.body()), chat)
             for ask in order.asks:
                 self._engine.check(ask)
         except Exception as error:
@@ -119,11 +138,42 @@ class _Service:
         except Exception as error:
             raise self._failure(error) from error
 
+    def _order(self, body: Any, chat: bool) -> Order:
+        emulation = self._emulation
+        most = emulation.chat_k if chat else emulation.completions_k
+        limit = self._engine.top_logprobs if most is None else min(self._engine.top_logprobs, most)
+        read = read_chat if chat else read_completion
+        order = read(adapt(body, emulation, chat=chat), self._engine.name, limit)
+        return ordered(order, body, emulation)
+
+    async def generate(self, request: Request) -> Response:
+        """SGLang's own route."""
+        self._stats.requests += 1
+        try:
+            body = parse(await request.body())
+            order = read_generate(body, self._engine.name, self._engine.top_logprobs)
+            order = ordered(order, body, replace(self._emulation, echo="scored"))
+            [ask] = order.asks
+            self._engine.check(ask)
+            text, entries, usage = "", list[Entry](), Usage()
+            finish: FinishReason | None = None
+            prompt_ids: tuple[int, ...] = ()
+            async with aclosing(self._events(order, 0, ask)) as events:
+                async for event in events:
+                    generated_here = event.prompt_ids is None or not ask.echo
+                    text += event.text if generated_here else ""
+                    entries += event.entries
+                    usage += event.usage
+                    finish, prompt_ids = event.finish_reason, event.prompt_ids or prompt_ids
+            return JSONResponse(generated(text, entries, finish, usage, order, prompt_ids))
+        except Exception as error:
+            raise self._failure(error) from error
+
     async def _whole(self, request: Request, order: Order, head: Head) -> Json:
         style, choices, usage = order.style, [], Usage()
         prompt_ids: tuple[int, ...] | None = None
         for index, ask in enumerate(order.asks):
-            text, entries = "", list[Entry]()
+            text, entries = order.begun, list[Entry]()
             finish: FinishReason | None = None
             async with aclosing(self._events(order, index, ask)) as events:
                 async for event in events:
@@ -145,6 +195,8 @@ class _Service:
                 async with aclosing(self._events(order, index, ask)) as events:
                     async for event in events:
                         usage += event.usage
+                        if first and order.begun:
+                            event = replace(event, text=order.begun + event.text)
                         for choice in _parts(index, event, order, first):
                             part = wire.chunk(
                                 head,
@@ -218,15 +270,16 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 class _KeyCheck:
-    """Refuses requests below /v1 that do not bring the key."""
+    """Refuses requests that do not bring the key, in its header if it has one of its own; not of the open routes."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, api_key: str, header: str | None = None) -> None:
         self._app = app
-        self._expected = f"Bearer {api_key}".encode()
+        self._header = (header or "authorization").encode()
+        self._expected = (api_key if header else f"Bearer {api_key}").encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if scope["type"] == "http" and scope["path"] not in ("/health", "/stats"):
+            given = next((value for name, value in scope["headers"] if name == self._header), b"")
             if not hmac.compare_digest(given, self._expected):
                 error = ApiError("Incorrect API key provided.", status=401, code="invalid_api_key")
                 await JSONResponse(error.body, error.status)(scope, receive, send)

@@ -1,6 +1,6 @@
 """What goes over the wire: OpenAI's response JSON, its stream chunks and its error bodies. Pure functions.
 
-Two dialects, as real servers have them:
+Two ways, as real servers have them (an `Emulation` says where another server writes otherwise):
 
 - **OpenAI**. Tokens are strings: the text of a token; `bytes:\\xe2\\x80` where it is no whole UTF-8 (in chat without
   the `bytes:`, and the true bytes stand beside it); special tokens as they are written, e.g. `<|endoftext|>`, and in
@@ -19,15 +19,18 @@ have no entry. `completion_tokens` counts every token the model wrote, the end a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from blackbox_proxy.base.emulation import Emulation
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.serve.engine import Entry
 from blackbox_proxy.types import FinishReason, Token, Usage
 from blackbox_proxy.vocabulary import VocabularyTokens
 
 Json = dict[str, Any]
+
+_VANISHED = -100.0  # nats; the exponential of less than -104 is 0 in single precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,12 @@ class Style:
     logprobs: bool
     tokens_as_ids: bool = False
     token_ids: bool = False
+    emulation: Emulation = field(default_factory=Emulation)
 
     @property
     def shows_end(self) -> bool:
-        return self.tokens_as_ids or self.token_ids
+        end = self.emulation.end
+        return self.tokens_as_ids or self.token_ids if end == "asked" else end != "omitted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,10 @@ def spell(token: Token, style: Style) -> str:
     if style.tokens_as_ids and token.id is not None:
         return f"token_id:{token.id}"
     try:
-        return token.bytes.decode("utf-8") if token.bytes else token.text
+        return token.bytes.decode("utf-8") if token.bytes else token.text if style.emulation.special else ""
     except UnicodeDecodeError:
+        if style.emulation.partial == "replaced":
+            return (token.bytes or b"").decode("utf-8", "replace")
         escaped = "".join(f"\\x{byte:02x}" for byte in token.bytes or b"")
         return escaped if style.chat else f"bytes:{escaped}"
 
@@ -73,10 +80,23 @@ def _spell_all(tokens: Sequence[Token], style: Style) -> list[str]:
     return [spell(token, style) for token in tokens]
 
 
-def _bytes(token: Token) -> list[int] | None:
-    if token.bytes is None:
-        return None
-    return list(token.bytes or token.text.encode("utf-8"))
+def lowered(logprob: float, style: Style) -> float:
+    """A log probability as it is written: JSON has no infinity, and some servers no numbers close to it."""
+    return logprob if logprob > _VANISHED else style.emulation.lowest
+
+
+def _object(token: Token, written: str, logprob: float | None, style: Style) -> Json:
+    """A token of the chat shape."""
+    emulation = style.emulation
+    result: Json = {"token": written, "logprob": None if logprob is None else lowered(logprob, style)}
+    if emulation.bytes == "text":
+        result["bytes"] = list(written.encode("utf-8"))
+    elif emulation.bytes != "absent":
+        known = token.bytes or (token.text.encode("utf-8") if emulation.special else b"")
+        result["bytes"] = None if token.bytes is None or emulation.bytes == "null" else list(known)
+    if emulation.ids is not None:
+        result[emulation.ids] = token.id
+    return result
 
 
 def shown(entries: Sequence[Entry], style: Style) -> list[Entry]:
@@ -96,8 +116,10 @@ def completion_logprobs(entries: Sequence[Entry], style: Style) -> Json:
             continue
         row: dict[str, float] = {}
         for key, logprob in zip(_spell_all(position.tokens, style), position.logprobs.tolist(), strict=True):
-            row.setdefault(key, logprob)
-        row.setdefault(spell(position.token, style), position.logprob)
+            if style.emulation.last_wins or key not in row:
+                row[key] = lowered(logprob, style)
+        if style.emulation.outside_listed:
+            row.setdefault(spell(position.token, style), lowered(position.logprob, style))
         tops.append(row)
     return {
         "tokens": [spell(entry.position.token, style) for entry in entries],
@@ -112,15 +134,14 @@ def chat_logprobs(entries: Sequence[Entry], style: Style) -> Json:
     content = []
     for entry in entries:
         position = entry.position
-        columns = zip(_spell_all(position.tokens, style), position.tokens, position.logprobs.tolist(), strict=True)
+        columns = zip(position.tokens, _spell_all(position.tokens, style), position.logprobs.tolist(), strict=True)
+        logprob, outside = position.logprob, style.emulation.outside
+        if outside is not None and position.token not in position.tokens:
+            logprob = outside
         content.append(
             {
-                "token": spell(position.token, style),
-                "logprob": position.logprob,
-                "bytes": _bytes(position.token),
-                "top_logprobs": [
-                    {"token": key, "logprob": logprob, "bytes": _bytes(token)} for key, token, logprob in columns
-                ],
+                **_object(position.token, spell(position.token, style), logprob, style),
+                "top_logprobs": [_object(*column, style) for column in columns],
             }
         )
     return {"content": content, "refusal": None}
@@ -162,7 +183,8 @@ def _logprobs(entries: Sequence[Entry], style: Style) -> Json | None:
     if not style.logprobs:
         return None
     listed = shown(entries, style)
-    return chat_logprobs(listed, style) if style.chat else completion_logprobs(listed, style)
+    columns = style.emulation.chat_columns if style.chat else style.emulation.columns
+    return completion_logprobs(listed, style) if columns else chat_logprobs(listed, style)
 
 
 def _ids(entries: Sequence[Entry], style: Style, prompt_ids: Sequence[int] | None) -> Json:
@@ -226,13 +248,13 @@ def usage_json(usage: Usage) -> Json:
     }
 
 
-def models(name: str, created: int, context: int | None) -> Json:
+def models(name: str, created: int, context: int | None, owner: str) -> Json:
     """The answer of `GET /v1/models`; `max_model_len` is vLLM's word for the window."""
-    return {"object": "list", "data": [model_json(name, created, context)]}
+    return {"object": "list", "data": [model_json(name, created, context, owner)]}
 
 
-def model_json(name: str, created: int, context: int | None) -> Json:
-    return {"id": name, "object": "model", "created": created, "owned_by": "blackbox_proxy", "max_model_len": context}
+def model_json(name: str, created: int, context: int | None, owner: str) -> Json:
+    return {"id": name, "object": "model", "created": created, "owned_by": owner, "max_model_len": context}
 
 
 # -- errors -------------------------------------------------------------------------------------------------------

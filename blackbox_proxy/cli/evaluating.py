@@ -1,0 +1,225 @@
+"""Commands that say whether it helps: `eval`, `fit`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+from blackbox_proxy.cli.app import app, quiet_transformers
+from blackbox_proxy.cli.options import TunerOptions, prices_of
+from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.errors import InputError
+
+_Alphas = Annotated[
+    list[float] | None, typer.Option("--alpha", help="Weight of the pair, 1 by default; may be repeated.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedOptions(TunerOptions):
+    """The base and the pair, with as many alphas as are to be compared."""
+
+    alpha: _Alphas = None  # type: ignore[assignment]
+
+    def one(self) -> TunerOptions:
+        """The same with one alpha, to be opened."""
+        given = {field.name: getattr(self, field.name) for field in fields(TunerOptions)}
+        return TunerOptions(**(given | {"alpha": 1.0}))
+
+    def named(self) -> dict[str, Any]:
+        """What decides the figures, with no key and no address."""
+        left_out = ("api_key", "base_url", "cache", "cache_file", "alpha")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+@app.command("eval")
+@takes(ComparedOptions)
+def evaluate(
+    tasks: Annotated[list[Path], typer.Argument(help="The tasks: one or several .jsonl files.")],
+    *,
+    parts: ComparedOptions,
+    systems: Annotated[
+        str | None, typer.Option(help="What to compare: some of base,expert,antiexpert,tuned; all by default.")
+    ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="Try alphas on a development file and pick one, as alpha=0:2:0.25.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What a sweep goes by: accuracy, exact_match or bits_per_byte.")
+    ] = None,
+    ceiling: Annotated[
+        str | None, typer.Option(help="The base tuned directly (folder or hub id), for the gap closed.")
+    ] = None,
+    ceiling_value: Annotated[float | None, typer.Option(help="Its figure, where only that is known, as 0.8.")] = None,
+    missing: Annotated[
+        str, typer.Option(help="Options that the base does not show: backoff, floor, exclude or ask.")
+    ] = "backoff",
+    normalise: Annotated[
+        str, typer.Option(help="Divide options of several tokens by their length in: none, tokens or bytes.")
+    ] = "none",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of an answer in text.")] = 32,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Where an answer in text ends; the end of the line by default.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Rows to ask at a time.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="The first so many rows only.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, and of what is called significant.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Everything as JSON, each row included.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="The tables as Markdown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The JSON on standard output, in place of tables.")] = False,
+) -> None:
+    """Compare base, expert, anti-expert and the tuned model on tasks of your own, with honest statistics.
+
+    A line of a task file is, as its fields show,
+
+    - multiple choice: {"question": "…", "choices": ["…", "…"], "answer": 1}, the answer an index from 0, a letter or a
+      choice's text; or {"prompt": "…", "choices": […], "answer": …} with a prompt of your own that is sent as it is;
+      RealTimeQA's files work as they are;
+
+    - a question answered in text: {"question" or "prompt": "…", "answer": "…"}, or "answers": […] of which any is
+      right; compared as SQuAD does, without case, articles and punctuation;
+
+    - given text: {"prompt": "…", "text": "…"} or {"text": "…"}, measured in bits per byte.
+
+    All systems and alphas share one cache: multiple choice and given text take one request a row for all of them. A
+    run that was stopped is begun again and goes on from the cache. The exit status is 1 if a row had an error.
+
+    Examples:
+
+        blackbox-proxy eval questions.jsonl --base big --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --alpha 0.5 --alpha 1 -o results.json --markdown table.md
+
+        blackbox-proxy eval dev.jsonl --sweep alpha=0:2:0.25 …the same options
+    """
+    quiet_transformers()
+    from blackbox_proxy.choices import Rule
+    from blackbox_proxy.evaluation.run import evaluate as evaluate_tasks
+    from blackbox_proxy.evaluation.sweep import parse_sweep
+    from blackbox_proxy.report import evaluation as report
+
+    if sweep is not None and parts.alpha:
+        raise InputError("alphas are either compared or swept", hint="Give --alpha or --sweep, not both.")
+    swept = None if sweep is None else parse_sweep(sweep)
+    rule = Rule(missing=cast(Any, missing), normalise=cast(Any, normalise))
+    priced = prices_of(parts.prices) if parts.prices else None
+    for path in (output, markdown):
+        _writable(path, tasks)
+    console, note = Console(), Console(stderr=True)
+    with parts.one().open() as tuner, report.watching(note) as watch:
+        try:
+            found = evaluate_tasks(
+                tuner,
+                tasks,
+                alphas=parts.alpha or [1.0],
+                systems=None if systems is None else [name.strip() for name in systems.split(",") if name.strip()],
+                ceiling=ceiling,
+                ceiling_value=ceiling_value,
+                sweep=swept,
+                metric=metric,
+                max_tokens=max_tokens,
+                stop=stop or ("\n",),
+                rule=rule,
+                concurrency=concurrency,
+                limit=limit,
+                skip_bad=skip_bad,
+                prices=priced,
+                confidence=confidence,
+                seed=seed,
+                observe=watch.saw,
+            )
+        except KeyboardInterrupt:
+            note.print("Stopped. What was answered is in the cache: the same command goes on from there.")
+            raise typer.Exit(130) from None
+    settings = parts.named() | {
+        "alphas": list(parts.alpha or [1.0]) if swept is None else list(swept),
+        "missing": missing,
+        "normalise": normalise,
+        "max_tokens": max_tokens,
+        "stop": list(stop or ("\n",)),
+        "tasks": [str(path) for path in tasks],
+    }
+    plain = json.dumps(report.record(found, settings), ensure_ascii=False)
+    if output is not None:
+        output.write_text(plain + "\n", encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(report.markdown(found), encoding="utf-8")
+    if as_json:
+        typer.echo(plain)
+    else:
+        report.show(console, found)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@takes(TunerOptions)
+def fit(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts like those to be asked.")] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Prompts: a .txt file, one a line; or .jsonl, tasks included.")
+    ] = None,
+    parts: TunerOptions,
+    tokens: Annotated[int, typer.Option(help="Tokens of the base to look at, about.")] = 300,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of each text.")] = 64,
+    texts: Annotated[
+        int | None, typer.Option(help="How many texts the forecast is about; as many as prompts by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Say how well a pair fits a base, before much is spent: vocabularies, candidates, disagreement, expected cost.
+
+    The base continues a few of your prompts, one request each; the pair looks at every token of it. The exit status
+    is 1 where something speaks against the pair.
+
+    Examples:
+
+        blackbox-proxy fit "The mayor said" "Q: Who won? A:" --base big --base-url http://localhost:8000/v1 \\
+            --dialect vllm --expert ./small-tuned --antiexpert ./small --prices 1.5e-6,1.5e-6,2e-6 --texts 1000
+
+        blackbox-proxy fit -f questions.jsonl …the same options
+    """
+    quiet_transformers()
+    from blackbox_proxy.evaluation.fit import measure_fit
+    from blackbox_proxy.evaluation.tasks import read_prompts
+    from blackbox_proxy.report import fit as report
+
+    if bool(prompts) == (file is not None):
+        raise InputError(
+            "there are two kinds of prompts" if prompts else "there are no prompts",
+            hint="Give them as arguments or as --file.",
+        )
+    given = list(prompts or []) if file is None else read_prompts(file)
+    priced = prices_of(parts.prices) if parts.prices else None
+    with parts.open() as tuner, Console(stderr=True).status("asking the base"):
+        found = measure_fit(tuner, given, max_tokens=max_tokens, tokens=tokens, texts=texts, prices=priced)
+    if as_json:
+        typer.echo(json.dumps(report.record(found), ensure_ascii=False))
+    else:
+        report.show(Console(), found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+def _writable(path: Path | None, inputs: list[Path]) -> None:
+    """Raise InputError for a file that cannot be written, before anything is spent."""
+    if path is None:
+        return
+    with suppress(OSError):
+        if any(path.exists() and path.samefile(file) for file in inputs):
+            raise InputError(f"{path} is an input", hint="Write the results to another file.")
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}", hint="Give another file.") from error

@@ -1,0 +1,365 @@
+"""How well a pair fits a base, from a few hundred tokens that the base writes itself: `measure_fit`.
+
+One request a prompt. The steps of the base's own text (alpha 0) carry every candidate with q, E and A, so that what
+any alpha would have chosen there follows without asking again. What they cannot tell is how the tuned text goes on
+after its first change: the rates are those along the base's text, and said to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from blackbox_proxy import tuner as tuners
+from blackbox_proxy.drafting import Prices
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.evaluation.statistics import wilson_interval
+from blackbox_proxy.tuner import ProxyTuner
+from blackbox_proxy.types import Candidates, Floats, Generation, Prompt, Step, Usage
+from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.weigh import alpha_at
+
+_CHARACTERS_PER_TOKEN = 4
+_WELL_COVERED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the figures mean, in a sentence, and what to do about it. level: "good", "note" or "bad"."""
+
+    level: str
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What texts like these take when tuned: expected for one of `length` tokens, by drafts that are closed where they
+    err; and the same for `texts` of them.
+    """
+
+    texts: int
+    length: float
+    prompt_tokens: float
+    calls_per_token: float
+    usage: Usage
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The figures, all of them shares (0 to 1) of what was seen along the base's own texts unless they say otherwise.
+
+    texts, tokens: that were looked at. same_spelling: base and pair have one vocabulary, so nothing must be aligned.
+    vocabulary_overlap: tokens of the base that are tokens of the pair, too; None where the base's vocabulary is not
+    known. candidates_overlap: the same of the candidates shown. merging: candidates that begin with the same local
+    token as another one there; merging_positions: positions with such candidates. covered_mass: the base's probability
+    that its candidates show, on average; low_covered: positions where that is below 0.9; top_k: candidates shown, at
+    most. disagreement: positions where the tuned model's likeliest token is not the base's, with its interval;
+    expert_agreement: where the expert's is the base's. neutral, approximate: candidates of which the pair knows
+    nothing, or only a part. divergence: of p from q over the candidates, nats per token. usage: what this took.
+    """
+
+    alpha: float
+    texts: int
+    tokens: int
+    same_spelling: bool
+    vocabulary_overlap: float | None
+    candidates_overlap: float
+    merging: float
+    merging_positions: float
+    top_k: int
+    covered_mass: float
+    low_covered: float
+    disagreement: float
+    disagreement_interval: tuple[float, float]
+    expert_agreement: float
+    neutral: float
+    approximate: float
+    divergence: float
+    forecast: Forecast
+    usage: Usage
+    verdicts: tuple[Verdict, ...] = field(default=())
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing bad was found."""
+        return all(verdict.level != "bad" for verdict in self.verdicts)
+
+
+async def ameasure_fit(
+    tuner: ProxyTuner,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int = 64,
+    tokens: int = 300,
+    texts: int | None = None,
+    prices: Prices | None = None,
+    concurrency: int = 4,
+) -> Fit:
+    """Let the base continue prompts until about `tokens` tokens are seen, and look at what the pair makes of them.
+
+    max_tokens: of each text, and of those that the forecast is about; texts: how many these will be, as many as there
+    are prompts by default. The tuner's alpha, pair and tail policy are used; where it has several pairs, the first.
+    Raises InputError before anything is spent, BaseError and PairError.
+    """
+    if not prompts:
+        raise InputError("there are no prompts", hint="Give a few that are like those to be asked.")
+    for name, value in (("max_tokens", max_tokens), ("tokens", tokens), ("concurrency", concurrency)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}", hint="Leave it out.")
+    if texts is not None and texts < 1:
+        raise InputError(f"the forecast must be about at least 1 text, not {texts}", hint="Leave it out.")
+    pair, alpha = tuner.pairs[0], alpha_at(tuner.alphas[0], 0)
+    plain = ProxyTuner(
+        tuner.base,
+        pair,
+        0.0,
+        tail="backoff" if tuner.tail == "ask" else tuner.tail,
+        draft=replace(tuner.drafting, local=False),
+    )
+    for prompt in prompts:
+        pair.check(prompt, max_tokens)
+        tuner.base.check(prompt, max_tokens)
+    found: list[Generation] = []
+    seen = 0
+    while seen < tokens and len(found) < len(prompts):
+        some = prompts[len(found) : len(found) + min(concurrency, math.ceil((tokens - seen) / max_tokens))]
+        found += await plain.agenerate_batch(some, max_tokens=max_tokens, concurrency=concurrency)
+        seen = sum(len(_looked_at(generation)) for generation in found)
+    local = getattr(pair, "vocabulary", None)
+    return await asyncio.to_thread(
+        _fit, found, list(prompts), alpha, pair.has_antiexpert, tuner.base.vocabulary, local, texts, prices
+    )
+
+
+def measure_fit(tuner: ProxyTuner, prompts: Sequence[Prompt], **options: Any) -> Fit:
+    """`ameasure_fit` for callers without a loop."""
+    return tuners.run(ameasure_fit(tuner, prompts, **options))
+
+
+def _looked_at(generation: Generation) -> list[Step]:
+    return [step for step in generation.steps if len(step.candidates)]
+
+
+# -- the figures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one step says; counts are of shown candidates that are text."""
+
+    shown: int
+    known: int
+    merging: int
+    neutral: int
+    approximate: int
+    covered_mass: float
+    changed: bool
+    agreed: bool
+    divergence: float
+
+
+def _fit(
+    found: Sequence[Generation],
+    prompts: Sequence[Prompt],
+    alpha: float,
+    has_antiexpert: bool,
+    base: Vocabulary | None,
+    local: Vocabulary | None,
+    texts: int | None,
+    prices: Prices | None,
+) -> Fit:
+    same = base is not None and local is not None and base.spells_like(local)
+    looks = [
+        _look(step.candidates, step.covered_mass, alpha, None if same else local)
+        for generation in found
+        for step in _looked_at(generation)
+    ]
+    if not looks:
+        raise InputError("the base ended every text at once", hint="Give prompts that it goes on from.")
+    tokens, shown = len(looks), max(sum(look.shown for look in looks), 1)
+    changed = sum(look.changed for look in looks)
+    usage = sum((generation.usage for generation in found), Usage())
+    fit = Fit(
+        alpha=alpha,
+        texts=len(found),
+        tokens=tokens,
+        same_spelling=same,
+        vocabulary_overlap=None if base is None or local is None else _overlap(base, local),
+        candidates_overlap=sum(look.known for look in looks) / shown,
+        merging=sum(look.merging for look in looks) / shown,
+        merging_positions=sum(look.merging > 0 for look in looks) / tokens,
+        top_k=max(int(np.sum(~s.candidates.tail)) for g in found for s in _looked_at(g)),
+        covered_mass=float(np.mean([look.covered_mass for look in looks])),
+        low_covered=sum(look.covered_mass < _WELL_COVERED for look in looks) / tokens,
+        disagreement=changed / tokens,
+        disagreement_interval=wilson_interval(changed, tokens),
+        expert_agreement=sum(look.agreed for look in looks) / tokens,
+        neutral=sum(look.neutral for look in looks) / shown,
+        approximate=sum(look.approximate for look in looks) / shown,
+        divergence=float(np.mean([look.divergence for look in looks])),
+        forecast=_forecast(found, prompts, base, changed / tokens, texts, prices),
+        usage=usage,
+    )
+    return replace(fit, verdicts=tuple(_verdicts(fit, has_antiexpert)))
+
+
+def _look(candidates: Candidates, covered_mass: float, alpha: float, local: Vocabulary | None) -> _Look:
+    offset = _offsets(candidates)
+    log_q, log_p = candidates.log_q, candidates.log_q + alpha * offset
+    # Candidates are listed as the base prefers them, so the first of equals is its own.
+    base_top, tuned_top = int(np.argmax(log_q)), int(np.argmax(log_p))
+    expert = np.where(np.isfinite(candidates.log_expert), candidates.log_expert, -np.inf)
+    shown = [
+        (token.bytes, how)
+        for token, how, tail in zip(candidates.tokens, candidates.how, candidates.tail.tolist(), strict=True)
+        if not tail and not token.end
+    ]
+    spelled = [text for text, _ in shown if text]
+    merging = 0
+    if local is not None and spelled:
+        firsts = local.first(spelled)
+        merging = sum(firsts.count(first) > 1 for first in firsts)
+    return _Look(
+        shown=len(shown),
+        known=len(spelled) if local is None else sum(local.id_of(text) is not None for text in spelled),
+        merging=merging,
+        neutral=sum(how == "neutral" for _, how in shown),
+        approximate=sum(how == "prefix" for _, how in shown),
+        covered_mass=covered_mass,
+        changed=tuned_top != base_top,
+        agreed=int(np.argmax(expert)) == base_top,
+        divergence=_divergence(log_p, log_q),
+    )
+
+
+def _offsets(candidates: Candidates) -> Floats:
+    """log E - log A of each candidate; 0 where the pair knows nothing of it."""
+    known = np.isfinite(candidates.log_expert) & np.isfinite(candidates.log_antiexpert)
+    known &= np.array([how != "neutral" for how in candidates.how])
+    offset = np.zeros(len(candidates))
+    offset[known] = candidates.log_expert[known] - candidates.log_antiexpert[known]
+    return offset
+
+
+def _divergence(log_p: Floats, log_q: Floats) -> float:
+    """KL(p || q) over the candidates, each normalised over them."""
+    real = np.isfinite(log_p) & np.isfinite(log_q)
+    p, q = log_p[real], log_q[real]
+    p, q = p - np.logaddexp.reduce(p), q - np.logaddexp.reduce(q)
+    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+
+def _overlap(base: Vocabulary, local: Vocabulary) -> float:
+    spelled = [spelling for spelling in base.spelling if spelling]
+    return sum(local.id_of(spelling) is not None for spelling in spelled) / max(len(spelled), 1)
+
+
+def _forecast(
+    found: Sequence[Generation],
+    prompts: Sequence[Prompt],
+    base: Vocabulary | None,
+    rate: float,
+    texts: int | None,
+    prices: Prices | None,
+) -> Forecast:
+    """One request a text and one after each disagreement, which come evenly: half of the text precedes them."""
+    length = sum(len(_looked_at(generation)) for generation in found) / len(found)
+    known = [g.usage.prompt_tokens / g.usage.api_calls for g in found if g.usage.api_calls]
+    prompt = sum(known) / len(known) if known else sum(_prompt_length(p, base) for p in prompts) / len(prompts)
+    count = len(prompts) if texts is None else texts
+    again = rate * max(length - 1, 0.0)
+    calls = 1.0 + again
+    usage = Usage(round(count * calls), round(count * (calls * prompt + again * length / 2)), round(count * length))
+    cost = None if prices is None else prices.cost(usage)
+    return Forecast(count, length, prompt, calls / length, usage, cost)
+
+
+def _prompt_length(prompt: Prompt, base: Vocabulary | None) -> float:
+    text = prompt if isinstance(prompt, str) else "".join(str(m["content"]) for m in prompt if not isinstance(m, int))
+    return len(base.encode([text.encode()])[0]) if base is not None else len(text) / _CHARACTERS_PER_TOKEN
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _verdicts(fit: Fit, has_antiexpert: bool) -> list[Verdict]:
+    found = []
+    if fit.same_spelling:
+        found.append(Verdict("good", "Base and pair have the same vocabulary: every offset is exact."))
+    elif fit.neutral > 0.05:
+        found.append(
+            Verdict(
+                "bad",
+                f"The pair knows nothing of {fit.neutral:.0%} of the candidates, which keep the base's own weight.",
+                "Give the base's tokenizer (--tokenizer), so that their bytes are known.",
+            )
+        )
+    elif fit.merging_positions > 0.3:
+        found.append(
+            Verdict(
+                "note",
+                f"At {fit.merging_positions:.0%} of the positions several candidates begin with the same token of the "
+                "pair; they are told apart by reading further, which takes larger local passes.",
+                "A pair with the base's own vocabulary would be faster.",
+            )
+        )
+    else:
+        found.append(Verdict("good", "The vocabularies differ, and the pair can tell the candidates apart."))
+    if fit.covered_mass < _WELL_COVERED:
+        found.append(
+            Verdict(
+                "bad" if fit.covered_mass < 0.5 else "note",
+                f"The base's {fit.top_k} candidates show {fit.covered_mass:.0%} of its probability on average; the "
+                "rest is estimated.",
+                "Raise --top-logprobs if the API allows it; or --tail ask where it can be asked about tokens.",
+            )
+        )
+    found.append(_movement(fit, has_antiexpert))
+    if fit.expert_agreement < 0.2:
+        found.append(
+            Verdict(
+                "bad",
+                f"The expert would have written the base's token at only {fit.expert_agreement:.0%} of the positions: "
+                "the two are very different models, or do not see the same prompt.",
+                "Check --base-prompt, --expert-prompt and --antiexpert-prompt; or take an expert closer to the base.",
+            )
+        )
+    if fit.tokens < 100:
+        found.append(
+            Verdict("note", f"Only {fit.tokens} tokens were looked at: the shares are rough.", "Give more prompts.")
+        )
+    return found
+
+
+def _movement(fit: Fit, has_antiexpert: bool) -> Verdict:
+    """How much the pair would change, and what that costs."""
+    if not has_antiexpert:
+        note = "There is no anti-expert: the base is multiplied by the whole expert, not by what tuning changed."
+        return Verdict("note", note, "Give the small model from before its tuning as --antiexpert.")
+    rate, alpha = fit.disagreement, fit.alpha
+    if alpha == 0.0:
+        return Verdict("note", "At alpha 0 the pair changes nothing.", "Give the alpha to be used.")
+    if rate < 0.01:
+        return Verdict(
+            "bad",
+            f"The pair hardly moves the base: it would change {rate:.1%} of its tokens (alpha {alpha:g}).",
+            "Are expert and anti-expert different models, and tuned on texts like these? Try a larger --alpha.",
+        )
+    if rate > 0.5:
+        return Verdict(
+            "bad",
+            f"The pair would change {rate:.0%} of the base's tokens (alpha {alpha:g}): little of the base is left, and "
+            f"a text takes {fit.forecast.calls_per_token:.2f} calls per token.",
+            "Try a smaller --alpha, and compare with the expert alone (`blackbox-proxy eval`).",
+        )
+    return Verdict(
+        "good",
+        f"The pair would change {rate:.0%} of the base's tokens (alpha {alpha:g}); published work sees 13 to 25 %.",
+    )

@@ -1,0 +1,249 @@
+"""All systems on all tasks, several rows at a time: `evaluate`.
+
+Nothing is spent before every row is checked. What was asked once is asked no more within a run: bases without a cache
+get one for its length. With a cache of the user's, a run that was stopped goes on where it was when it is begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from blackbox_proxy import choices
+from blackbox_proxy import tuner as tuners
+from blackbox_proxy.base.cache import CachedBase
+from blackbox_proxy.base.local import TransformersBase
+from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.base.store import Store
+from blackbox_proxy.base.wrapper import BaseAround
+from blackbox_proxy.drafting import Prices
+from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.evaluation.compare import Table, table_of
+from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
+from blackbox_proxy.evaluation.systems import ROLES, Panel, Role, Row, System, Way
+from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
+from blackbox_proxy.tuner import ProxyTuner
+from blackbox_proxy.types import Usage
+from blackbox_proxy.weigh import alpha_at
+
+_HINT = f"Use some of {', '.join(ROLES)}."
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an evaluation is: rows done of all, those of them with an error, and what was spent."""
+
+    total: int
+    done: int = 0
+    failed: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that was found. tables: one for each kind of task; rows: every task with every outcome; bad: rows of
+    the file that were left out, in words; usage: what was spent in all.
+    """
+
+    tables: tuple[Table, ...]
+    rows: tuple[Row, ...]
+    bad: tuple[str, ...]
+    usage: Usage
+    seconds: float
+    confidence: float
+    prices: Prices | None = None
+    sweep: Sweep | None = None
+
+    @property
+    def failed(self) -> int:
+        """Rows that at least one system has no result for."""
+        return sum(bool(row.errors) for row in self.rows)
+
+    def table(self, kind: Kind) -> Table:
+        """The table of one kind of task. KeyError where there was none."""
+        return {table.kind: table for table in self.tables}[kind]
+
+
+async def aevaluate(
+    tuner: ProxyTuner,
+    source: Source,
+    *,
+    alphas: Sequence[float] | None = None,
+    systems: Sequence[Role] | None = None,
+    ceiling: str | Path | TransformersBase | None = None,
+    ceiling_value: float | None = None,
+    sweep: Sequence[float] | None = None,
+    metric: Metric | None = None,
+    max_tokens: int = 32,
+    stop: str | Sequence[str] = ("\n",),
+    rule: choices.Rule | None = None,
+    concurrency: int = 8,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    prices: Prices | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    observe: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Ask every system every task and compare them.
+
+    tuner: its base, pairs, tail policy and way of drafting are used; alphas: of the proxy-tuned systems, the tuner's
+    own by default. systems: some of "base", "expert", "antiexpert", "tuned" (all that there are by default). ceiling:
+    the base tuned directly, a model that runs here; ceiling_value: its figure, where only that is known. sweep: alphas
+    to choose from by `metric` (which need not be given where all tasks are of one kind), in place of `alphas`.
+    max_tokens, stop: of answers in text, for tasks that have none of their own. rule: of multiple choice (see
+    `choices`). concurrency: rows at a time. limit: the first rows only. skip_bad: leave out rows that cannot be used.
+    prices: of one token. confidence: of the intervals, and of what is called significant. seed: of the bootstrap.
+    observe: is told after each row.
+
+    Raises InputError before anything is spent; what no further row would survive; and the first row's error where
+    every row has one.
+    """
+    wanted = _systems(tuner, alphas if sweep is None else sweep, systems, sweep is not None)
+    if concurrency < 1:
+        raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
+    if max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, not {max_tokens}", hint="Leave it out for 32.")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must lie between 0 and 1, not {confidence}", hint="Leave it out for 0.95.")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(stops):
+        raise InputError("a stop string is empty", hint="Leave out stop for the end of the line.")
+    if ceiling is not None:
+        wanted.append(System("ceiling"))
+        ceiling = ceiling if isinstance(ceiling, TransformersBase) else TransformersBase(ceiling)
+    way = Way(tuner.tail, drafting=tuner.drafting, max_tokens=max_tokens, stop=stops, rule=rule or choices.Rule())
+    async with _cached(tuner.base) as base:
+        panel = Panel(base, tuner.pairs, wanted, way, ceiling)
+        tasks = await asyncio.to_thread(read_tasks, source, skip_bad=skip_bad, check=panel.check, limit=limit)
+        swept = _swept_kind(tasks, metric, ceiling_value, sweep is not None)
+        start = time.perf_counter()
+        rows = await _answer(panel, tasks.rows, concurrency, observe)
+        seconds = time.perf_counter() - start
+    tables = tuple(
+        table_of(kind, rows, wanted, ceiling_value=ceiling_value, prices=prices, confidence=confidence, seed=seed)
+        for kind in tasks.kinds
+    )
+    usage = sum((row.usage for row in rows), Usage())
+    chosen = None
+    if swept is not None:
+        spent = sum((row.usage for row in rows if row.task.kind == swept), Usage())
+        chosen = sweep_of(next(table for table in tables if table.kind == swept), spent.api_calls)
+    return Evaluation(tables, tuple(rows), tasks.bad, usage, seconds, confidence, prices, chosen)
+
+
+def evaluate(tuner: ProxyTuner, source: Source, **options: Any) -> Evaluation:
+    """`aevaluate` for callers without a loop."""
+    return tuners.run(aevaluate(tuner, source, **options))
+
+
+# -- before -----------------------------------------------------------------------------------------------------------
+
+
+def _systems(
+    tuner: ProxyTuner, alphas: Sequence[float] | None, roles: Sequence[Role] | None, sweep: bool
+) -> list[System]:
+    """The lines of the table, in its order. Raises InputError for what is no system or no alpha."""
+    has_antiexpert = tuner.pairs[0].has_antiexpert
+    given = roles if roles is not None else [role for role in ROLES if role != "antiexpert" or has_antiexpert]
+    unknown = [role for role in given if role not in ROLES]
+    if unknown or not given:
+        raise InputError(f"unknown system {unknown[0]!r}" if unknown else "there are no systems", hint=_HINT)
+    if alphas is None:
+        own = [alpha for alpha in tuner.alphas if not callable(alpha)]
+        if not own:
+            raise InputError("a schedule cannot be compared", hint="Give alphas.")
+        alphas = own[:1]
+    values = sorted({alpha_at(alpha, 0) for alpha in alphas})
+    if sweep and "tuned" not in given:
+        raise InputError("a sweep is about the tuned system", hint="Leave it among the systems.")
+    found = [System(role) for role in ROLES if role in given and role != "tuned"]
+    if "tuned" in given:
+        if not values:
+            raise InputError("there is no alpha", hint="Give at least one, or leave tuned out of the systems.")
+        found += [System("tuned", alpha) for alpha in values]
+    return found
+
+
+def _swept_kind(tasks: Tasks, metric: Metric | None, ceiling_value: float | None, sweep: bool) -> Kind | None:
+    """The kind of task that a sweep goes by. Raises InputError where that is not clear."""
+    kinds = {METRICS[kind]: kind for kind in tasks.kinds}
+    if ceiling_value is not None and (len(kinds) > 1 or not math.isfinite(ceiling_value)):
+        raise InputError(
+            "a ceiling's value is one finite number, for tasks of one kind",
+            hint=f"This file has {', '.join(kinds)}: split it, or give the ceiling as a model.",
+        )
+    if metric is not None and metric not in get_args(Metric):
+        raise InputError(f"unknown metric {metric!r}", hint=f"Use one of {', '.join(get_args(Metric))}.")
+    if metric is not None and metric not in kinds:
+        raise InputError(f"no task is measured by {metric}", hint=f"These are: {', '.join(kinds)}.")
+    if not sweep:
+        return None
+    if metric is None and len(kinds) > 1:
+        raise InputError(
+            f"tasks are measured by {' and '.join(kinds)}: which is to be the best?", hint="Give --metric."
+        )
+    return kinds[metric] if metric is not None else next(iter(kinds.values()))
+
+
+@asynccontextmanager
+async def _cached(base: Base) -> AsyncIterator[Base]:
+    """The base; one behind an API with a cache for the length of the run, if it has none."""
+    inner: Any = base
+    while isinstance(inner, BaseAround) and not isinstance(inner, CachedBase):
+        inner = inner.base
+    if isinstance(inner, (CachedBase, TransformersBase)):
+        yield base
+        return
+    with tempfile.TemporaryDirectory(prefix="blackbox-proxy-eval-") as folder:
+        store = Store(Path(folder) / "cache")
+        try:
+            yield CachedBase(base, store)
+        finally:
+            await asyncio.to_thread(store.close)
+
+
+# -- while it runs ----------------------------------------------------------------------------------------------------
+
+
+async def _answer(
+    panel: Panel, tasks: Sequence[Task], concurrency: int, observe: Callable[[Progress], None] | None
+) -> list[Row]:
+    """Every task's row, in order."""
+    found: dict[int, Row] = {}
+    todo = iter(enumerate(tasks))
+    told = Progress(len(tasks))
+
+    async def work() -> None:
+        nonlocal told
+        for place, task in todo:
+            row = await panel.answer(task)
+            found[place] = row
+            told = Progress(told.total, told.done + 1, told.failed + bool(row.errors), told.usage + row.usage)
+            if observe is not None:
+                observe(told)
+
+    if observe is not None:
+        observe(told)
+    workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(tasks)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    rows = [found[place] for place in range(len(tasks))]
+    if all(row.errors for row in rows):
+        reason = next(iter(rows[0].errors.values()))
+        raise BlackboxError(
+            f"no row has a result from every system; of {rows[0].task.place}: {reason}",
+            hint="Leave out the system that fails, or repair what the reason says.",
+        )
+    return rows

@@ -1,0 +1,97 @@
+"""What all pairs of two models have in common, wherever the models run: `ModelPair`.
+
+Where the base spells like the pair (same id <-> bytes), a session reads the id's own log probability (plain.py): plain
+proxy-tuning. Everywhere else it scores events (aligned.py). What both need of one model is in side.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from blackbox_proxy.errors import InputError, VocabularyMismatch
+from blackbox_proxy.pair.aligned import AlignedSession
+from blackbox_proxy.pair.alignment import Alignment, Segmentations
+from blackbox_proxy.pair.plain import PlainSession
+from blackbox_proxy.pair.protocol import Session
+from blackbox_proxy.pair.side import Model, Side
+from blackbox_proxy.types import Prompt, Rendering
+from blackbox_proxy.vocabulary import LearnedVocabulary, Vocabulary, is_ids
+
+
+class ModelPair:
+    """An expert and perhaps an anti-expert with the same vocabulary, each with its own rendering of the prompt.
+
+    Raises VocabularyMismatch.
+    """
+
+    def __init__(self, models: Sequence[tuple[Model, Rendering]], segmentations: Segmentations = "canonical") -> None:
+        if len(models) > 1:
+            _check_vocabularies(models[0][0], models[1][0])
+        self._models = list(models)
+        self._segmentations: Segmentations = segmentations
+        self._alignments: dict[int, tuple[Vocabulary, Alignment]] = {}
+        self._lock = threading.Lock()
+        # One forward pass at a time on this machine; servers take requests side by side.
+        partial = all(model.partial for model, _ in models)
+        self._running: AbstractContextManager[object] = nullcontext() if partial else self._lock
+
+    @property
+    def has_antiexpert(self) -> bool:
+        return len(self._models) > 1
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The spelling that expert and anti-expert share."""
+        return self._models[0][0].vocabulary
+
+    def __repr__(self) -> str:
+        names = ", ".join(model.name for model, _ in self._models)
+        return f"{type(self).__name__}({names})"
+
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        if is_ids(prompt):
+            raise InputError(
+                "a prompt of token ids means nothing to a pair with a vocabulary of its own",
+                hint="Give the prompt as text or messages.",
+            )
+        for model, rendering in self._models:
+            length = len(model.vocabulary.prompt_ids(prompt, rendering))
+            if length == 0:
+                raise InputError("the prompt is empty", hint="Give at least one character of text.")
+            model.check_length(length + 1)
+
+    def open(self, prompt: Prompt, base: Vocabulary | None) -> Session:
+        ends = frozenset[int]().union(*(model.vocabulary.end_ids for model, _ in self._models))
+        sides = [Side(model, model.vocabulary.prompt_ids(prompt, rendering), ends) for model, rendering in self._models]
+        if base is not None and base.spells_like(self.vocabulary):
+            return PlainSession(sides, base, self._running)
+        return AlignedSession(sides, self._alignment(base), self._lock, self._running)
+
+    def _alignment(self, base: Vocabulary | None) -> Alignment:
+        if base is None:  # what is learned of an unknown base belongs to one text at a time
+            return Alignment(self.vocabulary, LearnedVocabulary(), self._segmentations)
+        with self._lock:
+            known = self._alignments.get(id(base))
+            if known is None:
+                known = (base, Alignment(self.vocabulary, base, self._segmentations))
+                self._alignments[id(base)] = known
+            return known[1]
+
+    def close(self) -> None:
+        self._alignments.clear()
+
+
+def _check_vocabularies(expert: Model, antiexpert: Model) -> None:
+    if expert.vocabulary.spells_like(antiexpert.vocabulary):
+        return
+    ours, theirs = expert.vocabulary.spelling, antiexpert.vocabulary.spelling
+    differing = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if (a or b"") != (b or b"")), None)
+    place = min(len(ours), len(theirs)) if differing is None else differing
+    a, b = (spelling[place] if place < len(spelling) else None for spelling in (ours, theirs))
+    raise VocabularyMismatch(
+        f"expert {expert.name} and anti-expert {antiexpert.name} have different vocabularies: "
+        f"id {place} is {a!r} in one and {b!r} in the other",
+        hint="The anti-expert must be the expert before tuning. The base may have any vocabulary.",
+    )
