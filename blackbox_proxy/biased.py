@@ -5,7 +5,7 @@ offsets, alpha * (log E - log A), of the tokens that they move most become the b
 issued back. With as many keys as tokens this is proxy-tuning itself; with fewer it is an approximation in one respect
 only: tokens without a key count as not moved. A token that comes back and had no key is looked at: where the pair is
 against it, it gets its key and the server is asked once more (greedy), or it is turned down with the probability that
-the pair takes from it (sampled).
+the pair takes from it (sampled). Tokens that the pair favours, but neither of its models finds likely, come too short.
 
     prefix -> Session.score -> offsets -> Base.steer -> token -> Step, prefix grows
 """

@@ -19,12 +19,11 @@ import numpy as np
 from blackbox_proxy import combine, scoring
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.forms import Forms, text_of
+from blackbox_proxy.forms import Forms, Shown, text_of
 from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.protocol import Pair, Row
 from blackbox_proxy.told import weigh_told
-from blackbox_proxy.types import Floats, Position, Prefix, Prompt, Token, Usage
-from blackbox_proxy.vocabulary import VocabularyTokens
+from blackbox_proxy.types import Floats, Prefix, Prompt, Token, Usage
 from blackbox_proxy.weigh import Settings, Weighed
 
 Missing = Literal["backoff", "floor", "exclude", "ask"]
@@ -61,8 +60,9 @@ class Choice:
     """What the tuned model, the base and the pair make of each option.
 
     `log_p` (tuned), `log_q` (base), `log_expert`, `log_antiexpert`: nats, one per option, each normalised over the
-    options; -inf for what has no mass. `log_antiexpert` is 0 where there is no anti-expert. `best`, `base_best`,
-    `expert_best`, `antiexpert_best`: the likeliest option of each; None where no option has any mass.
+    options; -inf for what has no mass. `log_antiexpert` is 0 where there is no anti-expert; with several pairs both are
+    of the first. `best`, `base_best`, `expert_best`, `antiexpert_best`: the likeliest option of each; None where no
+    option has any mass.
     `covered`: the share of the base's probability that the shown forms of the options have; `tuned_covered`: the share
     of the tuned model's that all options have. Both are small where the model would rather say something else:
     `instead` is the tuned model's likeliest token, "" the end of its text.
@@ -125,7 +125,7 @@ async def choose(
         return await _by_scores(base, pairs, prompt, options, settings, rule)
     forms = Forms(tuple(options), rule.forms, by == "first token")
     draft = await base.draft(Prefix(prompt), 1)
-    shown = _Shown(base, forms, draft.positions[0] if draft.positions else None)
+    shown = Shown(base.vocabulary, forms, draft.positions[0] if draft.positions else None)
     told: Mapping[tuple[str, object], float] = {}
     usage = draft.usage
     if rule.missing == "ask" and shown.missing:
@@ -157,68 +157,11 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[s
     return "first token" if forms.first else "forms"
 
 
-# -- what the base shows ----------------------------------------------------------------------------------------------
-
-
-class _Shown:
-    """The forms of each option that the base shows, and those that it might have shown."""
-
-    def __init__(self, base: Base, forms: Forms, position: Position | None) -> None:
-        self.forms = forms
-        self.position = position
-        self.found: list[list[tuple[Token, float]]] = [[] for _ in forms.options]
-        vocabulary = base.vocabulary
-        if vocabulary is None:
-            self.known = [
-                [Token(bytes=text.encode(), text=text) for text in forms.spellings(i)]
-                for i in range(len(forms.options))
-            ]
-        else:
-            self.known = [[vocabulary.token_of(index) for index in ids] for ids in forms.tokens(vocabulary)]
-        if position is not None:
-            self._find(position)
-        self.missing = tuple(i for i, found in enumerate(self.found) if not found)
-
-    def _find(self, position: Position) -> None:
-        by_key = {token.key: i for i, tokens in enumerate(self.known) for token in tokens}
-        if isinstance(position.tokens, VocabularyTokens):
-            ids = [int(value) for kind, value in by_key if kind == "id" and isinstance(value, int)]
-            places = [int(j) for j in np.flatnonzero(np.isin(position.tokens.ids, ids))]
-        else:
-            places = list(range(len(position.tokens)))
-        for j in places:
-            token = position.tokens[j]
-            text = text_of(token)
-            option = by_key.get(token.key)
-            if option is None and text is not None:
-                option = self.forms.option_of(text)
-            if option is not None and math.isfinite(position.logprobs[j]):
-                self.found[option].append((token, float(position.logprobs[j])))
-
-    def all_forms(self, option: int) -> list[Token]:
-        """Shown ones first; of several tokens with the same bytes, one."""
-        distinct: dict[object, Token] = {}
-        for token in (*(token for token, _ in self.found[option]), *self.known[option]):
-            distinct.setdefault(token.key if token.bytes is None else token.bytes, token)
-        return list(distinct.values())
-
-    def to_score(self, learned: bool) -> Position:
-        """What the pair lays out its pass for: the forms that matter most, the candidates, the other forms.
-
-        A vocabulary that is being learned must only see what the base has shown.
-        """
-        tokens = [] if self.position is None else list(self.position.tokens[:256])
-        if not learned:
-            forms = [self.all_forms(i) for i in range(len(self.found))]
-            first = [form[0] for form in forms if form]
-            tokens = list(
-                {token.key: token for token in (*first, *tokens, *(t for form in forms for t in form))}.values()
-            )
-        return Position(Token(), None, tokens, np.zeros(len(tokens)))
+# -- asking about what it does not show -------------------------------------------------------------------------------
 
 
 async def _ask(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: _Shown
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: Shown
 ) -> tuple[Mapping[tuple[str, object], float], Usage]:
     """log q of forms of the missing options. All forms, where a request can name several tokens; else the one that
     looks like the likeliest form shown, or that the expert would write.
@@ -238,7 +181,7 @@ async def _ask(
     return told, usage
 
 
-def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: _Shown) -> list[Token]:
+def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: Shown) -> list[Token]:
     """One form for each missing option."""
     best = max(
         ((log_q, token, i) for i, found in enumerate(shown.found) for token, log_q in found),
@@ -271,7 +214,7 @@ def _weighed(
     prompt: Prompt,
     settings: Sequence[Settings],
     rule: Rule,
-    shown: _Shown,
+    shown: Shown,
     asked: Mapping[tuple[str, object], float],
     by: Decided,
     usage: Usage,
@@ -315,7 +258,7 @@ def _counted(
     rows: Sequence[Row],
     pairs: Sequence[Pair],
     rule: Rule,
-    shown: _Shown,
+    shown: Shown,
     asked: Mapping[tuple[str, object], float],
 ) -> tuple[list[list[tuple[Token, float]]], tuple[Source, ...]]:
     """The forms that count for each option with their log q, and where that comes from."""
@@ -335,7 +278,7 @@ def _counted(
 
 
 def _estimates(
-    rows: Sequence[Row], pairs: Sequence[Pair], rule: Rule, shown: _Shown
+    rows: Sequence[Row], pairs: Sequence[Pair], rule: Rule, shown: Shown
 ) -> dict[int, list[tuple[Token, float]]]:
     """Estimated log q of the forms of the missing options."""
     position, missing = shown.position, shown.missing
@@ -369,7 +312,7 @@ def _finite(values: Floats) -> Floats:
     return values if np.isfinite(values).any() else np.zeros(len(values))
 
 
-def _pair_masses(row: Row, shown: _Shown) -> tuple[list[float], list[float]]:
+def _pair_masses(row: Row, shown: Shown) -> tuple[list[float], list[float]]:
     """log E and log A of each option: all its forms, shown or not."""
     expert, antiexpert = [], []
     for option in range(len(shown.found)):
@@ -401,7 +344,7 @@ async def _by_scores(
     rule: Rule,
 ) -> list[Choice]:
     """Every option as it is written, as the text after the prompt."""
-    scores = [await scoring.score(base, pairs, prompt, option, settings) for option in options]
+    scores = await asyncio.gather(*(scoring.score(base, pairs, prompt, option, settings) for option in options))
     usage = sum((each[0].usage for each in scores), Usage())
     choices: list[Choice] = []
     whole: Source = "scored"

@@ -129,7 +129,8 @@ class _Loop:
         finally:
             self._spent += await arrivals.close()
         if waiting:
-            text.longer(0 if left else len(waiting))
+            broke = finish is None and not cut and arrived < len(given) + plan.n
+            text.longer(0 if left else len(waiting), broke)
         elif finish == "stop":
             yield self._paid(text.closing("stop", end=True))
         elif arrived == 0:

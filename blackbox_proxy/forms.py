@@ -7,13 +7,16 @@ without regard to case. A token that fits two options in the deciding step count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.types import Token
-from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.types import Position, Token
+from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens
 
 _OPENING = "([{<\"'“‘«`"
 _CLOSING = ")]}>\"'”’»`.,:;!?"
@@ -80,11 +83,14 @@ class Forms:
 
     def dressed_like(self, text: str, option: int, other: int) -> str | None:
         """The form of `other` that corresponds to the form `text` of `option`: " B)" for " A)"."""
-        core = self.options[option].strip()
+        core, instead = self.options[option].strip(), self.options[other].strip()
         place = text.casefold().find(core.casefold())
         if place < 0 or len(text.casefold()) != len(text):
             return None
-        return text[:place] + self.options[other].strip() + text[place + len(core) :]
+        written = text[place : place + len(core)]
+        if written == core.lower() != core:
+            instead = instead.lower()
+        return text[:place] + instead + text[place + len(core) :]
 
     # -- known vocabularies ---------------------------------------------------------------------------------------
 
@@ -142,3 +148,59 @@ def text_of(token: Token) -> str | None:
         return token.bytes.decode("utf-8") or None
     except UnicodeDecodeError:
         return None
+
+
+class Shown:
+    """The forms of each option that the base shows, and those that it might have shown."""
+
+    def __init__(self, vocabulary: Vocabulary | None, forms: Forms, position: Position | None) -> None:
+        self.forms = forms
+        self.position = position
+        self.found: list[list[tuple[Token, float]]] = [[] for _ in forms.options]
+        if vocabulary is None:
+            self.known = [
+                [Token(bytes=text.encode(), text=text) for text in forms.spellings(i)]
+                for i in range(len(forms.options))
+            ]
+        else:
+            self.known = [[vocabulary.token_of(index) for index in ids] for ids in forms.tokens(vocabulary)]
+        if position is not None:
+            self._find(position)
+        self.missing = tuple(i for i, found in enumerate(self.found) if not found)
+
+    def _find(self, position: Position) -> None:
+        by_key = {token.key: i for i, tokens in enumerate(self.known) for token in tokens}
+        if isinstance(position.tokens, VocabularyTokens):
+            ids = [int(value) for kind, value in by_key if kind == "id" and isinstance(value, int)]
+            places = [int(j) for j in np.flatnonzero(np.isin(position.tokens.ids, ids))]
+        else:
+            places = list(range(len(position.tokens)))
+        for j in places:
+            token = position.tokens[j]
+            text = text_of(token)
+            option = by_key.get(token.key)
+            if option is None and text is not None:
+                option = self.forms.option_of(text)
+            if option is not None and math.isfinite(position.logprobs[j]):
+                self.found[option].append((token, float(position.logprobs[j])))
+
+    def all_forms(self, option: int) -> list[Token]:
+        """Shown ones first; of several tokens with the same bytes, one."""
+        distinct: dict[object, Token] = {}
+        for token in (*(token for token, _ in self.found[option]), *self.known[option]):
+            distinct.setdefault(token.key if token.bytes is None else token.bytes, token)
+        return list(distinct.values())
+
+    def to_score(self, learned: bool) -> Position:
+        """What the pair lays out its pass for: the forms that matter most, the candidates, the other forms.
+
+        A vocabulary that is being learned must only see what the base has shown.
+        """
+        tokens = [] if self.position is None else list(self.position.tokens[:256])
+        if not learned:
+            forms = [self.all_forms(i) for i in range(len(self.found))]
+            first = [form[0] for form in forms if form]
+            tokens = list(
+                {token.key: token for token in (*first, *tokens, *(t for form in forms for t in form))}.values()
+            )
+        return Position(Token(), None, tokens, np.zeros(len(tokens)))

@@ -5,9 +5,9 @@ as token ids, and all nodes of all positions are one request to each model. What
 tokenizer is here.
 
 Where the server shows whole rows (vLLM with --max-logprobs -1, top_logprobs=-1) the scores are those of the same models
-on this machine. Where it shows the k likeliest ids, the others that matter (a candidate's own, those on the way to it,
-what the other model finds likely) are asked for by name in a second request, and what is left is spread evenly over the
-rest; scores that such an estimate went into are marked "prefix".
+on this machine. Where it shows the k likeliest ids, the others that matter (a candidate's own, those on the way to
+it) are asked for by name in a second request, and what is left is spread evenly over the rest; scores that such an
+estimate went into are marked "prefix".
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from blackbox_proxy.errors import (
     PairServerError,
     VocabularyMismatch,
 )
+from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.side import Shown, Wanted
@@ -239,7 +240,7 @@ class RemoteModel:
         rest[ids[inside]] = False
         count = int(rest.sum())
         if count == 0 or self._is_whole(known):
-            return (row - np.logaddexp.reduce(row)).astype(np.float32), -np.inf
+            return (row - logsumexp(row)).astype(np.float32), -np.inf
         mass = max(1.0 - float(np.exp(values).sum()), 1e-9)
         hidden = float(np.float32(min(np.log(mass / count), min(known.shown.values()))))
         row[rest] = hidden

@@ -28,6 +28,7 @@ from blackbox_proxy.weigh import Settings, Weighed, token_keys, weigh
 from blackbox_proxy.writer import Writer
 
 _LONGEST_RESCUE = 64  # positions asked for at most when a character must be finished inside one draft
+_MOST_RESCUES = 16  # requests for that at one place, of which many may have broken
 _MOST_TOLD = 64  # places of a text whose answers are remembered
 _MOST_REQUESTS = 4  # tokens asked about at one place where each costs a request
 _BLANK = Position(Token(), None, (), np.empty(0))
@@ -100,6 +101,7 @@ class Text:
         self.finished = False
         self.rescue = 0
         self.least = 1
+        self._rescues = 0
         self._base = base
         self._pairs = pairs
         self._settings = settings
@@ -113,12 +115,13 @@ class Text:
         room = self._base.room(self.prefix)
         return max(1, wanted if room is None else min(wanted, room))
 
-    def longer(self, positions: int) -> None:
+    def longer(self, positions: int, broke: bool) -> None:
         """Ask for a longer draft than these positions of the base's own next time: what a token has begun in it must be
-        finished.
+        finished. broke: it ended early for no reason that would be the same again.
         """
-        self.rescue = max(8, 2 * positions, 2 * self.rescue)
+        self.rescue = max(8, 2 * positions, 0 if broke else 2 * self.rescue)
         self.least = positions + 1
+        self._rescues += 1
 
     def learn(self, asks: Asks, logprobs: Floats) -> None:
         """The base's answer: log q of the tokens asked about, NaN where it does not say."""
@@ -154,7 +157,7 @@ class Text:
                 return replace(taken, waits=True)
             if not chain:
                 return replace(taken, error=_nothing_can_be_issued())
-            self.rescue, self.least = 0, 1
+            self.rescue, self.least, self._rescues = 0, 1, 0
             for j, token in enumerate(chain, start):
                 taken.agreements.append(self._agreement(view, j, token))
                 taken.steps.append(self._step(view, j, token))
@@ -209,7 +212,8 @@ class Text:
     def _rest(self, view: _View, j: int, prefix: Prefix) -> list[Token] | None:
         if j < len(view.scored.rows):
             return self._chain(view, j, prefix)
-        return None if view.scored.more and self.rescue < _LONGEST_RESCUE else []
+        longer = view.scored.more and self.rescue < _LONGEST_RESCUE and self._rescues < _MOST_RESCUES
+        return None if longer else []
 
     def _by_ratio(self, view: _View, j: int, weighed: Weighed) -> _Drafted | None:
         """The drafted token, where it is to be accepted by ratio; None where p's own token is drawn."""

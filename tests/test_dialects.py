@@ -1,32 +1,48 @@
-"""Each dialect against `host` behaving as that server: what can be decoded comes out the same, what cannot is refused."""
+"""Each dialect against `host` behaving as that server: what can be decoded is the same, what cannot is refused."""
 
 from __future__ import annotations
 
+import json
+import tokenize
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from blackbox_proxy import ProxyTuner, open_base
+from blackbox_proxy.base import support
 from blackbox_proxy.base.dialects import DIALECTS, Api, Dialect
-from blackbox_proxy.base.emulation import emulation_of
+from blackbox_proxy.base.emulation import EMULATIONS, emulation_of
+from blackbox_proxy.base.guessing import by_models, dialect_of, located
 from blackbox_proxy.base.local import TransformersBase
+from blackbox_proxy.base.native import native_request
+from blackbox_proxy.base.payload import Settings, request
+from blackbox_proxy.cli import app
+from blackbox_proxy.errors import CannotContinue, InputError
 from blackbox_proxy.lm import load_causal_lm
-from blackbox_proxy.serve.host import HostEngine
+from blackbox_proxy.serve.engine import Engine
+from blackbox_proxy.serve.host import HostEngine, open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.spelling import load_tokenizer
 from blackbox_proxy.tuner import run
+from blackbox_proxy.types import Draft, Prefix, Token
 from blackbox_proxy.vocabulary import utf8_prefix
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.openai import OpenAIBase
     from blackbox_proxy.pair.transformers import TransformersPair
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "The mayor of New York"
 ROUTES: list[tuple[str, Api]] = [(name, api) for name, dialect in DIALECTS.items() for api in dialect.apis]
 
@@ -50,17 +66,37 @@ def whole_engine(folder: str) -> HostEngine:
 def emulated(models: dict[str, str]) -> Iterator[Callable[[str], str]]:
     """The base behaving as another server: its name -> base_url. One model behind all of them."""
     engine = whole_engine(models["base"])
-    urls: dict[str, str] = {}
     with ExitStack() as stack:
+        yield cache(lambda name: serve(stack, engine, name))
 
-        def url(name: str) -> str:
-            if name not in urls:
-                emulation = emulation_of(name)
-                root = emulation.roots[0].format(model="big")
-                urls[name] = stack.enter_context(serve_in_thread(create_app(engine, emulation=emulation))) + root
-            return urls[name]
 
-        yield url
+@pytest.fixture(scope="module")
+def faulty(models: dict[str, str]) -> Iterator[Callable[[str], str]]:
+    """The same of the model as it is, parts of characters and all."""
+    engine = open_engine(models["base"], top_logprobs=-1, served_model_name="big", device="cpu")
+    with ExitStack() as stack:
+        yield cache(lambda name: serve(stack, engine, name))
+
+
+def serve(stack: ExitStack, engine: Engine, name: str) -> str:
+    emulation = emulation_of(name)
+    app = create_app(engine, emulation=emulation)
+    return stack.enter_context(serve_in_thread(app)) + emulation.roots[0].format(model="big")
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Status and JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def without(body: dict[str, Any], name: str) -> dict[str, Any]:
+    return {field: value for field, value in body.items() if field != name}
 
 
 @pytest.fixture
@@ -106,3 +142,267 @@ def test_greedy_text_is_that_of_plain_host(
     if way not in plain:
         plain[way] = text(replace(DIALECTS["host"], prefix=dialect.prefix, named=None), "host")
     assert text(dialect, name) == plain[way] != ""
+
+
+# -- what is sent -----------------------------------------------------------------------------------------------------
+
+COMPLETION = {"model": "m", "prompt": "Hi the", "max_tokens": 3, "logprobs": 5, "temperature": 1.0, "top_p": 1.0}
+CHAT = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " the"}],
+    "max_tokens": 3,
+    "logprobs": True,
+    "top_logprobs": 5,
+    "temperature": 1.0,
+    "top_p": 1.0,
+}
+FIRST = {**CHAT, "messages": [{"role": "user", "content": "Hi"}]}
+MARKED = {
+    **CHAT,
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " the", "prefix": True}],
+}
+SEED = {"seed": 7}
+VLLM = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+GOES_ON = {"continue_final_message": True, "add_generation_prompt": False}
+LLAMA = {"min_p": 0.0, "repeat_penalty": 1.0, "top_k": 0}
+LLAMA_SERVER = {**LLAMA, "typical_p": 1.0, "dry_multiplier": 0.0, "xtc_probability": 0.0}
+
+BODIES: dict[tuple[str, Api], dict[str, Any]] = {
+    ("openai", "completions"): COMPLETION | SEED,
+    ("openai", "chat"): without(FIRST, "max_tokens") | {"max_completion_tokens": 3} | SEED,
+    ("azure", "completions"): COMPLETION | SEED,
+    ("azure", "chat"): without(FIRST, "max_tokens") | {"max_completion_tokens": 3} | SEED,
+    ("vllm", "completions"): COMPLETION | SEED | VLLM,
+    ("vllm", "chat"): CHAT | SEED | VLLM | GOES_ON,
+    ("sglang", "completions"): COMPLETION | SEED | VLLM,
+    ("sglang", "chat"): CHAT | SEED | VLLM | {"continue_final_message": True},
+    ("sglang-generate", "completions"): {
+        "text": "Hi the",
+        "sampling_params": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 3, "sampling_seed": 7, **VLLM},
+        "return_logprob": True,
+        "top_logprobs_num": 5,
+        "logprob_start_len": -1,
+        "return_text_in_logprobs": True,
+    },
+    ("llama-server", "completions"): COMPLETION | SEED | LLAMA_SERVER,
+    ("llama-server", "chat"): CHAT | SEED | LLAMA_SERVER,
+    ("llama-cpp-python", "completions"): COMPLETION | SEED | LLAMA,
+    ("llama-cpp-python", "chat"): FIRST | SEED | LLAMA,
+    ("tgi", "chat"): without(CHAT, "top_p") | SEED,
+    ("together", "completions"): COMPLETION | SEED | {"repetition_penalty": 1.0},
+    ("together", "chat"): without(FIRST, "top_logprobs") | {"logprobs": 5, "repetition_penalty": 1.0} | SEED,
+    ("fireworks", "completions"): COMPLETION | SEED,
+    ("fireworks", "chat"): FIRST | SEED,
+    ("deepseek", "completions"): COMPLETION | SEED,
+    ("deepseek", "chat"): MARKED | SEED,
+    ("mistral", "chat"): MARKED | {"random_seed": 7},
+    ("openrouter", "completions"): COMPLETION | SEED | {"provider": {"require_parameters": True}},
+    ("openrouter", "chat"): FIRST | SEED | {"provider": {"require_parameters": True}},
+    ("ollama", "chat"): FIRST | SEED,
+    ("trtllm", "completions"): COMPLETION | SEED,
+    ("trtllm", "chat"): FIRST | SEED,
+    ("host", "completions"): COMPLETION | SEED | VLLM,
+    ("host", "chat"): CHAT | SEED | VLLM | GOES_ON,
+}
+
+
+def test_every_dialect_has_its_body_here() -> None:
+    assert sorted(BODIES) == sorted(ROUTES)
+
+
+@pytest.mark.parametrize(("name", "api"), ROUTES)
+def test_the_body_of_a_request(name: str, api: Api) -> None:
+    dialect = DIALECTS[name]
+    tokens = (Token(None, b" the", " the"),) if dialect.continues(api) else ()
+    arguments = request(Prefix("Hi", tokens), Settings("m", api, dialect, 5), 3, temperature=1.0, seed=7)
+    if dialect.native:
+        assert native_request(arguments) == BODIES[name, api]
+        return
+    extra = arguments.pop("extra_body", {})
+    assert not arguments.keys() & extra.keys()
+    assert arguments | extra == BODIES[name, api]
+
+
+@pytest.mark.parametrize("name", [name for name, api in ROUTES if api == "chat" and not DIALECTS[name].continues(api)])
+def test_an_api_that_cannot_continue_says_so(name: str) -> None:
+    base = open_base("m", base_url="http://127.0.0.1:9/v1", dialect=name, api="chat")
+    base.check("Hi", 1)
+    with pytest.raises(CannotContinue, match=name):
+        base.check("Hi", 2)
+
+
+@pytest.mark.parametrize("name", [name for name, dialect in DIALECTS.items() if len(dialect.apis) == 1])
+def test_an_api_without_log_probabilities_is_refused(name: str) -> None:
+    [api] = DIALECTS[name].apis
+    other: Api = "chat" if api == "completions" else "completions"
+    with pytest.raises(InputError, match="no log probabilities"):
+        open_base("m", base_url="http://127.0.0.1:9/v1", dialect=name, api=other)
+
+
+# -- which dialect, and where -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "asked"),
+    [
+        ("https://api.together.xyz/v1", "together", "https://api.together.xyz/v1"),
+        ("https://api.fireworks.ai", "fireworks", "https://api.fireworks.ai/inference/v1"),
+        ("https://api.deepseek.com/v1", "deepseek", "https://api.deepseek.com/beta"),
+        ("https://api.mistral.ai/v1", "mistral", "https://api.mistral.ai/v1"),
+        ("https://openrouter.ai/api/v1", "openrouter", "https://openrouter.ai/api/v1"),
+        ("https://api.openai.com/v1", "openai", "https://api.openai.com/v1"),
+        ("https://api.openai.com.evil.example/v1", "openai", "https://api.openai.com.evil.example/v1"),
+        ("http://localhost:8000/v1", "openai", "http://localhost:8000/v1"),
+        (
+            "https://me.openai.azure.com",
+            "azure",
+            "https://me.openai.azure.com/openai/deployments/m?api-version=2024-10-21",
+        ),
+        (
+            "https://me.openai.azure.com/openai/deployments/d?api-version=2025-01-01",
+            "azure",
+            "https://me.openai.azure.com/openai/deployments/d?api-version=2025-01-01",
+        ),
+        ("https://me.openai.azure.com/openai/v1", "azure", "https://me.openai.azure.com/openai/v1"),
+    ],
+)
+def test_services_are_known_by_their_urls(url: str, name: str, asked: str) -> None:
+    base = open_base("m", base_url=url, api="chat", api_key="k")
+    assert base.settings.dialect.name == name
+    assert located(url, dialect_of("auto", url), "m") == asked
+    assert base.url == asked.partition("?")[0]
+
+
+def test_names_and_further_names() -> None:
+    assert dialect_of("openai-chat") is dialect_of("openai-completions") is DIALECTS["openai"]
+    with pytest.raises(InputError, match="klingon"):
+        dialect_of("klingon")
+
+
+def test_a_service_takes_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's key goes to somebody else unasked."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    with pytest.raises(InputError, match=r"api\.deepseek\.com") as caught:
+        open_base("m", dialect="deepseek", api="chat")
+    assert "DEEPSEEK_API_KEY" in caught.value.hint
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-theirs")
+    assert open_base("m", dialect="deepseek", api="chat").url == "https://api.deepseek.com/beta"
+
+
+@pytest.mark.parametrize("name", [name for name in EMULATIONS if name not in ("azure", "transformers-serve")])
+def test_a_server_is_known_by_its_list_of_models(name: str, emulated: Callable[[str], str]) -> None:
+    status, body = ask(f"{emulated(name)}/models")
+    found = by_models(body)
+    assert status == 200
+    assert (found and found.name) == (name if DIALECTS[name].owners else None)
+
+
+# -- the servers' faults ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "api"), ROUTES)
+def test_no_sentinel_and_no_wrong_bytes_get_through(
+    name: str, api: Api, speak: Callable[..., OpenAIBase], faulty: Callable[[str], str], models: dict[str, str]
+) -> None:
+    """Of a model that does write parts of characters, with what is drawn often outside the candidates."""
+    truth = TransformersBase(models["base"], device="cpu")
+    k = min(5, DIALECTS[name].default_k(api))
+    plain = open_base(
+        "big", base_url=faulty("host"), dialect="host", api=api, tokenizer=models["base"], top_logprobs=truth.size
+    )
+    base = open_base(
+        "big", base_url=faulty(name), dialect=name, api=api, tokenizer=models["base"], top_logprobs=k, max_attempts=1
+    )
+    for seed in range(3):
+        [real] = run(_once(plain, seed)).positions
+        [position] = run(_once(base, seed)).positions or [None]
+        row = {token.id: value for token, value in zip(real.tokens, real.logprobs.tolist(), strict=True)}
+        if position is None:
+            assert real.token.end
+            continue
+        shown = [*zip(position.tokens, position.logprobs.tolist(), strict=True)]
+        shown += [(position.token, position.logprob)] if position.logprob is not None else []
+        for token, value in shown:
+            assert -50 < value <= 0
+            if token.id is not None and not token.end:
+                assert value == pytest.approx(row[token.id], abs=1e-3)
+                assert token.bytes == truth.vocabulary.token_of(token.id).bytes
+            elif token.bytes:
+                assert "\ufffd".encode() not in token.bytes
+        whole = [token for token in real.tokens[:k] if token.bytes and utf8_prefix(token.bytes) == len(token.bytes)]
+        assert {token.id for token in whole} <= {token.id for token in position.tokens}
+    run(base.aclose())
+    run(plain.aclose())
+
+
+async def _once(base: OpenAIBase, seed: int) -> Draft:
+    return await base.draft(Prefix(PROMPT), 1, temperature=1.0, seed=seed)
+
+
+def test_the_default_penalty_bends_greedy_text(emulated: Callable[[str], str]) -> None:
+    """llama-cpp-python without the neutral value that its dialect sends."""
+    body = {"model": "big", "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
+    texts = [
+        ask(f"{emulated('llama-cpp-python')}/completions", body | more)[1]["choices"][0]["text"]
+        for more in ({}, {"repeat_penalty": 1.1}, {"repeat_penalty": 1.0})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "route", "body", "param"),
+    [
+        ("openai", "/completions", {"prompt": "Hi", "logprobs": 6}, "logprobs"),
+        ("openai", "/completions", {"prompt": "Hi", "logprobs": 2, "echo": True}, "logprobs"),
+        ("openai", "/chat/completions", {"messages": "Hi", "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("trtllm", "/completions", {"prompt": "Hi", "nonsense": 1}, "nonsense"),
+        ("mistral", "/chat/completions", {"messages": "Hi", "seed": 1}, "seed"),
+        ("tgi", "/chat/completions", {"messages": "Hi", "top_p": 1.0}, "top_p"),
+        ("llama-cpp-python", "/completions", {"prompt": [5, 6]}, "prompt"),
+    ],
+)
+def test_refusals(name: str, route: str, body: dict[str, Any], param: str, emulated: Callable[[str], str]) -> None:
+    if "messages" in body:
+        body = body | {"messages": [{"role": "user", "content": "Hi"}]}
+    status, answer = ask(f"{emulated(name)}{route}", body | {"model": "big", "max_tokens": 1})
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+def test_some_servers_ignore_what_they_do_not_know(emulated: Callable[[str], str]) -> None:
+    body = {"model": "big", "prompt": "Hi", "max_tokens": 1, "logprobs": 2}
+    status, answer = ask(f"{emulated('transformers-serve')}/completions", body)
+    assert (status, answer["choices"][0]["logprobs"]) == (200, None)
+    status, answer = ask(f"{emulated('llama-server')}/completions", body | {"echo": True})
+    assert (status, len(answer["choices"][0]["logprobs"]["content"])) == (200, 1)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_the_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = "<!-- dialects -->", "<!-- /dialects -->"
+    assert text.count(begin) == text.count(end) <= 1
+    if begin in text:
+        assert text.partition(begin)[2].partition(end)[0].strip() == support.markdown()
+
+
+def test_the_command_prints_the_table() -> None:
+    for arguments, expected in (([], support.text()), (["--markdown"], support.markdown())):
+        result = CliRunner().invoke(app, ["dialects", *arguments])
+        assert (result.exit_code, result.stdout.strip()) == (0, expected.strip())
+    assert {row[0] for row in support.rows()} == set(DIALECTS)
+
+
+def test_nothing_outside_base_knows_a_dialect() -> None:
+    """No string in the code is a dialect's name, but for `host`: the demo and the benchmark serve it themselves."""
+    names = {*DIALECTS, *EMULATIONS} - {"host"}
+    package = ROOT / "blackbox_proxy"
+    for path in sorted(package.rglob("*.py")):
+        if not path.is_relative_to(package / "base"):
+            with tokenize.open(path) as file:
+                found = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.STRING]
+            strings = {token.string.strip("\"'") for token in found}
+            assert not strings & names, path

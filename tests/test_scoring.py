@@ -73,8 +73,15 @@ def direct(models: dict[str, str], alpha: float) -> np.ndarray:
 @pytest.mark.parametrize("where", ["process", "http"])
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_law_3_the_whole_vocabulary_equals_the_equation(
-    where: str, alpha: float, models: dict[str, str], near: Any, api_base: Api, pairs: Pairs
+    where: str,
+    alpha: float,
+    models: dict[str, str],
+    near: Any,
+    api_base: Api,
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("blackbox_proxy.scoring._AT_ONCE", 7)  # several passes of the pair
     base = near() if where == "process" else api_base(limit=near().size)
     scored = ProxyTuner(base, pairs("same"), alpha).score(PROMPT, TEXT)
     expected = direct(models, alpha)

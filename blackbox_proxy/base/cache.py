@@ -222,7 +222,9 @@ class CachedBase(BaseAround):
             own = self._own(wanted, key)
         positions = (*given, *own.positions)
         if len(positions) < wanted.least and own.finish is None and not own.cut:
-            return None
+            issued = [position.token for position in positions]
+            if not issued or not self._continues(wanted, issued):
+                return None
         return Draft(positions, own.finish, Usage(cached_positions=len(positions)), len(given), own.cut)
 
     def _own(self, wanted: _Wanted, key: bytes) -> Draft:
@@ -246,8 +248,8 @@ class CachedBase(BaseAround):
                 likeliest = row.likeliest()
                 token, logprob = likeliest[0], float(row.logprobs[0])
                 told = len(likeliest) == 1
-                issued = [*wanted.prefix.tokens, *wanted.given, *(position.token for position in positions)]
-                if not told and not all(self._may_follow(wanted, issued, other) for other in likeliest):
+                issued = [*wanted.given, *(position.token for position in positions)]
+                if not told and not all(other.end or self._continues(wanted, [*issued, other]) for other in likeliest):
                     break  # which of them the base would write decides what can be issued
             else:
                 break
@@ -261,8 +263,8 @@ class CachedBase(BaseAround):
             key = _after(key, token)
         return Draft(tuple(positions))
 
-    def _may_follow(self, wanted: _Wanted, issued: Sequence[Token], token: Token) -> bool:
-        return token.end or self.base.can_continue(Prefix(wanted.prefix.prompt, (*issued, token)))
+    def _continues(self, wanted: _Wanted, more: Sequence[Token]) -> bool:
+        return self.base.can_continue(Prefix(wanted.prefix.prompt, (*wanted.prefix.tokens, *more)))
 
     def _row(self, key: bytes, draw: bytes | None) -> _Row | None:
         found = self.store.find(key, draw)

@@ -56,7 +56,8 @@ class Connection:
         self._base_url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
         self._query = dict(parse_qsl(parts.query, keep_blank_values=True))  # the client would put the route behind it
         self._native = None if native is None else native_url(self._base_url, native)
-        self._headers = {} if key_header is None else {"Authorization": openai.Omit(), key_header: key}
+        headers = {"Authorization": openai.Omit(), key_header: key}
+        self._own: dict[str, Any] = {} if key_header is None else {"extra_headers": headers}
         self._key = key
         self.secret = key if secret else ""
         self._timeout = timeout
@@ -67,7 +68,7 @@ class Connection:
         async with self._limiter.request(_most_tokens(arguments)):
             with self.naming():
                 if self._native is None:
-                    answer = await self._create("with_raw_response")(**arguments)
+                    answer = await self._create("with_raw_response")(**arguments, **self._own)
                 else:
                     body = native_request(arguments)
                     answer = await self._client().post(self._native, body=body, cast_to=httpx2.Response)
@@ -80,7 +81,7 @@ class Connection:
         most = _most_tokens(arguments)
         async with self._limiter.request(most) as used:
             with self.naming():
-                opened = self._create("with_streaming_response")(**arguments)
+                opened = self._create("with_streaming_response")(**arguments, **self._own)
                 response = await opened.__aenter__()
             self._limiter.learn(response.headers)
             answer = Answer(response, self)
@@ -127,7 +128,6 @@ class Connection:
                 api_key=self._key,
                 base_url=self._base_url,
                 default_query=self._query,
-                default_headers=self._headers,  # type: ignore[arg-type]  # Omit is how a header is left out
                 timeout=self._timeout,
                 max_retries=0,  # retry.py decides
                 # The client's own would try to close itself when forgotten, in whatever event loop then runs.

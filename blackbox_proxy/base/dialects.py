@@ -56,7 +56,7 @@ class Dialect:
 
     How it is asked:
     `ids_out`: fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide
-    what the token is, and then its text is worth more.
+    what the token is, and then its text is worth more. `ids_shown`: they come unasked, beside the text.
     `chat_length`: what the chat API calls the number of tokens to generate. `chat_logprobs`: how it is asked for log
     probabilities, by "top_logprobs" besides `logprobs: true` or by a "number" in `logprobs`.
     `seed`: what it calls the seed; None where it has none. `omit`: fields that are usually sent and that it refuses.
@@ -67,7 +67,9 @@ class Dialect:
     `shown_after`: what the log probabilities have been through: nothing (they are the model's own), a `logit_bias`, or
     also the temperature; None where that is not known. A greedy answer has no temperature anywhere, and a draft is
     drawn at 1 or not at all, so that the model's own are shown in either case.
-    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown.
+    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
+    shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
+    have stood in their place.
 
     Where it is:
     `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
@@ -85,6 +87,7 @@ class Dialect:
     prefix: Literal["ids", "text"] = "text"
     prefill: Prefill | None = None
     ids_out: Mapping[str, Any] = field(default_factory=dict)
+    ids_shown: bool = False
     chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
     seed: str | None = "seed"
@@ -97,6 +100,7 @@ class Dialect:
     echo_last: str | None = None
     echo_streams: bool = False
     draws: bool = True
+    hides_parts: bool = False
     shown_after: After | None = None
     named: str | None = None
     named_limit: int = 128
@@ -192,6 +196,7 @@ DIALECTS: Mapping[str, Dialect] = {
             apis=("completions",),
             prefill=None,
             native="/generate",
+            ids_shown=True,
             streams=False,  # it repeats all that came before in every event
             echo={"echo": True},
             echo_last="echo_last",
@@ -205,6 +210,7 @@ DIALECTS: Mapping[str, Dialect] = {
             chat_k=None,
             prefix="ids",
             prefill=Prefill(),  # a trailing message of the assistant is continued unasked
+            ids_shown=True,
             # Its samplers are on by default, even at temperature 1.
             extra_body={
                 "top_k": 0,
@@ -214,6 +220,8 @@ DIALECTS: Mapping[str, Dialect] = {
                 "dry_multiplier": 0.0,
                 "xtc_probability": 0.0,
             },
+            draws=False,  # of what is drawn, only whole characters are shown
+            hides_parts=True,
             shown_after="nothing",
             bias_keys=300,
             owners=("llamacpp",),
@@ -296,7 +304,7 @@ DIALECTS: Mapping[str, Dialect] = {
             "openrouter",
             completions_k=20,
             chat_k=20,
-            prefill=Prefill(),  # if the provider behind it continues a trailing message
+            prefill=None,  # some providers behind it continue a trailing message, others begin a new turn
             # Else a provider that knows no log probabilities may be chosen, and ignores that they were asked for.
             extra_body={"provider": {"require_parameters": True}},
             draws=False,

@@ -27,6 +27,7 @@ from .identity import spelling_identity
 from .limits import Limiter
 from .meter import Meter, sent_tokens
 from .naming import (
+    BIAS_LIMIT,
     from_position,
     given_logprobs,
     has_logprobs,
@@ -43,9 +44,10 @@ from .payload import Settings, as_text, can_continue, check, draws_what_it_shows
 from .protocol import Abilities, Revealed
 from .recut import Recut, after_special, chat_opening, until_recut
 from .retry import named_limit, note_break, refuses_streams, with_retries
-from .streaming import Incremental
+from .streaming import Incremental, usage_of
 
 NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
+_WHOLE = "a"  # text that is whole characters in any vocabulary
 _T = TypeVar("_T")
 
 
@@ -201,7 +203,31 @@ class OpenAIBase:
             ),
             lambda arguments, _: self._whole(arguments),
         )
-        return self._read(body, asked, settings, Usage(retries=retries))
+        try:
+            draft = self._read(body, asked, settings, Usage(retries=retries))
+        except (NoLogprobs, BadResponse) as error:
+            if not self._hides(given):
+                raise
+            return await self._brought_out(prefix, usage_of(body) + Usage(retries=retries), error)
+        if self._hides(given) and not draft.positions and draft.finish is None:
+            return await self._brought_out(prefix, draft.usage)
+        return draft
+
+    def _hides(self, given: Sequence[Token]) -> bool:
+        return self.settings.dialect.hides_parts and not given
+
+    async def _brought_out(self, prefix: Prefix, spent: Usage, hidden: BaseError | None = None) -> Draft:
+        """The candidates at a place where the server holds back the token it wrote, since it ends inside a character.
+
+        A bias makes it write another, which it shows, and with it the candidates as they are without the bias. The
+        likeliest then stands for what it wrote. `hidden` is raised where it shows none even so.
+        """
+        try:
+            draft = await self._one(prefix, {"logit_bias": {_WHOLE: BIAS_LIMIT}}, self.settings.top_logprobs)
+        except (NoLogprobs, BadResponse) as error:
+            raise hidden or error from None
+        shown = [replace(p, token=p.tokens[0], logprob=float(p.logprobs[0])) for p in draft.positions]
+        return Draft(tuple(shown), None, spent + draft.usage, cut=True)
 
     async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
         """log q of tokens by name: their ids in one request where the server takes them, else each given as text to
@@ -321,8 +347,11 @@ class OpenAIBase:
             (first, rest, reader), settings, retries = await self._asked(
                 build, lambda arguments, settings: self._begin(arguments, settings, asked)
             )
-        except (NoLogprobs, BadRequest) as error:
-            if isinstance(error, BadRequest) and not refuses_streams(error):
+        except (NoLogprobs, BadResponse, BadRequest) as error:
+            if self._hides(given) and not isinstance(error, BadRequest) and not error.retryable:
+                yield await self._brought_out(prefix, meter.last(None), error)
+                return
+            if isinstance(error, BadResponse) or (isinstance(error, BadRequest) and not refuses_streams(error)):
                 raise
             self._streams = False
             lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
@@ -356,7 +385,10 @@ class OpenAIBase:
                     note_break(error, positions)
                     more += Usage(retries=1)
                     break
-        yield Draft((), finish, meter.last(reader.usage) + more)
+        if self._hides(given) and not positions and finish is None:
+            yield await self._brought_out(prefix, meter.last(reader.usage) + more)
+        else:
+            yield Draft((), finish, meter.last(reader.usage) + more)
 
     # -- what asks and what is read -------------------------------------------------------------------------------
 

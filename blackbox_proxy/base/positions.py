@@ -134,6 +134,20 @@ def as_end(position: Position) -> Position:
     return replace(position, token=end, tokens=tuple(tokens))
 
 
+def joined(row: Row, vocabulary: Vocabulary | None) -> bool:
+    """Whether a row stands for several tokens, of which only the last is named by its id and has its candidates here.
+
+    llama-server holds back tokens that end inside a character, and prints them with the one that completes it. Where
+    neither the vocabulary nor the candidates tell, more than ASCII is not trusted.
+    """
+    index, spelled = row.sampled.id, row.sampled.bytes
+    if index is None or not spelled:
+        return False
+    own = vocabulary.token_of(index).bytes if vocabulary is not None else None
+    own = own or next((entry.bytes for entry in row.shown if entry.id == index), None)
+    return not spelled.isascii() if own is None else own != spelled
+
+
 def may_be_end(row: Row, vocabulary: Vocabulary | None) -> bool:
     """Whether the spelling of its token makes a difference between a row that ends the text and one that does not."""
     text = row.sampled.text

@@ -109,8 +109,8 @@ class Base(Protocol):
         where it does not keep them apart from the prefix, or could not continue from one of them, the draft holds the
         positions up to there and nothing after, possibly none.
 
-        `least`: with fewer positions nothing can be done, since no request can continue from the last of them. Whoever
-        remembers a shorter draft has to ask, unless that was `cut` or the text ended. Raises BaseError.
+        `least`: a draft of fewer positions is of no use if no request can continue from its last token. Whoever
+        remembers such a one has to ask, unless it was `cut` or the text ended. Raises BaseError.
         """
         ...
 

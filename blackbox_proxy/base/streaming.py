@@ -18,10 +18,11 @@ from blackbox_proxy.vocabulary import Vocabulary
 
 from .entries import token_of, utf8
 from .given import Echo
-from .positions import Row, as_end, may_be_end, position_of, rows_of
+from .positions import Row, as_end, joined, may_be_end, position_of, rows_of
 
 _STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
+_TO_FINISH = 3  # tokens, printed as nothing, that llama-cpp-python writes beyond the limit to complete a character
 
 
 class Incremental:
@@ -66,7 +67,8 @@ class Incremental:
         self._rows += len(rows)
         given, generated = self._apart(rows)
         self._generated += len(generated)
-        if self._generated > self._n:
+        surplus = generated[len(generated) - max(0, self._generated - self._n) :]
+        if self._generated > self._n + _TO_FINISH or any(row.sampled.text for row in surplus):
             raise BadResponse(
                 f"the API answered with {self._generated} tokens where {self._n} were asked for",
                 hint="It ignores the limit that was sent, or repeats the prompt. Another dialect may spell the limit "
@@ -74,10 +76,13 @@ class Incremental:
             )
         self.given += len(given)
         released = given
-        for row in generated if self._goes_on else ():
+        for row in generated[: len(generated) - len(surplus)] if self._goes_on else ():
             if self._held is not None:
                 released.append(self._release(self._held, went_on=True))
             self._held = row
+            if joined(row, self._vocabulary):
+                self._held, self._lost = None, True
+                break
         if self._held is not None and not self._may_change(self._held):
             released.append(self._release(self._held, went_on=False))
             self._held = None

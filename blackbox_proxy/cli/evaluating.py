@@ -6,15 +6,18 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import TunerOptions, prices_of
+from blackbox_proxy.cli.options import TunerOptions, prices_of, rendering_of
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+
+if TYPE_CHECKING:
+    from blackbox_proxy.base.local import TransformersBase
 
 _Alphas = Annotated[
     list[float] | None, typer.Option("--alpha", help="Weight of the pair, 1 by default; may be repeated.")
@@ -31,6 +34,13 @@ class ComparedOptions(TunerOptions):
         """The same with one alpha, to be opened."""
         given = {field.name: getattr(self, field.name) for field in fields(TunerOptions)}
         return TunerOptions(**(given | {"alpha": 1.0}))
+
+    def run_here(self, model: str) -> TransformersBase:
+        """A model in this process that is asked as the base is."""
+        from blackbox_proxy import TransformersBase
+
+        rendering = rendering_of(self.base_prompt)
+        return TransformersBase(model, device=self.device, dtype=self.dtype, rendering=rendering)
 
     def named(self) -> dict[str, Any]:
         """What decides the figures, with no key and no address."""
@@ -122,7 +132,7 @@ def evaluate(
                 tasks,
                 alphas=parts.alpha or [1.0],
                 systems=None if systems is None else [name.strip() for name in systems.split(",") if name.strip()],
-                ceiling=ceiling,
+                ceiling=None if ceiling is None else parts.run_here(ceiling),
                 ceiling_value=ceiling_value,
                 sweep=swept,
                 metric=metric,

@@ -32,7 +32,7 @@ BaseUrl = Annotated[
     str | None, typer.Option(envvar="BLACKBOX_PROXY_BASE_URL", help="The API's address, as http://host:port/v1.")
 ]
 Api = Annotated[str, typer.Option(help="completions or chat.")]
-DialectName = Annotated[str, typer.Option(help="The API's dialect: openai, vllm, host.")]
+DialectName = Annotated[str, typer.Option(help="What kind of server the API is, see `dialects`; auto: by its URL.")]
 ApiKey = Annotated[
     str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The API's key.", show_default=False)
 ]
@@ -135,7 +135,7 @@ class BaseOptions:
     local: Local = False
     base_url: BaseUrl = None
     api: Api = "completions"
-    dialect: DialectName = "openai"
+    dialect: DialectName = "auto"
     api_key: ApiKey = None
     tokenizer: Tokenizer = None
     top_logprobs: TopLogprobs = None

@@ -47,7 +47,8 @@ def host(
         root = "/v1" if dialect is None else emulation_of(dialect).roots[0]
         like = "" if dialect is None else f", as {dialect}"
         name = served_model_name or model
-        typer.echo(f"{name} at http://{where}:{at}{root.format(model=name)}, top {top_logprobs} logprobs{like}", err=True)
+        url = f"http://{where}:{at}{root.format(model=name)}"
+        typer.echo(f"{name} at {url}, top {top_logprobs} logprobs{like}", err=True)
 
     run_host(
         model,

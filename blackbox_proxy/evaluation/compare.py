@@ -30,6 +30,7 @@ from blackbox_proxy.types import Floats, Usage
 _MANY_ABSTAIN = 0.05
 _MANY_UNSEEN = 0.2
 _FEW_ROWS = 30
+_ROUNDING = 1e-9
 _NOUNS: dict[Metric, str] = {"accuracy": "accuracy", "exact_match": "exact match", "bits_per_byte": "bits per byte"}
 
 
@@ -155,7 +156,7 @@ def table_of(
         )
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     table = Table(kind, metric, len(whole), len(mine) - len(whole), tuple(results), ordered, ceiling)
-    return replace(table, warnings=tuple(_warnings(table)))
+    return replace(table, warnings=tuple(warnings_of(table)))
 
 
 def better(metric: Metric, a: float, b: float) -> float:
@@ -217,12 +218,15 @@ class _Compare:
 # -- in words ---------------------------------------------------------------------------------------------------------
 
 
-def _warnings(table: Table) -> list[str]:
+def warnings_of(table: Table, alpha: float | None = None) -> list[str]:
+    """What must be said of a table; with `alpha`, of the proxy-tuned systems only about the one with that."""
     if table.rows == 0:
         return [f"No row has an answer from every system; {table.dropped} were left out."]
     found = []
     base, expert, ceiling = (table.result(key) for key in ("base", "expert", "ceiling"))
     for result in table.results:
+        if alpha is not None and result.system.alpha not in (alpha, None):
+            continue
         if result.system.role == "tuned":
             title = result.system.title.capitalize()
             if base is not None:
@@ -271,7 +275,7 @@ def _worse(
     metric: Metric, title: str, result: Result, other: Result, difference: Difference | None, advice: str
 ) -> list[str]:
     """A sentence where a system is worse than another one, and whether that may be chance."""
-    if difference is None or not difference.value < 0:
+    if difference is None or not difference.value < -_ROUNDING:
         return []
     sure = (
         f"significant ({_p(difference.p)}). {advice}."

@@ -1,14 +1,16 @@
 """How well a pair fits a base, from a few hundred tokens that the base writes itself: `measure_fit`.
 
-One request a prompt. The steps of the base's own text (alpha 0) carry every candidate with q, E and A, so that what
-any alpha would have chosen there follows without asking again. What they cannot tell is how the tuned text goes on
-after its first change: the rates are those along the base's text, and said to be.
+One request a prompt. Every position of the base's own draft is weighed as `decode` would weigh it there, so that what
+the tuned model would choose follows without asking again. What this cannot tell is how the tuned text goes on after its
+first change: the rates are those along the base's text, and said to be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from blackbox_proxy import tuner as tuners
+from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.statistics import wilson_interval
+from blackbox_proxy.pair.protocol import Pair
+from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Candidates, Floats, Generation, Prompt, Step, Usage
+from blackbox_proxy.types import Floats, Position, Prefix, Prompt, TailPolicy, Usage
 from blackbox_proxy.vocabulary import Vocabulary
-from blackbox_proxy.weigh import alpha_at
+from blackbox_proxy.weigh import Settings, Weighed, alpha_at, weigh
 
 _CHARACTERS_PER_TOKEN = 4
 _WELL_COVERED = 0.9
+_AT_ONCE = 64  # positions that the pair scores in one pass
+_LOOKED_AT = 64  # candidates of a position that are looked at one by one, where a whole vocabulary is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +108,14 @@ async def ameasure_fit(
     texts: int | None = None,
     prices: Prices | None = None,
     concurrency: int = 4,
+    seed: int = 0,
 ) -> Fit:
     """Let the base continue prompts until about `tokens` tokens are seen, and look at what the pair makes of them.
 
-    max_tokens: of each text, and of those that the forecast is about; texts: how many these will be, as many as there
-    are prompts by default. The tuner's alpha, pair and tail policy are used; where it has several pairs, the first.
-    Raises InputError before anything is spent, BaseError and PairError.
+    Prompts are taken in an order drawn from `seed`, so that those looked at stand for all. max_tokens: of each text,
+    and of those that the forecast is about; texts: how many these will be, as many as there are prompts by default.
+    The tuner's alpha, pair and tail policy are used; where it has several pairs, the first. Raises InputError before
+    anything is spent, BaseError and PairError.
     """
     if not prompts:
         raise InputError("there are no prompts", hint="Give a few that are like those to be asked.")
@@ -116,22 +125,18 @@ async def ameasure_fit(
     if texts is not None and texts < 1:
         raise InputError(f"the forecast must be about at least 1 text, not {texts}", hint="Leave it out.")
     pair, alpha = tuner.pairs[0], alpha_at(tuner.alphas[0], 0)
-    plain = ProxyTuner(
-        tuner.base,
-        pair,
-        0.0,
-        tail="backoff" if tuner.tail == "ask" else tuner.tail,
-        draft=replace(tuner.drafting, local=False),
-    )
+    tail: TailPolicy = "backoff" if tuner.tail == "ask" else tuner.tail  # it asks for nothing but the drafts
+    settings = Settings(max_tokens, tuner.alphas[:1], Sampling(0.0, 1.0, 0), tail=tail)
     for prompt in prompts:
         pair.check(prompt, max_tokens)
         tuner.base.check(prompt, max_tokens)
-    found: list[Generation] = []
+    drawn = random.Random(seed).sample(list(prompts), len(prompts))
+    found: list[_Text] = []
     seen = 0
-    while seen < tokens and len(found) < len(prompts):
-        some = prompts[len(found) : len(found) + min(concurrency, math.ceil((tokens - seen) / max_tokens))]
-        found += await plain.agenerate_batch(some, max_tokens=max_tokens, concurrency=concurrency)
-        seen = sum(len(_looked_at(generation)) for generation in found)
+    while seen < tokens and len(found) < len(drawn):
+        some = drawn[len(found) : len(found) + min(concurrency, math.ceil((tokens - seen) / max_tokens))]
+        found += await asyncio.gather(*(_text(tuner.base, pair, prompt, settings) for prompt in some))
+        seen = sum(len(text.positions) for text in found)
     local = getattr(pair, "vocabulary", None)
     return await asyncio.to_thread(
         _fit, found, list(prompts), alpha, pair.has_antiexpert, tuner.base.vocabulary, local, texts, prices
@@ -143,8 +148,47 @@ def measure_fit(tuner: ProxyTuner, prompts: Sequence[Prompt], **options: Any) ->
     return tuners.run(ameasure_fit(tuner, prompts, **options))
 
 
-def _looked_at(generation: Generation) -> list[Step]:
-    return [step for step in generation.steps if len(step.candidates)]
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What the base wrote after one prompt, weighed, and what that cost."""
+
+    positions: tuple[Weighed, ...]
+    usage: Usage
+
+
+async def _text(base: Base, pair: Pair, prompt: Prompt, settings: Settings) -> _Text:
+    """The base's own greedy text in as few requests as it takes (one, where an answer holds all of it)."""
+    prefix, usage = Prefix(prompt), Usage()
+    positions: list[Position] = []
+    while len(positions) < settings.max_tokens and (not positions or base.can_continue(prefix)):
+        draft = await base.draft(prefix, settings.max_tokens - len(positions))
+        usage += draft.usage
+        positions += draft.positions
+        prefix = Prefix(prompt, tuple(position.token for position in positions))
+        if not draft.positions or draft.finish == "stop" or draft.positions[-1].token.end:
+            break
+    return _Text(await asyncio.to_thread(_weighed, base, pair, prompt, positions, settings), usage)
+
+
+def _weighed(
+    base: Base, pair: Pair, prompt: Prompt, positions: Sequence[Position], settings: Settings
+) -> tuple[Weighed, ...]:
+    """Every position that the pair can score, as `decode` weighs it."""
+    found: list[Weighed] = []
+    session = pair.open(prompt, base.vocabulary)
+    try:
+        while len(found) < len(positions):
+            some = positions[len(found) : len(found) + _AT_ONCE]
+            rows = session.score([position.token for position in positions[: len(found)]], some)
+            found += [
+                weigh(position, [row], [pair], settings, len(found) + i)
+                for i, (position, row) in enumerate(zip(some, rows, strict=False))
+            ]
+            if len(rows) < len(some):
+                break
+    finally:
+        session.close()
+    return tuple(found)
 
 
 # -- the figures ------------------------------------------------------------------------------------------------------
@@ -166,7 +210,7 @@ class _Look:
 
 
 def _fit(
-    found: Sequence[Generation],
+    found: Sequence[_Text],
     prompts: Sequence[Prompt],
     alpha: float,
     has_antiexpert: bool,
@@ -176,16 +220,12 @@ def _fit(
     prices: Prices | None,
 ) -> Fit:
     same = base is not None and local is not None and base.spells_like(local)
-    looks = [
-        _look(step.candidates, step.covered_mass, alpha, None if same else local)
-        for generation in found
-        for step in _looked_at(generation)
-    ]
+    looks = [_look(weighed, None if same else local) for text in found for weighed in text.positions]
     if not looks:
         raise InputError("the base ended every text at once", hint="Give prompts that it goes on from.")
     tokens, shown = len(looks), max(sum(look.shown for look in looks), 1)
     changed = sum(look.changed for look in looks)
-    usage = sum((generation.usage for generation in found), Usage())
+    usage = sum((text.usage for text in found), Usage())
     fit = Fit(
         alpha=alpha,
         texts=len(found),
@@ -195,7 +235,7 @@ def _fit(
         candidates_overlap=sum(look.known for look in looks) / shown,
         merging=sum(look.merging for look in looks) / shown,
         merging_positions=sum(look.merging > 0 for look in looks) / tokens,
-        top_k=max(int(np.sum(~s.candidates.tail)) for g in found for s in _looked_at(g)),
+        top_k=max(weighed.shown for text in found for weighed in text.positions),
         covered_mass=float(np.mean([look.covered_mass for look in looks])),
         low_covered=sum(look.covered_mass < _WELL_COVERED for look in looks) / tokens,
         disagreement=changed / tokens,
@@ -210,42 +250,28 @@ def _fit(
     return replace(fit, verdicts=tuple(_verdicts(fit, has_antiexpert)))
 
 
-def _look(candidates: Candidates, covered_mass: float, alpha: float, local: Vocabulary | None) -> _Look:
-    offset = _offsets(candidates)
-    log_q, log_p = candidates.log_q, candidates.log_q + alpha * offset
-    # Candidates are listed as the base prefers them, so the first of equals is its own.
-    base_top, tuned_top = int(np.argmax(log_q)), int(np.argmax(log_p))
-    expert = np.where(np.isfinite(candidates.log_expert), candidates.log_expert, -np.inf)
-    shown = [
-        (token.bytes, how)
-        for token, how, tail in zip(candidates.tokens, candidates.how, candidates.tail.tolist(), strict=True)
-        if not tail and not token.end
-    ]
-    spelled = [text for text, _ in shown if text]
+def _look(weighed: Weighed, local: Vocabulary | None) -> _Look:
+    """local: the pair's vocabulary, None where it is the base's own."""
+    scores = weighed.scores
+    expert = np.where(np.isfinite(scores.log_expert), scores.log_expert, -np.inf)
+    places = [i for i in range(weighed.shown) if not weighed.tokens[i].end]
+    likeliest = sorted(places, key=lambda i: -weighed.log_q[i])[:_LOOKED_AT]
+    spelled = [text for text in (weighed.tokens[i].bytes for i in likeliest) if text]
     merging = 0
     if local is not None and spelled:
-        firsts = local.first(spelled)
-        merging = sum(firsts.count(first) > 1 for first in firsts)
+        count = Counter(local.first(spelled))
+        merging = sum(number for number in count.values() if number > 1)
     return _Look(
-        shown=len(shown),
+        shown=len(likeliest),
         known=len(spelled) if local is None else sum(local.id_of(text) is not None for text in spelled),
         merging=merging,
-        neutral=sum(how == "neutral" for _, how in shown),
-        approximate=sum(how == "prefix" for _, how in shown),
-        covered_mass=covered_mass,
-        changed=tuned_top != base_top,
-        agreed=int(np.argmax(expert)) == base_top,
-        divergence=_divergence(log_p, log_q),
+        neutral=sum(scores.how[i] == "neutral" for i in likeliest),
+        approximate=sum(scores.how[i] == "prefix" for i in likeliest),
+        covered_mass=weighed.covered_mass,
+        changed=weighed.changed,
+        agreed=int(np.argmax(expert)) == weighed.base_top,
+        divergence=_divergence(weighed.log_p, weighed.log_q),
     )
-
-
-def _offsets(candidates: Candidates) -> Floats:
-    """log E - log A of each candidate; 0 where the pair knows nothing of it."""
-    known = np.isfinite(candidates.log_expert) & np.isfinite(candidates.log_antiexpert)
-    known &= np.array([how != "neutral" for how in candidates.how])
-    offset = np.zeros(len(candidates))
-    offset[known] = candidates.log_expert[known] - candidates.log_antiexpert[known]
-    return offset
 
 
 def _divergence(log_p: Floats, log_q: Floats) -> float:
@@ -262,7 +288,7 @@ def _overlap(base: Vocabulary, local: Vocabulary) -> float:
 
 
 def _forecast(
-    found: Sequence[Generation],
+    found: Sequence[_Text],
     prompts: Sequence[Prompt],
     base: Vocabulary | None,
     rate: float,
@@ -270,8 +296,8 @@ def _forecast(
     prices: Prices | None,
 ) -> Forecast:
     """One request a text and one after each disagreement, which come evenly: half of the text precedes them."""
-    length = sum(len(_looked_at(generation)) for generation in found) / len(found)
-    known = [g.usage.prompt_tokens / g.usage.api_calls for g in found if g.usage.api_calls]
+    length = sum(len(text.positions) for text in found) / len(found)
+    known = [text.usage.prompt_tokens / text.usage.api_calls for text in found if text.usage.api_calls]
     prompt = sum(known) / len(known) if known else sum(_prompt_length(p, base) for p in prompts) / len(prompts)
     count = len(prompts) if texts is None else texts
     again = rate * max(length - 1, 0.0)

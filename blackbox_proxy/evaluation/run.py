@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from blackbox_proxy.base.store import Store
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BlackboxError, InputError
-from blackbox_proxy.evaluation.compare import Table, table_of
+from blackbox_proxy.evaluation.compare import Table, table_of, warnings_of
 from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
 from blackbox_proxy.evaluation.systems import ROLES, Panel, Role, Row, System, Way
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
@@ -136,6 +136,8 @@ async def aevaluate(
     if swept is not None:
         spent = sum((row.usage for row in rows if row.task.kind == swept), Usage())
         chosen = sweep_of(next(table for table in tables if table.kind == swept), spent.api_calls)
+        alpha = chosen.best.alpha
+        tables = tuple(replace(table, warnings=tuple(warnings_of(table, alpha))) for table in tables)
     return Evaluation(tables, tuple(rows), tasks.bad, usage, seconds, confidence, prices, chosen)
 
 

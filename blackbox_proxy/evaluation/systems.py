@@ -292,10 +292,10 @@ async def _guarded(asking: Awaitable[dict[str, Outcome]], systems: Sequence[Syst
 
 
 def _requests(said: Generation) -> int:
-    """What a text needs from an empty cache where drafts are long: one request, and one after each token that stood in
-    no draft.
+    """What a text needs from an empty cache where drafts are long: one request, and one after each token that is not
+    the base's own. Local drafts, where there are any, may save some of them.
     """
-    return 1 + sum(not step.drafted and step.finish_reason is None for step in said.steps)
+    return 1 + sum(step.changed and step.finish_reason is None for step in said.steps)
 
 
 async def _alone(base: TransformersBase, prompt: Prompt, max_tokens: int, stop: Sequence[str]) -> tuple[str, int]:

@@ -274,7 +274,7 @@ def _answers(given: Mapping[str, Any]) -> tuple[str, ...]:
         raise InputError("its answer must be text, a number, or a list of them", hint=_SHAPE)
     answers = tuple(_whole(str(answer)) for answer in found)
     if not all(normalised(answer) for answer in answers):
-        raise InputError("of its answer nothing is left without articles and punctuation", hint=_SHAPE)
+        raise InputError("its answer is empty", hint=_SHAPE)
     return answers
 
 
@@ -311,9 +311,13 @@ def _whole(text: str) -> str:
 
 
 def normalised(answer: str) -> str:
-    """As SQuAD's official evaluation does: lower case, no punctuation, no articles, single spaces."""
-    text = "".join(character for character in answer.lower() if character not in string.punctuation)
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    """As SQuAD's official evaluation does: lower case, no punctuation, no articles, single spaces.
+
+    But an answer that is nothing else ("A", "+") is left as it is, in lower case.
+    """
+    lower = answer.lower()
+    text = "".join(character for character in lower if character not in string.punctuation)
+    return next(filter(None, (" ".join(form.split()) for form in (_ARTICLES.sub(" ", text), text, lower))), "")
 
 
 def is_exact_match(said: str, answers: Sequence[str]) -> bool:

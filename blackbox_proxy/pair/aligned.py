@@ -23,7 +23,6 @@ _HEAVY = 0.01  # mass from which on a path is followed until it has decided its 
 _FOLLOWED = 16  # such paths per model and round
 _ROUNDS = 8  # tokens that a path is followed at most
 _LEAST = 1e-6  # mass below which nothing is proposed
-_SHARED = 32  # ids that one model finds likeliest at a node, of which the other is asked where it did not show them
 
 
 class AlignedSession:
@@ -69,10 +68,8 @@ class AlignedSession:
         if any(view.partial for places in views for view in places):
             with self._lock:
                 for j, tokens in enumerate(candidates):
-                    column = [places[j] for places in views]
-                    for view in column:
-                        view.name(self._alignment, tokens)
-                    _share(column)
+                    for places in views:
+                        places[j].name(self._alignment, tokens)
             self.run(views, named=True)
         return [_AlignedRow(self, self._alignment, [places[j] for places in views]) for j in range(len(positions))]
 
@@ -141,16 +138,6 @@ class _View:
             usual = alignment.canonical(tail + token)
             if usual:
                 self.asked.setdefault(usual[:-1], set()).add(usual[-1])
-
-
-def _share(views: Sequence[_View]) -> None:
-    """What one model finds likely at a node is wanted of the other, so that a ratio has two sides."""
-    if len(views) < 2 or views[0].nodes is not views[1].nodes:
-        return
-    for view, other in zip(views, reversed(views), strict=True):
-        for path, row, hidden in zip(other.nodes.paths, other.rows, other.hidden, strict=True):
-            top = np.argpartition(row, -_SHARED)[-_SHARED:] if len(row) > _SHARED else np.arange(len(row))
-            view.asked.setdefault(path, set()).update(int(i) for i in top if row[i] > hidden)
 
 
 def _run(views: Sequence[_View], named: bool = False) -> None:

@@ -82,9 +82,7 @@ def score_table(score: Score, *, has_antiexpert: bool) -> Table:
         ("expert", score.expert_bits_per_byte, score.expert_perplexity, score.log_expert),
     ]
     if has_antiexpert:
-        rows.append(
-            ("anti-expert", score.antiexpert_bits_per_byte, score.antiexpert_perplexity, score.log_antiexpert)
-        )
+        rows.append(("anti-expert", score.antiexpert_bits_per_byte, score.antiexpert_perplexity, score.log_antiexpert))
     for name, bits, perplexity, log in rows:
         table.add_row(
             name, f"{bits:.4f}", f"{perplexity:.3f}", f"{log:.2f} nats", style="bold" if name == "tuned" else ""

@@ -23,7 +23,8 @@ def show(console: Console, fit: Fit) -> None:
     console.print(forecast_line(fit), markup=False, highlight=False, soft_wrap=True)
     usage = fit.usage
     console.print(
-        f"This took {usage.api_calls} API calls, {usage.prompt_tokens} prompt + {usage.completion_tokens} output tokens.",
+        f"This took {usage.api_calls} API calls, {usage.prompt_tokens} prompt + "
+        f"{usage.completion_tokens} output tokens.",
         style="dim",
         highlight=False,
         soft_wrap=True,

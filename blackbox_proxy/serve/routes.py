@@ -70,8 +70,9 @@ def create_app(
     """
     emulation = emulation or Emulation()
     service = _Service(engine, stats or Stats(), emulation)
-    checks = {"api_key": api_key, "header": emulation.key_header}
-    layers = [*middleware, *([Middleware(_KeyCheck, **checks)] if api_key else [])]
+    layers = [*middleware]
+    if api_key:
+        layers.append(Middleware(_KeyCheck, api_key=api_key, header=emulation.key_header))
     routes = [Route("/health", service.health), Route("/stats", service.show_stats)]
     for root in emulation.roots:
         routes += [

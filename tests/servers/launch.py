@@ -43,7 +43,7 @@ def command(kind: str, models: Mapping[str, str], port: int) -> list[str]:
         return [*start, "--enforce-eager", *at]
     if kind == "llama-server":
         start = [str(llama_server()), "-m", models["gguf"], "--alias", MODEL, "-c", str(CONTEXT), "-np", "1"]
-        # Its keys and values are kept in 16 bits unless told otherwise, which moves log probabilities by 5e-3 nats here.
+        # Keys and values are kept in 16 bits unless told otherwise, which moves log probabilities by 5e-3 nats here.
         return [*start, "-t", "1", "--no-webui", "-ctk", "f32", "-ctv", "f32", "-fa", "off", *at]
     start = [str(python_of("llama")), "-m", "llama_cpp.server", "--model", models["gguf"], "--model_alias", MODEL]
     start += ["--logits_all", "true", "--type_k", "0", "--type_v", "0"]  # float32, as above
@@ -52,7 +52,7 @@ def command(kind: str, models: Mapping[str, str], port: int) -> list[str]:
 
 @contextmanager
 def running(kind: str, models: Mapping[str, str], log: Path) -> Iterator[Served]:
-    """A server for as long as the block lasts; what it writes goes to `log`. Raises RuntimeError if it does not start."""
+    """A server for as long as the block lasts; what it writes goes to `log`. RuntimeError if it does not start."""
     port = _free_port()
     begun = time.monotonic()
     with log.open("wb") as written:
@@ -60,7 +60,7 @@ def running(kind: str, models: Mapping[str, str], log: Path) -> Iterator[Served]
             command(kind, models, port),
             stdout=written,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_QUIET, **(_VLLM_CPU if kind == "vllm" else {})},
+            env={**os.environ, **_QUIET, **(_VLLM_CPU if kind == "vllm" else _libraries())},
         )
         try:
             url = f"http://127.0.0.1:{port}"
@@ -77,6 +77,12 @@ def running(kind: str, models: Mapping[str, str], log: Path) -> Iterator[Served]
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _libraries() -> dict[str, str]:
+    """llama.cpp's, which llama-cpp-python shares with llama-server."""
+    program = llama_server()
+    return {} if program is None else {"LLAMA_CPP_LIB_PATH": str(program.parent)}
 
 
 def _free_port() -> int:

@@ -43,7 +43,9 @@ def write_gguf(folder: Path, path: Path) -> None:
     """The model in `folder` as the file `path`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values = [*_architecture(config), *_tokenizer(folder, config)]
-    tensors = {_name(name): _tensor(name, data, config) for name, data in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        _name(name): _tensor(name, data, config) for name, data in load_file(folder / "model.safetensors").items()
+    }
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values)))
         for key, kind, value in values:
