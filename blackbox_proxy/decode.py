@@ -21,12 +21,11 @@ from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.drafting import Pace, Plan
 from blackbox_proxy.errors import BadResponse, BlackboxError, ContextTooLong
 from blackbox_proxy.pair.protocol import Pair, Row, Session
+from blackbox_proxy.prompts import guessed_tokens
 from blackbox_proxy.sampling import request_seed
 from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Step, Token, Usage
 from blackbox_proxy.verify import Scored, Taken, Text, local_draft
 from blackbox_proxy.weigh import Settings
-
-_CHARACTERS_PER_TOKEN = 4  # what a prompt's length is guessed from until the API says it
 
 
 async def decode(
@@ -69,7 +68,7 @@ class _Loop:
         self._pace = pace
         self._most: int | None = None  # what the base's window was found to leave, where it is not known
         self._local_failed = False  # the base kept the last local draft and the prefix not apart
-        self._length = _guess(prompt)
+        self._length = guessed_tokens(prompt)  # until the API says it
         self._length_at = 0
         self._spent = Usage()
 
@@ -224,13 +223,6 @@ class _Loop:
         """The last step of a request: the stream is closed before anybody sees it, and counted."""
         self._spent += await arrivals.close()
         return self._paid(step)
-
-
-def _guess(prompt: Prompt) -> float:
-    """Tokens of a prompt whose length nobody has said yet."""
-    if isinstance(prompt, str):
-        return len(prompt) / _CHARACTERS_PER_TOKEN
-    return sum(1.0 if isinstance(part, int) else len(part["content"]) / _CHARACTERS_PER_TOKEN for part in prompt)
 
 
 def _local_draft(session: Session, issued: Sequence[Token], count: int, settings: Settings) -> tuple[Token, ...]:

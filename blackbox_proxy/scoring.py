@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.pair.protocol import Pair, Row, Session
+from blackbox_proxy.prompts import check_text
 from blackbox_proxy.told import weigh_told
 from blackbox_proxy.types import How, Position, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary, utf8_prefix
@@ -148,13 +149,7 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> None:
             "the prompt is empty, and the first token of a text has no probability without something before it",
             hint="Give a prompt; split_opening() takes a text's own beginning for one.",
         )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text holds half a character (a lone surrogate) at {error.start}",
-            hint='Read the text with errors="replace", or repair it.',
-        ) from error
+    check_text(text, "the text")
     for pair in pairs:
         pair.check(prompt, 1)
     base.check(prompt, 1)

@@ -172,7 +172,7 @@ BAD_ROWS = {
     "stop": '{"prompt": "a", "stop": [""]}',
     '"id"': '{"prompt": "a", "id": [1]}',
     "no NaN": '{"prompt": "a", "x": NaN}',
-    "not whole UTF-8": '{"prompt": "\\ud83d"}',
+    "half a character": '{"prompt": "\\ud83d"}',
 }
 
 

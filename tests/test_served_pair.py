@@ -100,8 +100,8 @@ def test_texts_are_those_of_the_same_models_on_this_machine(
     pairs: Callable[[str], TransformersPair],
     base: TransformersBase,
 ) -> None:
-    wanted = ProxyTuner(base, pairs(kind)).generate(PROMPT, max_tokens=12)
-    found = ProxyTuner(base, served(kind, limit)).generate(PROMPT, max_tokens=12)
+    wanted = ProxyTuner(base, pairs(kind)).generate(PROMPT, max_tokens=8)
+    found = ProxyTuner(base, served(kind, limit)).generate(PROMPT, max_tokens=8)
     assert [step.token for step in found.steps] == [step.token for step in wanted.steps]
     assert any(step.changed for step in found.steps)
     for ours, theirs in zip(found.steps, wanted.steps, strict=True):
@@ -217,8 +217,8 @@ def test_the_text_does_not_depend_on_how_it_is_drafted_or_what_was_asked_before(
     kind: str, served: Callable[..., ServedPair], base: TransformersBase
 ) -> None:
     pair = served(kind, 20)
-    texts = {ProxyTuner(base, pair, draft=n).generate(PROMPT, max_tokens=6).text for n in (1, 5)}
-    texts |= {ProxyTuner(base, served(kind, 20), draft=n).generate(PROMPT, max_tokens=6).text for n in (3,)}
+    texts = {ProxyTuner(base, pair, draft=n).generate(PROMPT, max_tokens=4).text for n in (1, 5)}
+    texts |= {ProxyTuner(base, served(kind, 20), draft=n).generate(PROMPT, max_tokens=4).text for n in (3,)}
     assert len(texts) == 1
 
 

@@ -346,6 +346,24 @@ def test_an_api_that_scores_nothing_says_so_and_prices_are_counted(
     assert found["texts"] == {}
 
 
+def test_a_chat_is_asked_for_one_token_and_the_pair_sees_plain_text(
+    models: dict[str, str], hosted: Callable[[int], str], asked: Path
+) -> None:
+    from blackbox_proxy.serve.host import open_engine
+    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.serve.routes import create_app
+
+    pair = ("--expert", models["same-expert"], "--antiexpert", models["same-antiexpert"], "--device=cpu", "--no-cache")
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    engine = open_engine(models["base"], served_model_name="big", chat_template=template, device="cpu")
+    with serve_in_thread(create_app(engine)) as url:
+        _, chat = table("big", f"{url}/v1", asked, *pair, "--api=chat", "--dialect=openai")
+    _, plain = table("big", hosted(5), asked, *pair)
+    assert chat["usage"]["api_calls"] == 4
+    for place in (1, 2):  # expert and anti-expert alone
+        assert chat["questions"][place]["accuracy"] == plain["questions"][place]["accuracy"]
+
+
 def test_what_the_table_says_in_words() -> None:
     evaluate = script("evaluate")
     right = [i % 4 for i in range(80)]

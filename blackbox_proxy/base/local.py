@@ -32,6 +32,7 @@ from blackbox_proxy.base.protocol import Abilities, Revealed
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.prompts import check_text
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import Draft, FinishReason, Position, Prefix, Prompt, Rendering, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
@@ -100,7 +101,8 @@ class TransformersBase:
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """The ids the model is shown for a prompt. Raises InputError if there are none, or an id is not the model's."""
-        _check_text(prompt)
+        for text in [prompt] if isinstance(prompt, str) else [] if is_ids(prompt) else prompt:
+            check_text(str(text["content"] if isinstance(text, Mapping) else text))
         if isinstance(prompt, str) and isinstance(self._rendering, str):
             ids = self._rendered(prompt)
         else:
@@ -369,17 +371,6 @@ class TransformersBase:
 
     def _shown(self, wanted: int | None) -> int:
         return self.top_logprobs if wanted is None else min(max(wanted, 0), self.top_logprobs)
-
-
-def _check_text(prompt: Prompt) -> None:
-    try:
-        for text in [prompt] if isinstance(prompt, str) else [] if is_ids(prompt) else prompt:
-            str(text["content"] if isinstance(text, Mapping) else text).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the prompt holds half a character (a lone surrogate) at {error.start}",
-            hint='Read the text with errors="replace", or repair it.',
-        ) from error
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
+from blackbox_proxy.prompts import check_text
 from blackbox_proxy.spelling import as_text as rendered
 from blackbox_proxy.types import Prefix, Prompt, Rendering
 from blackbox_proxy.vocabulary import Vocabulary, is_ids
@@ -160,7 +161,7 @@ def _check_prompt(prompt: Prompt, settings: Settings) -> None:
     if len(prompt) == 0:
         raise InputError("the prompt is empty", hint="The base needs at least one token to continue from.")
     if isinstance(prompt, str):
-        _check_text(prompt)
+        check_text(prompt)
     elif is_ids(prompt):
         _check_ids(prompt, settings)
     else:
@@ -170,22 +171,12 @@ def _check_prompt(prompt: Prompt, settings: Settings) -> None:
                     "a prompt that is not text must be all token ids or all messages",
                     hint='A message looks like {"role": "user", "content": "…"}.',
                 )
-            _check_text(str(message["content"]))
+            check_text(str(message["content"]))
         if settings.api == "completions" and settings.rendering == "chat" and settings.vocabulary is None:
             raise InputError(
                 "the chat template is part of the tokenizer, and this base's tokenizer is unknown",
                 hint='Give tokenizer=…, a function as rendering=…, or use api="chat".',
             )
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the prompt holds half a character (a lone surrogate) at {error.start}",
-            hint='Read the text with errors="replace", or repair it.',
-        ) from error
 
 
 def _check_ids(ids: Any, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,8 @@ from typing import Any
 from blackbox_proxy.jobs.inputs import Row, Source
 from blackbox_proxy.jobs.outputs import Output
 from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
+from blackbox_proxy.prompts import CHARACTERS_PER_TOKEN, guessed_tokens
 from blackbox_proxy.types import Usage
-
-_CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,8 @@ def _counter(tuner: Generates) -> tuple[str, Callable[[Row], int]]:
         vocabulary = getattr(part, "vocabulary", None)
         if vocabulary is not None:
             return f"{name} vocabulary", partial(_tokens, vocabulary)
-    return f"characters / {_CHARACTERS_PER_TOKEN}", lambda row: -(-_characters(row) // _CHARACTERS_PER_TOKEN)
+    return f"characters / {CHARACTERS_PER_TOKEN}", lambda row: math.ceil(guessed_tokens(row.prompt))
 
 
 def _tokens(vocabulary: Any, row: Row) -> int:
     return len(vocabulary.prompt_ids(row.prompt))
-
-
-def _characters(row: Row) -> int:
-    if isinstance(row.prompt, str):
-        return len(row.prompt)
-    return sum(len(message["content"]) for message in row.prompt if not isinstance(message, int))

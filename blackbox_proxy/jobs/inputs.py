@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.prompts import check_text
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import Prompt
 
@@ -121,7 +122,7 @@ def _prompt(given: Mapping[str, Any]) -> Prompt:
         prompt = given["prompt"]
         if not isinstance(prompt, str) or not prompt:
             raise InputError('"prompt" must be text of at least one character', hint=_SHAPE)
-        _check_text(prompt)
+        check_text(prompt)
         return prompt
     messages = given["messages"]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -129,15 +130,8 @@ def _prompt(given: Mapping[str, Any]) -> Prompt:
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError('every message needs "role" and "content", both text', hint=_SHAPE)
-        _check_text(message["content"])
+        check_text(message["content"])
     return [dict(message) for message in messages]
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the prompt is not whole UTF-8 text at character {error.start}", hint=_SHAPE) from error
 
 
 def _checked(options: Mapping[str, Any]) -> None:

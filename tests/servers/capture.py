@@ -62,6 +62,11 @@ def questions(vocabulary: Vocabulary) -> Iterator[tuple[str, str, dict[str, Any]
         route,
         {**text, "prompt": GOES_ON, "logit_bias": {str(part): 100}, "max_tokens": 2, "stream": True},
     )
+    written = {"grammar": 'root ::= "a👍東"', "structured_outputs": {"regex": "a👍東"}}  # llama.cpp's way, vLLM's way
+    yield "characters in parts", route, {**text, "prompt": GOES_ON, **written, "max_tokens": 8}
+    yield "characters in parts, ids out", route, {**text, **as_ids, "prompt": GOES_ON, **written, "max_tokens": 8}
+    yield "characters in parts, stream", route, {**text, "prompt": GOES_ON, **written, "max_tokens": 8, "stream": True}
+    yield "cut in a character", route, {**text, "prompt": GOES_ON, **written, "max_tokens": 2}
     yield "parts among the top k", route, {**text, "prompt": GOES_ON, "max_tokens": 1, "logprobs": 20}
     yield "echo", route, {**text, "prompt": ENDS, "max_tokens": 1, "echo": True}
     yield "echo, ids", route, {**text, **as_ids, "prompt": ids, "max_tokens": 1, "echo": True}

