@@ -245,7 +245,8 @@ async def given_positions(base: Base, prefix: Prefix, given: Sequence[Token]) ->
         usage += draft.usage
         positions = draft.positions[: draft.given]
         if draft.usage.api_calls == 0 and any(_log_q(position) is None for position in positions):
-            # A cache keeps candidates, not what was outside of them. A draft without a seed is always asked for.
+            # A cache does not know how the base cuts a text that was not cut here. A draft without a seed is always
+            # asked for.
             draft = await base.draft(prefix, 1, temperature=1.0, given=rest)
             usage += draft.usage
             positions = draft.positions[: draft.given]

@@ -673,26 +673,64 @@ def test_law_6_a_warm_run_costs_nothing_and_says_the_same(
         assert [s.token for s in cold.steps] == [s.token for s in bare.steps]
 
 
-def test_a_sweep_of_alpha_costs_less_than_two_runs(
-    served: tuple[Callable[..., Any], Any], pairs: Callable[[str], TransformersPair], file: Path
+def fewest_calls(texts: Sequence[tuple[str, Generation]]) -> int:
+    """What these greedy texts cost at least: each prompt is asked about once, and so is each place behind a token that
+    the base would not have written there, unless texts share it. The base goes on by itself everywhere else.
+    """
+    asked = {(prompt, ()) for prompt, _ in texts}
+    for prompt, text in texts:
+        for place, step in enumerate(text.steps, 1):
+            if not step.drafted and step.finish_reason is None:
+                asked.add((prompt, tuple(before.token for before in text.steps[:place])))  # type: ignore[arg-type]
+    return len(asked)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "length"),
+    [
+        ((1.0, 0.96, 0.98, 1.02, 1.04), 16),
+        pytest.param((1.0, 0.9, 0.95, 1.05, 1.1), 48, marks=SLOW),
+        pytest.param((1.0, 0.5, 0.75, 1.5, 2.0), 48, marks=SLOW),
+    ],
+    ids=["close", "near", "wide"],
+)
+def test_a_sweep_of_alpha_costs_little_more_than_its_texts_demand(
+    alphas: Sequence[float],
+    length: int,
+    served: tuple[Callable[..., Any], Any],
+    pairs: Callable[[str], TransformersPair],
+    file: Path,
 ) -> None:
-    """With models that change most of what the base would write, from 0.96 to 1.04. A wider sweep leads to texts that
-    share less: greedy texts that have parted have no prefix in common.
+    """With models that change most of what the base would write. Less than two runs for nearby values; a wider sweep
+    leads to texts that share less: greedy texts that have parted have no prefix in common. `-s` prints the figures.
     """
     from test_few_calls import PROMPTS
 
-    from blackbox_proxy import ProxyTuner
+    from blackbox_proxy import Drafting, ProxyTuner
     from blackbox_proxy.tuner import run
 
     make, stats = served
     base = CachedBase(make(), file)
     calls: list[int] = []
-    for alpha in (1.0, 0.96, 0.98, 1.02, 1.04):
+    alone: list[int] = []
+    texts: list[tuple[str, Generation]] = []
+    for alpha in alphas:
         before = stats.requests
-        ProxyTuner(base, pairs("same"), alpha=alpha).generate_batch(PROMPTS[::25], max_tokens=16)
+        tuner = ProxyTuner(base, pairs("same"), alpha=alpha, draft=Drafting(local=False))
+        found = list(zip(PROMPTS[::25], tuner.generate_batch(PROMPTS[::25], max_tokens=length), strict=True))
         calls.append(stats.requests - before)
+        alone.append(fewest_calls(found))
+        texts += found
     run(base.aclose())
-    assert 0 < sum(calls) < 2 * calls[0], calls
+    fewest = fewest_calls(texts)
+    print(
+        f"\nalpha {alphas}: {sum(calls)} calls {calls}, at least {fewest}; without a cache {sum(alone)} {alone}; "
+        f"{sum(calls) / calls[0]:.2f} times the first run, at least {fewest / calls[0]:.2f}"
+    )
+    assert calls[0] == alone[0]
+    assert fewest <= sum(calls) <= 1.3 * fewest
+    if max(alphas) - min(alphas) < 0.1:
+        assert sum(calls) < 2 * calls[0]
 
 
 def test_the_key_is_nowhere_in_the_file(

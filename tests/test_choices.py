@@ -266,6 +266,20 @@ def test_missing_options(near: Any, pairs: Pairs) -> None:
         assert base.asked == 1
 
 
+def test_backoff_spreads_as_the_antiexpert(near: Any, pairs: Pairs) -> None:
+    """Below the cap: five likely candidates are shown, none of them an option."""
+    whole, five = (wait(near(k).draft(Prefix(PROMPT), 1)).positions[0] for k in (None, 5))
+    scores = pairs("same").open(PROMPT, near().vocabulary).score((), [whole])[0].score(whole.tokens)
+    a = {token.text: math.exp(value) for token, value in zip(whole.tokens, scores.log_antiexpert, strict=True)}
+    hidden, outside = 1 - np.exp(five.logprobs).sum(), 1 - sum(a[token.text] for token in five.tokens)
+    cap = math.exp(five.logprobs.min())
+    of = {text: Forms(tuple(LETTERS)).option_of(text) for text in a}
+    masses = np.array([sum(min(hidden * a[t] / outside, cap) for t in a if of[t] == i) for i in range(4)])
+    assert masses.min() < cap / 2
+    found = ProxyTuner(near(5), pairs("same")).choose(PROMPT, LETTERS)
+    assert np.allclose(np.exp(found.log_q), masses / masses.sum(), rtol=1e-3)
+
+
 def test_abstention(near: Any, pairs: Pairs) -> None:
     tuner = ProxyTuner(near(5), pairs("same"))
     found = tuner.choose(PROMPT, LETTERS, missing="exclude")

@@ -500,7 +500,7 @@ def test_an_error_is_a_row_without_result_and_a_hopeless_one_ends_all(tuner: Pro
     table = found.table("choice")
     assert (table.rows, table.dropped, found.failed) == (2, 1, 1)
     assert table.reasons == {"ServerFailed: it is down": 1}
-    assert "1 rows had an error: ServerFailed: it is down" in report.problems(found)
+    assert "error on 1 of the rows: ServerFailed: it is down" in report.problems(found)
     assert report.record(found)["rows"][1]["systems"]["base"]["error"] == "ServerFailed: it is down"
     with pytest.raises(AccessDenied):
         evaluate(ProxyTuner(Failing(tuner.base, "poison", AccessDenied("no")), tuner.pairs), questions)

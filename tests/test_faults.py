@@ -7,10 +7,13 @@ every text, and what the server has counted, which may be more by the answers th
 from __future__ import annotations
 
 import asyncio
+import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ import pytest
 from faults import BEFORE, BROKEN, HARMLESS, Fault, Faulty, Script, Storm
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, open_base
+from blackbox_proxy.base.limits import Limiter
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import ConnectionFailed
 from blackbox_proxy.serve.host import open_engine
@@ -267,3 +271,71 @@ def test_a_long_storm(
     bad = weather(way, 1000, 3, Storm(11, rate, 30.0), host, patient, pairs("same"))
     assert sum(bad.faults.values()) >= 10_000
     assert set(bad.faults) == {*BEFORE, *BROKEN, *HARMLESS}
+
+
+# -- an answer that never ends ----------------------------------------------------------------------------------------
+
+
+class Dripping(socketserver.StreamRequestHandler):
+    """Answers at once and then for ever, a byte or a comment at a time: no read ever times out."""
+
+    def __init__(self, hung_up: threading.Event, *arguments: Any) -> None:
+        self._hung_up = hung_up
+        super().__init__(*arguments)
+
+    def handle(self) -> None:
+        asked = b""
+        while line := self.rfile.readline().strip():
+            asked += line
+        streams = b'"stream":true' in self.rfile.read1(65536).replace(b" ", b"")
+        kind, drop = (b"text/event-stream", b": still here\n\n") if streams else (b"application/json", b" ")
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nContent-Length: 1000000\r\n\r\n")
+            while True:
+                self.wfile.write(drop)
+                time.sleep(0.02)
+        except OSError:  # the client has hung up
+            self._hung_up.set()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_an_answer_that_drips_for_ever_is_given_up_in_time(streamed: bool, known: Vocabulary) -> None:
+    hung_up = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), partial(Dripping, hung_up)) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        base = open_base(
+            "big", base_url=url, dialect="host", tokenizer=known, top_logprobs=5, timeout=30, max_retry_seconds=0.5
+        )
+        before = time.monotonic()
+        with pytest.raises(ConnectionFailed, match=r"within 0\.5 s"):
+            await (anext(base.stream(PREFIX, N)) if streamed else base.draft(PREFIX, N))
+        assert 0.5 <= time.monotonic() - before < 10
+        await base.aclose()
+        assert await asyncio.to_thread(hung_up.wait, 10)
+        server.shutdown()
+
+
+async def test_a_stream_that_delivers_and_a_wait_for_ones_turn_may_take_longer(
+    models: dict[str, str], known: Vocabulary
+) -> None:
+    engine = open_engine(models["base"], top_logprobs=5, served_model_name="big", device="cpu", per_token=0.5)
+    with serve_in_thread(create_app(engine)) as url:
+        base = open_base(
+            "big",
+            base_url=f"{url}/v1",
+            dialect="host",
+            tokenizer=known,
+            top_logprobs=5,
+            max_attempts=1,
+            max_retry_seconds=2.0,
+            limiter=Limiter(max_concurrency=1),
+        )
+        before = time.monotonic()
+        parts = [part async for part in base.stream(PREFIX, 7)]
+        assert sum(len(part.positions) for part in parts) == 7
+        assert time.monotonic() - before > 2.5
+        drafts = await asyncio.gather(*(base.draft(PREFIX, 2) for _ in range(4)))
+        assert [len(draft.positions) for draft in drafts] == [2] * 4
+        await base.aclose()

@@ -106,7 +106,7 @@ def test_law_5_in_full(
     base = api_base(dialect="host", api=api)
     if (api, kind) not in one_at_a_time:
         plain = bytes_of(ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS, max_tokens=128))
-        assert sum(map(len, plain)) > 50 * 80  # some texts end before
+        assert sum(map(len, plain)) > 50 * 60  # some texts end before, in chat more of them
         one_at_a_time[api, kind] = plain
     found = bytes_of(tuner(base, pairs(kind), ways()[way]).generate_batch(PROMPTS, max_tokens=128))
     differ = [PROMPTS[i] for i, (a, b) in enumerate(zip(found, one_at_a_time[api, kind], strict=True)) if a != b]

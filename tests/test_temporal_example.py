@@ -312,25 +312,29 @@ def test_all_systems_over_one_cache(
     texts = ("--texts", asked / "held_out.jsonl", "--texts", asked / "train.jsonl")
     said, found = table("big", hosted(5), asked, *options, *texts, "--alpha=0", "--alpha=1", "--alpha=40")
     rows = {row["system"]: row for row in found["questions"]}
-    assert list(rows) == ["base", "expert alone", "anti-expert alone", *(f"proxy-tuned, alpha {a}" for a in (0, 1, 40))]
+    assert list(rows) == ["base", "expert alone", "anti-expert alone", *(f"proxy, alpha {a}" for a in (0, 1, 40))]
     assert all(row["n"] == 4 for row in rows.values())
-    same = {**rows["proxy-tuned, alpha 0"], "system": "base"}
+    same = {**rows["proxy, alpha 0"], "system": "base"}
     assert same == rows["base"]
     assert found["usage"]["api_calls"] == 4
     assert found["dropped_before"] == {"not 4 choices": 1}
     assert "1 not 4 choices" in said
     for name in ("held_out", "train"):
         measured = {row["system"]: row for row in found["texts"][name]["rows"]}
-        base, none = measured["base"], measured["proxy-tuned, alpha 0"]
+        base, none = measured["base"], measured["proxy, alpha 0"]
         assert none["bits_per_byte"]["value"] == pytest.approx(base["bits_per_byte"]["value"], rel=0.2)
-        one = measured["proxy-tuned, alpha 1"]
+        one = measured["proxy, alpha 1"]
         difference = base["bits_per_byte"]["value"] - one["bits_per_byte"]["value"]
         assert one["fewer_than_base"]["value"] == pytest.approx(difference)
         assert one["fewer_than_base"]["interval"][0] <= difference <= one["fewer_than_base"]["interval"][1]
+    saved = [found["texts"][name]["rows"][-2]["fewer_than_base"]["value"] for name in ("held_out", "train")]
+    more = found["saved_more"]["proxy, alpha 1"]
+    assert more["value"] == pytest.approx(saved[0] - saved[1])
+    assert more["interval"][0] <= more["value"] <= more["interval"][1]
     _, again = table("big", hosted(5), asked, *options, "--alpha=1", "--alpha=3")
     assert again["usage"]["api_calls"] == 0
     assert again["usage"]["cached_positions"] == 4
-    assert {row["system"]: row for row in again["questions"]}["proxy-tuned, alpha 1"] == rows["proxy-tuned, alpha 1"]
+    assert {row["system"]: row for row in again["questions"]}["proxy, alpha 1"] == rows["proxy, alpha 1"]
 
 
 def test_an_api_that_scores_nothing_says_so_and_prices_are_counted(
@@ -360,6 +364,10 @@ def test_a_chat_is_asked_for_one_token_and_the_pair_sees_plain_text(
         _, chat = table("big", f"{url}/v1", asked, *pair, "--api=chat", "--dialect=openai")
     _, plain = table("big", hosted(5), asked, *pair)
     assert chat["usage"]["api_calls"] == 4
+    evaluate, (row, *_) = script("evaluate"), prepare.rows([asked / "questions.jsonl"])
+    in_chat, raw = (evaluate.prompt_of(row, evaluate.TEMPLATE, chat) for chat in (True, False))
+    assert in_chat[0]["content"].startswith(raw)
+    assert evaluate.text_of(in_chat) == raw
     for place in (1, 2):  # expert and anti-expert alone
         assert chat["questions"][place]["accuracy"] == plain["questions"][place]["accuracy"]
 
@@ -395,6 +403,6 @@ def test_the_tiny_setting_runs_on_the_real_sample(tmp_path: Path) -> None:
     print(done.stdout)
     found = json.loads((tmp_path / "results.json").read_text())
     for row in found["texts"]["held_out"]["rows"]:
-        if row["system"] in ("proxy-tuned, alpha 0.5", "proxy-tuned, alpha 1"):
+        if row["system"] in ("proxy, alpha 0.5", "proxy, alpha 1"):
             assert row["fewer_than_base"]["interval"][0] > 0
     assert re.search(r"all of it: \d+ s", done.stdout)

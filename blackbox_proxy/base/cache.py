@@ -99,7 +99,7 @@ class CachedBase(BaseAround):
         if identity is None:
             return await self.base.reveal(prefix, tokens)
         wanted = _Wanted(_root(identity, prefix.prompt), prefix, 1, None, ())
-        keys = [_digest(_after(wanted.start, token), b"revealed") for token in tokens]
+        keys = [_revealed(wanted.start, token) for token in tokens]
         claim, owner = _digest(*keys), new_owner()
         values = np.full(len(tokens), np.nan)
 
@@ -126,7 +126,7 @@ class CachedBase(BaseAround):
                         len(prefix.tokens),
                         wanted.start,
                         json.dumps(token_to(tokens[place])),
-                        packed(Position(tokens[place], None, (tokens[place],), values[[place]])),
+                        packed(_alone(tokens[place], float(values[place]))),
                     )
                     for place in missing
                     if not np.isnan(values[place])
@@ -215,7 +215,10 @@ class CachedBase(BaseAround):
             row = self._row(key, None)
             if row is None or row.tokens is None:
                 break
-            given.append(Position(token, _logprob_of(token, row), row.tokens, row.logprobs))
+            logprob = _logprob_of(token, row)
+            given.append(
+                Position(token, self._told(key, token) if logprob is None else logprob, row.tokens, row.logprobs)
+            )
             key = _after(key, token)
         own = Draft(())
         if len(given) == len(wanted.given):
@@ -265,6 +268,11 @@ class CachedBase(BaseAround):
 
     def _continues(self, wanted: _Wanted, more: Sequence[Token]) -> bool:
         return self.base.can_continue(Prefix(wanted.prefix.prompt, (*wanted.prefix.tokens, *more)))
+
+    def _told(self, key: bytes, token: Token) -> float | None:
+        """log q of a token that is not among the candidates, where the base has told it."""
+        row = self._row(_revealed(key, token), None)
+        return None if row is None else float(row.logprobs[0])
 
     def _row(self, key: bytes, draw: bytes | None) -> _Row | None:
         found = self.store.find(key, draw)
@@ -342,6 +350,8 @@ class _Kept:
         for i, position in enumerate(part.positions):
             drawn = Drawn(position.token, position.logprob, part.cut and i + 1 == len(part.positions))
             rows.append((self._entry(i >= part.given, drawn_to(drawn)), position))
+            if i < part.given and position.logprob is not None and _logprob_of(position.token, position) is None:
+                rows.append((self._told(position), _alone(position.token, position.logprob)))
             self._move(position.token)
         if part.finish is not None:
             self._finish = part.finish
@@ -367,6 +377,11 @@ class _Kept:
             self._draw if kept else None,
             drawn if kept else None,
         )
+
+    def _told(self, position: Position) -> Entry:
+        """A row of its own for a given token that is not among the candidates."""
+        spelled = json.dumps(token_to(position.token))
+        return Entry(_revealed(self._key, position.token), self._place, self._key, spelled, b"")
 
     def _move(self, token: Token) -> None:
         self._before, self._key, self._last = self._key, _after(self._key, token), token
@@ -451,6 +466,15 @@ def _after(key: bytes, token: Token) -> bytes:
     return _digest(key, kind.encode(), spelled)
 
 
+def _revealed(key: bytes, token: Token) -> bytes:
+    """Where log q of one token at a place is kept: it may lie outside the k candidates."""
+    return _digest(_after(key, token), b"revealed")
+
+
+def _alone(token: Token, logprob: float) -> Position:
+    return Position(token, None, (token,), np.array([logprob]))
+
+
 def _draw(temperature: float, seed: int | None) -> bytes | None:
     """How the base draws, as far as it can be repeated; None where it cannot."""
     if temperature == 0.0:
@@ -458,7 +482,7 @@ def _draw(temperature: float, seed: int | None) -> bytes | None:
     return None if seed is None else f"{temperature!r} {seed}".encode()
 
 
-def _logprob_of(token: Token, row: _Row) -> float | None:
+def _logprob_of(token: Token, row: _Row | Position) -> float | None:
     """A given token's log probability, if it is among the candidates."""
     if isinstance(row.tokens, VocabularyTokens) and token.id is not None:
         places = np.flatnonzero(row.tokens.ids == token.id)

@@ -75,6 +75,15 @@ class Connection:
         self._limiter.learn(answer.headers)
         return self.clean(answer.content)  # a parse error may quote it
 
+    async def models(self) -> bytes:
+        """The body of the list of models."""
+        async with self._limiter.request(0):
+            with self.naming():
+                own = self._own.get("extra_headers", {})
+                answer = await self._client().get("/models", cast_to=httpx2.Response, options={"headers": own})
+        self._limiter.learn(answer.headers)
+        return self.clean(answer.content)
+
     @asynccontextmanager
     async def open(self, arguments: dict[str, Any]) -> AsyncIterator[Answer]:
         """An answer that arrives while it is read; leaving closes it, so that the server notices."""

@@ -23,6 +23,7 @@ _USUAL_K = 20
 CALLED = "tested against the server"
 WRITTEN_HERE = "this project's own server"
 SCHEMA = "from the schema, never called"
+PROBED = "as probed on "  # and the day
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Dialect:
     drawn at 1 or not at all, so that the model's own are shown in either case.
     `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
     shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
-    have stood in their place.
+    have stood in their place. `shows_end`: a text that the model ended may have a position for its end.
 
     Where it is:
     `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
@@ -101,6 +102,7 @@ class Dialect:
     echo_streams: bool = False
     draws: bool = True
     hides_parts: bool = False
+    shows_end: bool = True
     shown_after: After | None = None
     named: str | None = None
     named_limit: int = 128
@@ -120,7 +122,7 @@ class Dialect:
 
     def default_k(self, api: Api) -> int:
         """How many `top_logprobs` to ask for where the caller does not say."""
-        return self.limit(api) or _USUAL_K
+        return min(self.limit(api) or _USUAL_K, _USUAL_K)
 
     def continues(self, api: Api) -> bool:
         """Whether text can go on from a chosen token; where it cannot, single tokens are all that can be decoded."""
@@ -234,6 +236,7 @@ DIALECTS: Mapping[str, Dialect] = {
             # With its repeat_penalty of 1.1 temperature 0 is not the argmax, and no prefix continues its own draft.
             extra_body={"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
             echo={"echo": True},
+            shows_end=False,
             shown_after="nothing",
             bias_keys=300,
             owners=("me",),

@@ -10,13 +10,25 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from blackbox_proxy.errors import InputError
 
 _MINUTE = 60.0
+_at_turn: ContextVar[Callable[[], None] | None] = ContextVar("at_turn", default=None)
+
+
+@contextmanager
+def at_turn(tell: Callable[[], None]) -> Iterator[None]:
+    """`tell` is called when a request that is made inside gets its turn: the wait for that is not the API's."""
+    before = _at_turn.set(tell)
+    try:
+        yield
+    finally:
+        _at_turn.reset(before)
 
 
 @dataclass(slots=True)
@@ -88,6 +100,8 @@ class Limiter:
         Gives a function to call with the tokens it really had: the rest is given back.
         """
         await self._admit(tokens)
+        if (tell := _at_turn.get()) is not None:
+            tell()
         unused = 0
 
         def used(count: int) -> None:

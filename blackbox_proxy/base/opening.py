@@ -18,7 +18,7 @@ from .limits import Limiter
 from .openai import NO_KEY, OpenAIBase, shown_url
 from .payload import RESERVED, Settings
 
-_OPENAI = "https://api.openai.com/v1"
+OPENAI_URL = "https://api.openai.com/v1"
 
 
 def open_base(
@@ -60,7 +60,7 @@ def open_base(
         raise InputError("a base needs the name of its model", hint="The server lists its models under /v1/models.")
     if api not in get_args(Api):
         raise InputError(f"unknown api {api!r}", hint='Use "completions" or "chat".')
-    spoken = dialect if isinstance(dialect, Dialect) else dialect_of(dialect, _url(base_url))
+    spoken = dialect if isinstance(dialect, Dialect) else dialect_of(dialect, given_url(base_url))
     if api not in spoken.apis:
         raise InputError(
             f"the {spoken.name!r} dialect gives no log probabilities through its {api} API",
@@ -74,17 +74,17 @@ def open_base(
         raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
     if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
         raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
-    url = located(_checked_url(_url(base_url) or spoken.home or _OPENAI), spoken, model)
+    url = located(checked_url(given_url(base_url) or spoken.home or OPENAI_URL), spoken, model)
     settings = Settings(
         model,
         api,
         spoken,
         _checked_k(top_logprobs, api, spoken),
-        _vocabulary(tokenizer),
+        vocabulary_of(tokenizer),
         rendering,
         _checked_extra(extra_body or {}),
     )
-    key = _key(api_key, url, spoken, url_given=base_url is not None)
+    key = key_for(api_key, url, spoken, url_given=base_url is not None)
     return OpenAIBase(
         settings,
         base_url=url,
@@ -123,7 +123,7 @@ def _checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
     return dict(extra)
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -139,7 +139,7 @@ def _checked_url(url: str) -> str:
     return url
 
 
-def _url(given: str | None) -> str | None:
+def given_url(given: str | None) -> str | None:
     return given or os.environ.get("OPENAI_BASE_URL") or None
 
 
@@ -147,15 +147,15 @@ def _same_host(one: str, other: str) -> bool:
     return urlsplit(one).hostname == urlsplit(other).hostname
 
 
-def _key(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -> str:
+def key_for(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -> str:
     key = given or os.environ.get(dialect.key_variable) or ""
     if not key and not url_given and os.environ.get("OPENAI_BASE_URL"):
         key = os.environ.get("OPENAI_API_KEY") or ""  # set together with that URL, so it is for whoever is there
     key = key.strip()
-    service = next((home for home in (_OPENAI, dialect.home) if home and _same_host(home, url)), None)
+    service = next((home for home in (OPENAI_URL, dialect.home) if home and _same_host(home, url)), None)
     if not key and service is not None and service.startswith("https:"):
         raise InputError(
-            f"{'OpenAI' if service == _OPENAI else urlsplit(service).hostname}'s API needs a key, and there is none",
+            f"{'OpenAI' if service == OPENAI_URL else urlsplit(service).hostname}'s API needs a key, and there is none",
             hint=f"Set the environment variable {dialect.key_variable}, or pass api_key=…; for another server, pass "
             "base_url=….",
         )
@@ -166,7 +166,7 @@ def _key(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -> s
     return key or NO_KEY
 
 
-def _vocabulary(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
+def vocabulary_of(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
     if tokenizer is None or isinstance(tokenizer, Vocabulary):
         return tokenizer
     name = os.fspath(tokenizer)

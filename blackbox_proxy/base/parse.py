@@ -35,7 +35,13 @@ def decode_body(content: bytes, url: str) -> object:
 
 
 def parse(
-    body: object, *, n: int, top_logprobs: int, vocabulary: Vocabulary | None = None, echo: Echo | None = None
+    body: object,
+    *,
+    n: int,
+    top_logprobs: int,
+    vocabulary: Vocabulary | None = None,
+    echo: Echo | None = None,
+    shows_end: bool = True,
 ) -> Draft:
     """The draft in a completion or chat completion; `n` positions and k = `top_logprobs` candidates were asked for.
 
@@ -44,7 +50,7 @@ def parse(
     Raises BadResponse and NoLogprobs.
     """
     choice_of(body)
-    reader = Incremental(n, top_logprobs, vocabulary, echo)
+    reader = Incremental(n, top_logprobs, vocabulary, echo, shows_end=shows_end)
     positions = reader.feed(body)
     last, finish = reader.finish()
     return Draft((*positions, *last), finish, usage_of(body), reader.given)

@@ -279,8 +279,8 @@ def request(
         arguments["prompt"] = as_ids(prefix, settings) if way == "ids" else as_text(prefix, settings)
         arguments |= {"max_tokens": n, "logprobs": settings.top_logprobs}
     else:
-        arguments["messages"], fields = _as_messages(prefix, dialect)
-        extra |= fields
+        arguments["messages"], begins = _as_messages(prefix, dialect)
+        extra |= begins
         arguments |= {dialect.chat_length: n, **_chat_logprobs(settings)}
     if seed is not None and dialect.seed == "seed":
         arguments["seed"] = seed

@@ -39,6 +39,8 @@ from blackbox_proxy.errors import (
     ServerFailed,
 )
 
+from .limits import at_turn
+
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more is asked again after this."""
 
@@ -74,11 +76,32 @@ async def with_retries(
 ) -> tuple[_T, int]:
     """The result of `call` and how many attempts failed before it.
 
-    Repeats only after a `BlackboxError` whose `retryable` is true, at most `max_attempts` times in all, and never
-    starts an attempt more than `max_seconds` after the first; then raises the last error. Waits as long as the failed
-    answer asks (`asked_wait`) and up to a tenth longer, else a random time that grows to 30 s. `clock`: seconds.
+    Repeats only after a `BlackboxError` whose `retryable` is true, at most `max_attempts` times in all; then raises the
+    last error. `max_seconds` after the first request got its turn (limits.py) no attempt is begun, and one that has not
+    brought its result by then is given up, however steadily its answer drips in. Waits as long as the failed answer
+    asks (`asked_wait`) and up to a tenth longer, else a random time that grows to 30 s. `clock`: seconds.
     """
-    start = clock()
+    start, waited = clock(), False
+
+    async def bounded() -> _T:
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def begin() -> None:
+                    nonlocal start, waited
+                    if not waited:
+                        start, waited = clock(), True
+                    limit.reschedule(asyncio.get_running_loop().time() + start + max_seconds - clock())
+
+                with at_turn(begin):
+                    return await call()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ConnectionFailed(
+                f"no whole answer within {max_seconds:g} s, retries included",
+                hint="Try again, ask for fewer tokens at once, or allow more (max_retry_seconds).",
+            ) from error
 
     def enough(state: RetryCallState) -> bool:
         return state.attempt_number >= max_attempts or clock() - start + state.upcoming_sleep > max_seconds
@@ -103,7 +126,7 @@ async def with_retries(
     )
     async for attempt in retrying:
         with attempt:
-            return await call(), attempt.retry_state.attempt_number - 1
+            return await bounded(), attempt.retry_state.attempt_number - 1
     raise AssertionError("tenacity ends by returning or raising")
 
 

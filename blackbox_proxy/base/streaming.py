@@ -27,14 +27,22 @@ _TO_FINISH = 3  # tokens, printed as nothing, that llama-cpp-python writes beyon
 
 class Incremental:
     """Reads one answer. n, top_logprobs: what was asked for. echo: what the answer repeats before it goes on.
+    shows_end: an ended text may have a position for its end; else a last token printed as nothing is no end.
 
     `given` counts the released positions that repeat given text, `written` the others; `usage` is the last that the
     API reported, None before.
     """
 
     def __init__(
-        self, n: int, top_logprobs: int, vocabulary: Vocabulary | None = None, echo: Echo | None = None
+        self,
+        n: int,
+        top_logprobs: int,
+        vocabulary: Vocabulary | None = None,
+        echo: Echo | None = None,
+        *,
+        shows_end: bool = True,
     ) -> None:
+        self._shows_end = shows_end
         self._n = n
         self._k = top_logprobs
         self._vocabulary = vocabulary
@@ -102,7 +110,7 @@ class Incremental:
         if self._held is not None:
             before = self._spelled
             position = self._release(self._held, went_on=False)
-            if stopped and _adds_nothing(position, before, self._written_text(self._text)):
+            if stopped and self._shows_end and _adds_nothing(position, before, self._written_text(self._text)):
                 position = as_end(position)
             last, self._held = (position,), None
         return last, "stop" if stopped else "length" if self._reason == "length" else None

@@ -101,8 +101,9 @@ def evaluate(
 
     - given text: {"prompt": "…", "text": "…"} or {"text": "…"}, measured in bits per byte.
 
-    All systems and alphas share one cache: multiple choice and given text take one request a row for all of them. A
-    run that was stopped is begun again and goes on from the cache. The exit status is 1 if a row had an error.
+    All systems and alphas share one cache: multiple choice and given text take one request a row for all of them
+    (choices of several tokens one each). A run that was stopped is begun again and goes on from the cache. The exit
+    status is 1 if a row had an error.
 
     Examples:
 

@@ -82,11 +82,9 @@ def sweep_of(table: Table, requests: int) -> Sweep:
     if flat:
         notes.append("All alphas do equally well: this file cannot tell them apart.")
     elif edge is not None:
-        beyond = (
-            "the pair does not help here"
-            if best.alpha == 0.0
-            else f"the best may lie beyond: widen the sweep's {edge} end"
-        )
+        beyond = "the best may lie beyond: widen the sweep " + ("upwards" if edge == "highest" else "downwards")
+        if best.alpha == 0.0:
+            beyond = "the pair does not help here"
         notes.append(f"The best alpha is the {edge} that was tried; {beyond}.")
     overlapping = [p for p in points if p.alpha != best.alpha and p.low <= best.value <= p.high]
     if overlapping and not flat:

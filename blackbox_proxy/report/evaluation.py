@@ -60,7 +60,8 @@ def show(console: Console, evaluation: Evaluation) -> None:
     for table in evaluation.tables:
         console.print(drawn(_title(table), quality(table, evaluation.confidence), [_style(r) for r in table.results]))
         costs = expense(table)
-        if costs[1]:
+        # One request a row serves all alphas alike: only where they went their own ways there is something to tell.
+        if costs[1] and (evaluation.sweep is None or table.kind == "question"):
             console.print(drawn("", costs, [None] * len(costs[1])))
         for warning in table.warnings:
             console.print(f"! {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -217,7 +218,7 @@ def problems(evaluation: Evaluation) -> list[str]:
     """What went wrong or was left out, in words."""
     found = [f"left out: {row}" for row in evaluation.bad]
     for table in evaluation.tables:
-        found += [f"{count} rows had an error: {reason}" for reason, count in table.reasons.items()]
+        found += [f"error on {count} of the rows: {reason}" for reason, count in table.reasons.items()]
     return found
 
 

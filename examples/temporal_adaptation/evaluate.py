@@ -17,11 +17,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -32,7 +34,13 @@ from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.cli.options import BaseOptions, Tail, prices_of
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
-from blackbox_proxy.evaluation.statistics import bootstrap_interval, mcnemar, paired_t_test, wilson_interval
+from blackbox_proxy.evaluation.statistics import (
+    bootstrap_interval,
+    bootstrap_means,
+    mcnemar,
+    paired_t_test,
+    wilson_interval,
+)
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.types import Prompt, TailPolicy, Usage
 from blackbox_proxy.weigh import Settings
@@ -78,7 +86,7 @@ def jsonl(path: Path) -> list[Any]:
 
 
 def named(alpha: float) -> str:
-    return f"proxy-tuned, alpha {alpha:g}"
+    return f"proxy, alpha {alpha:g}"
 
 
 def settings_of(alphas: Sequence[float], tail: TailPolicy) -> list[Settings]:
@@ -230,6 +238,17 @@ def text_rows(texts: Texts) -> list[dict[str, Any]]:
     return rows
 
 
+def saved_more(one: Texts, other: Texts, system: str) -> tuple[float, tuple[float, float]]:
+    """Bits per byte that a system saves on one set of texts beyond what it saves on the other; 95 % interval."""
+    means, draws = [], []
+    for seed, texts in enumerate((one, other)):
+        base, own = np.array(texts.bits["base"]), np.array(texts.bits[system])
+        means.append(float((base - own).sum() / sum(texts.bytes)))
+        draws.append(bootstrap_means((base - own) / np.array(texts.bytes), seed, weights=texts.bytes))
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return means[0] - means[1], (float(low), float(high))
+
+
 def span(interval: Sequence[float] | None, factor: float = 1.0, digits: int = 1) -> str:
     if interval is None:
         return ""
@@ -237,16 +256,16 @@ def span(interval: Sequence[float] | None, factor: float = 1.0, digits: int = 1)
 
 
 def question_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("system")
-    for head in ("accuracy\n%", "95 %\ninterval", "abs-\ntained", "only it/\nonly base", "t-test\np", "McNemar\np"):
-        table.add_column(head, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("system", no_wrap=True)
+    for head in ("accuracy\n%", "95 %\ninterval", "abs-\ntained", "only it/\nbase", "t-test\np", "McNemar\np"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         base = row["system"] == SYSTEMS["base"]
         table.add_row(
             row["system"],
             f"{100 * row['accuracy']:.1f}",
-            span(row["interval"], 100),
+            span(row["interval"], 100, 0),
             str(row["abstained"]),
             "" if base else f"{row['only_this_right']}/{row['only_base_right']}",
             "" if base else f"{row['t_test_p']:.3f}",
@@ -257,10 +276,10 @@ def question_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def text_table(texts: Texts, rows: Sequence[dict[str, Any]]) -> Table:
     title = f"bits per byte of {texts.name}: {len(texts.bytes)} texts, {sum(texts.bytes):,} bytes"
-    table = Table(title=title, title_justify="left")
-    table.add_column("system")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("system", no_wrap=True)
     for head in ("bits per\nbyte", "fewer than\nthe base", "95 % interval\n(bootstrap)"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         fewer = row["fewer_than_base"]
         table.add_row(
@@ -393,7 +412,7 @@ def main(
         "questions": rows,
         "dropped": dropped,
         "dropped_before": before,
-        "usage": vars_of(answers.usage),
+        "usage": asdict(answers.usage),
         "texts": {},
     }
     if texts and not measured:
@@ -405,7 +424,16 @@ def main(
         console.print()
         console.print(text_table(found, scored))
         console.print(f"Spent: {spent(found.usage, priced)}.", highlight=False, soft_wrap=True)
-        results["texts"][found.name] = {"rows": scored, "bytes": sum(found.bytes), "usage": vars_of(found.usage)}
+        results["texts"][found.name] = {"rows": scored, "bytes": sum(found.bytes), "usage": asdict(found.usage)}
+    if len(measured) == 2 and all(
+        abs(bits) < math.inf for found in measured for b in found.bits.values() for bits in b
+    ):
+        console.print(f"\nSaved on {measured[0].name} beyond what is saved on {measured[1].name}, bits per byte:")
+        results["saved_more"] = {}
+        for system in list(measured[0].bits)[len(SYSTEMS) :]:
+            value, interval = saved_more(measured[0], measured[1], system)
+            results["saved_more"][system] = {"value": value, "interval": interval}
+            console.print(f"{system:<20}{value:+.3f}   95 % {span(interval, 1, 3)}", highlight=False)
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -427,10 +455,6 @@ def left_out(questions: Path) -> dict[str, int]:
 
 def said(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
-
-
-def vars_of(usage: Usage) -> dict[str, int]:
-    return {field.name: getattr(usage, field.name) for field in fields(usage)}
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def questions(vocabulary: Vocabulary) -> Iterator[tuple[str, str, dict[str, Any]
         route,
         {**text, "prompt": GOES_ON, "logit_bias": {str(part): 100}, "max_tokens": 2, "stream": True},
     )
+    for name, bias in {"by text": {"a": 100}, "by a list": [[unlikely, 100]], "unknown": {"100000": 100}}.items():
+        yield f"biased, {name}", route, {**text, "prompt": GOES_ON, "logit_bias": bias, "max_tokens": 1}
     written = {"grammar": 'root ::= "a👍東"', "structured_outputs": {"regex": "a👍東"}}  # llama.cpp's way, vLLM's way
     yield "characters in parts", route, {**text, "prompt": GOES_ON, **written, "max_tokens": 8}
     yield "characters in parts, ids out", route, {**text, **as_ids, "prompt": GOES_ON, **written, "max_tokens": 8}

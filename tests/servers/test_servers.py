@@ -16,17 +16,19 @@ from launch import Served
 
 from blackbox_proxy import ProxyTuner, TransformersPair
 from blackbox_proxy.base import DIALECTS, OpenAIBase, TransformersBase
-from blackbox_proxy.errors import BadRequest, CannotContinue, ContextTooLong, ModelNotFound
+from blackbox_proxy.errors import BadRequest, CannotContinue, ContextTooLong, InputError, ModelNotFound
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Generation, Prefix, Prompt, Step
 
 pytestmark = pytest.mark.servers
 
-PROMPTS = ["The mayor of New York", "In Zürich the café", "東京は", "def area(r):\n    return", "20 of 2000", "Whether"]
+PROMPTS = ["The mayor of New York", "In Zürich the café", "東京は", "def area(r):\n    return", "20 of 2000"]
 TALKS: list[Prompt] = [
     [{"role": "user", "content": "Who opened the café?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "東京?"}],
     [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "20 of"}],
+    [{"role": "user", "content": "New York, New Haven and Newark"}],
+    [{"role": "user", "content": "Whether it rains"}],
 ]
 K = 20  # candidates; vLLM's own limit
 AGREE = 1e-4  # nats
@@ -102,8 +104,8 @@ def test_the_text_is_the_one_over_host(
     there, here = opened(far, served.kind, way, toys), opened(near, "host", way, toys)
     tally = Tally()
     for prompt in TALKS if "chat" in way else PROMPTS:
-        theirs = ProxyTuner(there, toy_pairs(kind)).generate(prompt, max_tokens=24)
-        ours = ProxyTuner(here, toy_pairs(kind)).generate(prompt, max_tokens=24)
+        theirs = ProxyTuner(there, toy_pairs(kind)).generate(prompt, max_tokens=16)
+        ours = ProxyTuner(here, toy_pairs(kind)).generate(prompt, max_tokens=16)
         tally.add(theirs, ours)
     print(f"{served.kind}, {way}, pair {kind}: {tally.agreeing} of {tally.positions} positions agree to {AGREE:g}")
     assert tally.positions > 10
@@ -229,5 +231,38 @@ def test_a_chat_that_cannot_continue_says_so(served: Served, far: Open, toy_pair
 
 
 # -- choose and score -------------------------------------------------------------------------------------------------
+
+ANSWERS = ["line", " 20", "Ha", "ing"]
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("missing", ["backoff", "exclude", "ask"])
+def test_choose(
+    missing: str, api: str, served: Served, far: Open, near: Open, toys: dict[str, str], toy_pairs: Pairs
+) -> None:
+    there, here = (it(api=api, tokenizer=toys["base"], top_logprobs=K) for it in (far, near))
+    if missing == "ask" and 0 in (there.abilities.reveals, here.abilities.reveals):
+        pytest.skip(f"the {api} API of {served.kind} tells nothing about tokens it does not show")
+    prompt: Prompt = "20 of 2000" if api == "completions" else TALKS[3]
+    theirs = ProxyTuner(there, toy_pairs("digits")).choose(prompt, ANSWERS, missing=missing, forms=False)
+    ours = ProxyTuner(here, toy_pairs("digits")).choose(prompt, ANSWERS, missing=missing, forms=False)
+    assert (theirs.best, theirs.missing, theirs.how, theirs.by) == (ours.best, ours.missing, ours.how, ours.by)
+    assert theirs.log_p == pytest.approx(ours.log_p, abs=1e-3)
+    assert theirs.log_q == pytest.approx(ours.log_q, abs=1e-3)
+
+
+@pytest.mark.parametrize("text", [" of the mayor", " New Yorkthe\nHa"])
+def test_score(text: str, served: Served, far: Open, near: Open, toys: dict[str, str], toy_pairs: Pairs) -> None:
+    there, here = (it(tokenizer=toys["base"], top_logprobs=K) for it in (far, near))
+    tuner = ProxyTuner(there, toy_pairs("same"))
+    if not there.abilities.scores:
+        with pytest.raises(InputError):
+            tuner.score("20 of 2000", text)
+        return
+    theirs, ours = tuner.score("20 of 2000", text), ProxyTuner(here, toy_pairs("same")).score("20 of 2000", text)
+    assert [token.token for token in theirs.tokens] == [token.token for token in ours.tokens]
+    assert theirs.log_q == pytest.approx(ours.log_q, abs=1e-3)
+    assert theirs.log_p == pytest.approx(ours.log_p, abs=1e-2)
+
 
 # -- probe: what it says of each server is to be checked here --------------------------------------------------------
