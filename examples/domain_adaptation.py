@@ -61,6 +61,7 @@ from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import bootstrap_interval
 from blackbox_proxy.lm import load_causal_lm
 from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.types import Prefix
 from blackbox_proxy.weigh import Settings
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
@@ -92,8 +93,8 @@ class Plan:
 
     seed: int = 0
     little: float = 0.04  # the share of code in prose
-    big: Size = Size(2048, 128, 3, 2_000_000, 1_500_000)
-    small: Size = Size(1536, 96, 2, 2_000_000, 1_500_000)
+    big: Size = Size(1536, 96, 3, 1_200_000, 800_000)
+    small: Size = Size(1280, 64, 2, 1_200_000, 800_000)
 
 
 QUICK = Plan(big=Size(512, 32, 1, 100_000, 100_000), small=Size(400, 32, 1, 100_000, 100_000))
@@ -329,7 +330,7 @@ def tuned(alpha: float, k: int | None) -> str:
 async def measure(
     bases: dict[int | None, Base],
     pair: TransformersPair,
-    direct: Base | None,
+    direct: TransformersBase | None,
     texts: Sequence[tuple[str, Sequence[str]]],
     alphas: Sequence[float],
 ) -> Measured:
@@ -358,13 +359,19 @@ async def measure(
                     add(tuned(alpha, k), score.log_p)
                 tokens.setdefault(shown(k), []).extend(token.covered_mass for token in scores[0].tokens)
             if direct is not None:
-                (score,) = await scoring.score(direct, [], opening, rest, [Settings(1, (), Sampling())])
-                add("direct", score.log_q)
+                add("direct", await log_likelihood(direct, opening, rest))
         found.bytes.append(size)
         for system, value in bits.items():
             found.bits.setdefault(system, []).append(value)
     found.covered = {name: sum(masses) / len(masses) for name, masses in tokens.items()}
     return found
+
+
+async def log_likelihood(model: TransformersBase, opening: str, rest: str) -> float:
+    """log p of the rest by a model alone, nats."""
+    tokens = [model.vocabulary.token_of(index) for index in model.vocabulary.encode([rest.encode()])[0]]
+    positions, _ = await scoring.given_positions(model, Prefix(opening), tokens)
+    return math.fsum(position.logprob or 0.0 for position in positions)
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:

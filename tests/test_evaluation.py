@@ -33,7 +33,7 @@ from blackbox_proxy.report import evaluation as report
 from blackbox_proxy.types import Usage
 
 LETTERS = ("A", "B", "C", "D")
-QUESTIONS = 32
+QUESTIONS = 24
 
 # -- reading tasks ----------------------------------------------------------------------------------------------------
 
@@ -330,7 +330,7 @@ def counted(hosted: Callable[[int], str]) -> Counted:
 
 @pytest.fixture
 def tuner(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]) -> ProxyTuner:
-    return ProxyTuner(api_base(), pairs("digits"))
+    return ProxyTuner(api_base(), pairs("same"))
 
 
 def _prompts(count: int) -> list[str]:
@@ -345,7 +345,7 @@ def _chosen() -> dict[str, list[dict[str, int]]]:
 @pytest.fixture
 def chosen(tuner: ProxyTuner, _chosen: dict[str, list[dict[str, int]]]) -> list[dict[str, int]]:
     """What each system would choose of four letters after each prompt, asked one by one."""
-    if "digits" not in _chosen:
+    if not _chosen:
         found = []
         for prompt in _prompts(QUESTIONS):
             choices = {
@@ -355,8 +355,8 @@ def chosen(tuner: ProxyTuner, _chosen: dict[str, list[dict[str, int]]]) -> list[
             places = {"base": one.base_best, "expert": one.expert_best, "antiexpert": one.antiexpert_best}
             places |= {f"tuned@{alpha:g}": choice.best for alpha, choice in choices.items()}
             found.append({key: place or 0 for key, place in places.items()})
-        _chosen["digits"] = found
-    return _chosen["digits"]
+        _chosen["same"] = found
+    return _chosen["same"]
 
 
 def _questions(chosen: list[dict[str, int]], right: str) -> list[dict[str, Any]]:
@@ -403,10 +403,12 @@ def test_a_sweep_finds_the_alpha_that_is_best_by_construction(
     assert any("does not help" in note for note in base.notes)
 
 
-@pytest.mark.parametrize("other", ["base", "expert"])
-def test_a_pair_that_hurts_is_said_to(other: str, tuner: ProxyTuner, chosen: list[dict[str, int]]) -> None:
-    table = evaluate(tuner, _questions(chosen, other)).table("choice")
-    found = table.result("tuned@1")
+@pytest.mark.parametrize(("other", "alpha"), [("base", 1.0), ("expert", 0.5)])
+def test_a_pair_that_hurts_is_said_to(
+    other: str, alpha: float, tuner: ProxyTuner, chosen: list[dict[str, int]]
+) -> None:
+    table = evaluate(tuner, _questions(chosen, other), alphas=[alpha]).table("choice")
+    found = table.result(f"tuned@{alpha:g}")
     assert found is not None
     difference = found.to_base if other == "base" else found.to_expert
     assert difference is not None
@@ -443,9 +445,11 @@ def asked(tuner: ProxyTuner) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for prompt in _prompts(24):
         text = tuner.generate(prompt, max_tokens=6, stop="\n").text
-        if normalised(text) and len(found) < 8:
+        if normalised(text):
             found.append({"prompt": prompt, "answer": text})
-    assert len(found) == 8
+        if len(found) == 5:
+            break
+    assert len(found) == 5
     return found
 
 
@@ -561,7 +565,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def options(hosted: Callable[[int], str], models: dict[str, str]) -> list[str]:
     base = ["--base", "big", "--base-url", hosted(5), "--dialect", "vllm", "--tokenizer", models["base"]]
-    return [*base, "--expert", models["digits-expert"], "--antiexpert", models["digits-antiexpert"], "--device", "cpu"]
+    return [*base, "--expert", models["same-expert"], "--antiexpert", models["same-antiexpert"], "--device", "cpu"]
 
 
 def test_the_command_prints_writes_and_warns(
@@ -570,19 +574,19 @@ def test_the_command_prints_writes_and_warns(
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text("".join(json.dumps(row) + "\n" for row in _questions(chosen, "base")))
     out, table = tmp_path / "out.json", tmp_path / "table.md"
-    given = ["--alpha", "0.5", "--alpha", "1", "--prices", "1,1,2", "--ceiling-value", "1", "--limit", "24"]
+    given = ["--alpha", "0.5", "--alpha", "1", "--prices", "1,1,2", "--ceiling-value", "1", "--limit", "20"]
     status, printed, _ = run("eval", str(tasks), *options, *given, "-o", str(out), "--markdown", str(table))
     assert status == 0
     assert "base alone" in printed
     assert "worse than the base alone" in printed
-    assert "24 API calls" in printed
+    assert "20 API calls" in printed
     record = json.loads(out.read_text())
     assert [system["system"] for system in record["tables"][0]["systems"]] == [
         *("base", "expert", "antiexpert"),
         *("tuned@0.5", "tuned@1"),
     ]
     assert record["tables"][0]["systems"][0]["value"] == 1.0
-    assert (len(record["rows"]), record["usage"]["api_calls"], record["settings"]["alphas"]) == (24, 24, [0.5, 1.0])
+    assert (len(record["rows"]), record["usage"]["api_calls"], record["settings"]["alphas"]) == (20, 20, [0.5, 1.0])
     assert record["rows"][0]["systems"]["base"]["said"] in LETTERS
     assert "api_key" not in record["settings"]
     lines = [line for line in table.read_text().splitlines() if line.startswith("|")]

@@ -23,7 +23,7 @@ from blackbox_proxy.types import How, Scores, Token
 from blackbox_proxy.vocabulary import Vocabulary
 from blackbox_proxy.weigh import Weighed
 
-PROMPTS = ["The mayor of", "New York", *(words(seed, 4) for seed in range(4))]
+PROMPTS = ["The mayor of", "New York", *(words(seed, 4) for seed in range(2))]
 
 
 def _requests(url: str) -> int:
@@ -41,7 +41,7 @@ def test_a_request_a_prompt_says_how_well_a_pair_fits(
     base, pair = api_base(), pairs(kind)
     before = _requests(hosted(5))
     fit = measure_fit(
-        ProxyTuner(base, pair), PROMPTS, max_tokens=12, tokens=1000, texts=100, prices=Prices(1.0, 1.0, 2.0)
+        ProxyTuner(base, pair), PROMPTS, max_tokens=8, tokens=1000, texts=100, prices=Prices(1.0, 1.0, 2.0)
     )
     assert _requests(hosted(5)) - before == fit.usage.api_calls == fit.texts == len(PROMPTS)
     assert fit.same_spelling is (kind == "same")
@@ -56,7 +56,7 @@ def test_a_request_a_prompt_says_how_well_a_pair_fits(
         assert fit.merging_positions >= fit.merging > 0.0
     assert fit.top_k == 5
     # The base's own text is that of alpha 0.
-    own = [ProxyTuner(base, pair, 0.0).generate(prompt, max_tokens=12) for prompt in PROMPTS]
+    own = [ProxyTuner(base, pair, 0.0).generate(prompt, max_tokens=8) for prompt in PROMPTS]
     steps = [step for generation in own for step in generation.steps if len(step.candidates)]
     assert fit.tokens == len(steps)
     assert fit.covered_mass == pytest.approx(np.mean([step.covered_mass for step in steps]))

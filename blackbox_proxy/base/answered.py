@@ -123,10 +123,19 @@ def greedy(rows: Sequence[Row]) -> bool:
     """Whether each token written is the likeliest shown."""
     for row in rows:
         found = shown(row)
-        own = found.get(name_of(row.sampled), row.sampled.logprob)
+        own = found.get(name_of(row.sampled)) if row.sampled.logprob is None else row.sampled.logprob
         if found and (own is None or own < max(found.values()) - 1e-4):
             return False
     return True
+
+
+def overwritten(rows: Sequence[Row]) -> bool:
+    """Whether, of candidates that are written alike, another took the place of the likeliest, which was written."""
+    for row in rows:
+        listed = shown(row).get(name_of(row.sampled))
+        if listed is not None and row.sampled.logprob is not None and abs(listed - row.sampled.logprob) > 1e-3:
+            return True
+    return False
 
 
 def sound(rows: Sequence[Row], vocabulary: Vocabulary | None) -> list[Row]:
@@ -179,8 +188,8 @@ class Spelling:
 
     ids: candidates have them. bytes: the true ones; those of the text as it is written, replacement characters and
     all; null; no such field; or only seen of whole characters. parts: how a token that is no whole UTF-8 is written;
-    None where none was seen. wrong: ids whose bytes are not those of the vocabulary. sentinels: numbers that stand for
-    none.
+    None where none was seen. wrong: ids whose bytes are not those of the vocabulary, of so many `checked`. joined: some
+    rows stand for several tokens. sentinels: numbers that stand for none.
     """
 
     ids: bool = False
@@ -188,11 +197,13 @@ class Spelling:
     parts: Parts | None = None
     wrong: int = 0
     checked: int = 0
+    joined: bool = False
     sentinels: frozenset[float] = frozenset()
 
     def note(self, choice: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> None:
         logprobs = choice.get("logprobs")
         self.sentinels |= frozenset(_sentinels(logprobs))
+        self.joined = self.joined or any(_several(row, vocabulary) for row in rows_of(logprobs))
         for item in _items(logprobs):
             text = str(item.get("token"))
             if text.startswith("token_id:"):
@@ -224,6 +235,12 @@ class Spelling:
         order: list[Bytes | None] = [None, "absent", "null", "whole", "of the text", "true"]
         if order.index(seen) > order.index(self.bytes):
             self.bytes = seen
+
+
+def _several(row: Row, vocabulary: Vocabulary | None) -> bool:
+    """Whether a row certainly stands for several tokens."""
+    known = vocabulary is not None or any(entry.id == row.sampled.id and entry.bytes for entry in row.shown)
+    return known and joined(row, vocabulary)
 
 
 def _whole(raw: bytes) -> bool:

@@ -71,6 +71,7 @@ class Dialect:
     `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
     shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
     have stood in their place. `shows_end`: a text that the model ended may have a position for its end.
+    `beyond`: how many tokens it may write more than were asked for.
 
     Where it is:
     `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
@@ -103,6 +104,7 @@ class Dialect:
     draws: bool = True
     hides_parts: bool = False
     shows_end: bool = True
+    beyond: int = 0
     shown_after: After | None = None
     named: str | None = None
     named_limit: int = 128
@@ -237,6 +239,8 @@ DIALECTS: Mapping[str, Dialect] = {
             extra_body={"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
             echo={"echo": True},
             shows_end=False,
+            beyond=3,  # it completes the character in which the limit is reached
+            draws=False,  # of a token that ends inside a character, the rest is shown as if it were another
             shown_after="nothing",
             bias_keys=300,
             owners=("me",),

@@ -43,14 +43,16 @@ class Findings:
 
     Which: url (without user, password and query), model, api; asked_at, ISO; dialect: the one that it was asked in.
     apis: what each gives: "log probabilities", "text only", or why it gives nothing. owner: what it writes as
-    `owned_by`; claims: the dialect that this names. listed: whether the model is in its list. window: tokens.
+    `owned_by`; claims: the dialect that this names; recognised: that, the URL or the caller did name one. listed:
+    whether the model is in its list. window: tokens.
 
     k: the most `top_logprobs`, 0 where it shows none; k_how: it "named" that limit, shows no more whatever is asked
     ("silent"), took it after refusing more ("tried"), or took all that was asked ("open"). outside: a token written
     beyond the k is "listed" besides them, "missing", or "cut" the k short. chat_length, omit: as in `Dialect`, where
     the server corrected them.
     ids: of candidates: "shown" unasked, "on request", "no". bytes, parts, wrong: as in `answered.Spelling`.
-    sentinels: numbers that stood for none.
+    joined: some rows stood for several tokens, of which only the last is told. overwritten: candidates that are written
+    alike took each other's place. sentinels: numbers that stood for none.
 
     ids_in: prompts of token ids are taken. ids_drift, text_drift, prefill_drift: between a draft and its own
     continuation from a prefix of ids, of text, of a chat message. prefill: the fields of body and message with which
@@ -58,7 +60,7 @@ class Findings:
     the answer begins with what was continued.
     echo: log probabilities of a prompt come back ("scored"), only its "text", nothing ("ignored"), or it is "refused".
     streams: "log probabilities", only "text", or the answer comes "whole". stream_options: whether they are taken.
-    bias: "honoured" or "ignored"; reflected: in the numbers shown; bias_keys: as many were taken. named: the field
+    bias: "honoured", "ignored" or "refused"; reflected: in the numbers shown; bias_keys: as many were taken. named: the field
     that names tokens to show; "" where none did.
     after: what the numbers have been through. greedy: at temperature 0 it writes the likeliest it shows. repeated: how
     often the same was asked, same_text and drift: whether the text was the same, and the numbers.
@@ -74,6 +76,7 @@ class Findings:
     apis: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None
     claims: str | None = None
+    recognised: bool = True
     listed: bool | None = None
     window: int | None = None
     k: int | None = None
@@ -85,6 +88,8 @@ class Findings:
     bytes: Bytes | None = None
     parts: Parts | None = None
     wrong: int | None = None
+    joined: bool | None = None
+    overwritten: bool | None = None
     sentinels: tuple[float, ...] = ()
     ids_in: bool | None = None
     ids_drift: float | None = None
@@ -100,7 +105,7 @@ class Findings:
     prompt_logprobs: bool | None = None
     streams: Literal["log probabilities", "text", "whole"] | None = None
     stream_options: bool | None = None
-    bias: Literal["honoured", "ignored"] | None = None
+    bias: Literal["honoured", "ignored", "refused"] | None = None
     reflected: bool | None = None
     bias_keys: int = 0
     named: str | None = None
@@ -159,8 +164,10 @@ class Findings:
             changes["echo_streams"] = bool(self.echo == "scored" and self.echo_streams)
         if self.streams is not None:
             changes["streams"] = self.streams == "log probabilities"
-        if self.greedy is False:
-            changes["draws"] = False
+        if self.joined:
+            changes["hides_parts"] = True
+        if self.greedy is False or self.joined or not self.recognised:
+            changes["draws"] = False  # the last: what is switched on by default there is not known
         if (after := self.shown_after) is not None:
             changes["shown_after"] = after
         return changes

@@ -441,6 +441,7 @@ class OpenAIBase:
             vocabulary=settings.vocabulary,
             echo=asked.echo(settings),
             shows_end=settings.dialect.shows_end,
+            beyond=settings.dialect.beyond,
         )
         return replace(until_recut(draft, self._recut(asked)), usage=draft.usage + more)
 
@@ -457,8 +458,14 @@ class OpenAIBase:
         self, arguments: dict[str, Any], settings: Settings, asked: Plan
     ) -> tuple[Draft | _Whole, AsyncGenerator[Draft | _Whole, None], Incremental]:
         """A stream read up to its first position (or to its end), the rest of it, and its reader."""
-        known, shows_end = settings.vocabulary, settings.dialect.shows_end
-        reader = Incremental(asked.n, settings.top_logprobs, known, asked.echo(settings), shows_end=shows_end)
+        reader = Incremental(
+            asked.n,
+            settings.top_logprobs,
+            settings.vocabulary,
+            asked.echo(settings),
+            shows_end=settings.dialect.shows_end,
+            beyond=settings.dialect.beyond,
+        )
         rest = self._parts(arguments, reader)
         return await anext(rest), rest, reader
 

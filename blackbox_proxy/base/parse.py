@@ -42,6 +42,7 @@ def parse(
     vocabulary: Vocabulary | None = None,
     echo: Echo | None = None,
     shows_end: bool = True,
+    beyond: int = 0,
 ) -> Draft:
     """The draft in a completion or chat completion; `n` positions and k = `top_logprobs` candidates were asked for.
 
@@ -50,7 +51,7 @@ def parse(
     Raises BadResponse and NoLogprobs.
     """
     choice_of(body)
-    reader = Incremental(n, top_logprobs, vocabulary, echo, shows_end=shows_end)
+    reader = Incremental(n, top_logprobs, vocabulary, echo, shows_end=shows_end, beyond=beyond)
     positions = reader.feed(body)
     last, finish = reader.finish()
     return Draft((*positions, *last), finish, usage_of(body), reader.given)

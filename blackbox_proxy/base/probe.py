@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, get_args
 
 from blackbox_proxy.errors import (
     BadRequest,
+    BadResponse,
     BlackboxError,
     BudgetReached,
     ConnectionFailed,
@@ -26,31 +26,21 @@ from blackbox_proxy.errors import (
 )
 from blackbox_proxy.vocabulary import Vocabulary
 
-from .answered import Answered, agreement, cuts, greedy, name_of, sharpened, shown, sound
-from .asking import Asker, Noting, Purse, Sent, said
+from .asking import Asker, Noting, Purse, said
 from .connection import Connection
-from .dialects import DIALECTS, Api, Dialect, Prefill
-from .entries import token_of
+from .dialects import DIALECTS, Api, Dialect
 from .findings import Findings
 from .guessing import AUTO, by_models, by_url, dialect_of, located
 from .openai import NO_KEY, shown_url
 from .opening import OPENAI_URL, checked_url, given_url, key_for, vocabulary_of
 from .parse import decode_body
-from .positions import Row
+from .questions import Questions
 from .retry import named_limit
 
 MAX_CALLS = 40
 _MANY = 1000  # candidates: more than any service is known to give
 _LADDER = (20, 5, 2, 1)
-_DRAFT = 12  # tokens
-_FEW = 5  # candidates where no more are needed
-_REPEATS = 2
-_TEXT = "The weather in New York was fine, and the people of the town"
-_TALK = "Say in one sentence what the weather is like."
 _ODD = "Zürich, 東京 and 👍🏽"  # beside such text, tokens that are no whole characters are likely
-_BIASED = 300  # keys that OpenAI's API takes; also an id that every vocabulary has
-_IDS_OUT = {"return_tokens_as_token_ids": True, "return_token_ids": True}
-_MOST_BIAS = 100.0
 _T = TypeVar("_T")
 
 Wanted = Literal["auto", "completions", "chat"]
@@ -69,7 +59,7 @@ async def aprobe(
     api_key: str | None = None,
     dialect: str | Dialect = AUTO,
     tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
-    timeout: float = 60.0,
+    timeout: float = 60.0,  # noqa: ASYNC109 (of each request)
     max_calls: int = MAX_CALLS,
     max_attempts: int = 2,
     told: Callable[[str], None] | None = None,
@@ -115,7 +105,13 @@ async def aprobe(
         )
         connections.append(connection)
         return Asker(
-            connection, which, model, spoken, url=shown_url(url), vocabulary=vocabulary, purse=purse,
+            connection,
+            which,
+            model,
+            spoken,
+            url=shown_url(url),
+            vocabulary=vocabulary,
+            purse=purse,
             max_attempts=max_attempts,
         )
 
@@ -125,11 +121,12 @@ async def aprobe(
         spoken = known or claimed or replace(spoken, chat_length="max_tokens")  # what most servers understand
         tried = _Apis(lambda which: asker(which, spoken), spoken, _names(models))
         chosen, most = await tried.choose(api)
-        prober = _Prober(chosen, told or (lambda name: None), refused)
-        prober.found |= _about_models(models, model) | {"claims": None if claimed is None else claimed.name} | most
-        await prober.run()
+        questions = Questions(chosen, most, told or (lambda name: None), refused)
+        questions.found |= _about_models(models, model) | {"claims": None if claimed is None else claimed.name}
+        questions.found["recognised"] = known is not None or claimed is not None
+        await questions.run()
         await tried.other(chosen)
-        return prober.findings(tried.gives, limiter.headers)
+        return questions.findings(tried.gives, limiter.headers)
     finally:
         for connection in connections:
             await connection.aclose()
@@ -245,3 +242,22 @@ async def _fewer(asker: Asker, limit: int | None) -> dict[str, Any]:
         return {"k": k if count else 0, "k_how": "named" if k == limit else "tried", "odd": answer}
     answer = await asker.ask(_ODD, 1, None)  # no log probabilities at all?
     return {"k": 0, "k_how": "tried", "odd": answer}
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """On a thread of its own, so that a loop which runs here does not matter."""
+    done: list[_T] = []
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            done.append(asyncio.run(work))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]

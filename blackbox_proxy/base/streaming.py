@@ -22,12 +22,12 @@ from .positions import Row, as_end, joined, may_be_end, position_of, rows_of
 
 _STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
-_TO_FINISH = 3  # tokens, printed as nothing, that llama-cpp-python writes beyond the limit to complete a character
 
 
 class Incremental:
     """Reads one answer. n, top_logprobs: what was asked for. echo: what the answer repeats before it goes on.
     shows_end: an ended text may have a position for its end; else a last token printed as nothing is no end.
+    beyond: how many tokens more than n the server may write; they are left out.
 
     `given` counts the released positions that repeat given text, `written` the others; `usage` is the last that the
     API reported, None before.
@@ -41,7 +41,9 @@ class Incremental:
         echo: Echo | None = None,
         *,
         shows_end: bool = True,
+        beyond: int = 0,
     ) -> None:
+        self._beyond = beyond
         self._shows_end = shows_end
         self._n = n
         self._k = top_logprobs
@@ -76,7 +78,7 @@ class Incremental:
         given, generated = self._apart(rows)
         self._generated += len(generated)
         surplus = generated[len(generated) - max(0, self._generated - self._n) :]
-        if self._generated > self._n + _TO_FINISH or any(row.sampled.text for row in surplus):
+        if len(surplus) > self._beyond:
             raise BadResponse(
                 f"the API answered with {self._generated} tokens where {self._n} were asked for",
                 hint="It ignores the limit that was sent, or repeats the prompt. Another dialect may spell the limit "

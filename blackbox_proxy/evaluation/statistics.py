@@ -135,9 +135,12 @@ def mcnemar(a: Sequence[bool] | ArrayLike, b: Sequence[bool] | ArrayLike) -> McN
     _same_length(len(one), len(other))
     only_a, only_b = int(np.sum(one & ~other)), int(np.sum(other & ~one))
     n = only_a + only_b
-    # Whole numbers until the last division: exact for any number of rows.
-    tail = 2 * sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
-    return McNemar(only_a, only_b, min(1.0, tail / 2**n))
+    # Whole numbers until the last division: exact for any number of rows. ways: n over i, each from the one before.
+    ways = tail = 1
+    for i in range(1, min(only_a, only_b) + 1):
+        ways = ways * (n - i + 1) // i
+        tail += ways
+    return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))
 
 
 def bootstrap_interval(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,10 @@ def checkpoint_of(folder: Path, settings: dict[str, Any], resume: bool) -> str |
     return get_last_checkpoint(str(folder))
 
 
-def measured(trainer: Trainer, validation: Any, size: int) -> dict[str, float]:
-    """Loss in nats per token, and in bits per byte of the texts (`size` bytes), on what is kept out."""
+def measured(trainer: Trainer, validation: Any, per_byte: float) -> dict[str, float]:
+    """Loss on what is kept out, in nats per token, and in bits per byte of text (`per_byte`: tokens of one)."""
     loss = float(trainer.evaluate(validation)["eval_loss"])
-    tokens = sum(len(block["input_ids"]) for block in validation)
-    return {"nats_per_token": round(loss, 4), "bits_per_byte": round(loss * tokens / size / math.log(2), 4)}
+    return {"nats_per_token": round(loss, 4), "bits_per_byte": round(loss * per_byte / math.log(2), 4)}
 
 
 def tune(given: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def tune(given: argparse.Namespace) -> dict[str, Any]:
     read = [row for i, row in enumerate(rows) if i % KEPT_OUT != KEPT_OUT - 1]
     blocks = blocks_of([row["text"] for row in read], tokenizer, given.block)
     validation = blocks_of(kept_out, tokenizer, given.block)
-    size = sum(len(text.encode()) for text in kept_out)
+    (whole,) = blocks_of(kept_out, tokenizer, sys.maxsize)
+    per_byte = len(whole["input_ids"]) / sum(len(text.encode()) for text in kept_out)
     if given.lora:
         model = with_lora(model, given.lora)
     if given.gradient_checkpointing:
@@ -164,13 +165,13 @@ def tune(given: argparse.Namespace) -> dict[str, Any]:
         eval_dataset=validation,
         data_collator=default_data_collator,
     )
-    before = measured(trainer, validation, size)  # a resumed run, too, begins with the untuned model
+    before = measured(trainer, validation, per_byte)  # a resumed run, too, begins with the untuned model
     if given.stop_at:
         trainer.add_callback(_StopAt(given.stop_at))
     done = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: --resume goes on")
-    after = measured(trainer, validation, size)
+    after = measured(trainer, validation, per_byte)
     tuned = trainer.model.merge_and_unload() if given.lora else trainer.model
     tuned.config.use_cache = True
     tuned.to(torch.bfloat16 if computed == "bfloat16" else torch.float32).save_pretrained(given.output)
