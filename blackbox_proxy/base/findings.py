@@ -60,8 +60,8 @@ class Findings:
     the answer begins with what was continued.
     echo: log probabilities of a prompt come back ("scored"), only its "text", nothing ("ignored"), or it is "refused".
     streams: "log probabilities", only "text", or the answer comes "whole". stream_options: whether they are taken.
-    bias: "honoured", "ignored" or "refused"; reflected: in the numbers shown; bias_keys: as many were taken. named: the field
-    that names tokens to show; "" where none did.
+    bias: "honoured", "ignored" or "refused"; reflected: in the numbers shown; bias_keys: as many were taken. named: the
+    field that names tokens to show; "" where none did.
     after: what the numbers have been through. greedy: at temperature 0 it writes the likeliest it shows. repeated: how
     often the same was asked, same_text and drift: whether the text was the same, and the numbers.
     end: how the end of text shows. limits: headers about rate limits. refused: question -> why it has no answer.

@@ -22,6 +22,7 @@ from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 
 from .connection import Connection
+from .dialects import PROBED
 from .given import Plan, plan
 from .identity import spelling_identity
 from .limits import Limiter
@@ -105,7 +106,9 @@ class OpenAIBase:
 
     def __repr__(self) -> str:
         settings = self.settings
-        return f"OpenAIBase({settings.model!r}, {settings.api} at {self.url}, dialect {settings.dialect.name!r})"
+        dialect = settings.dialect
+        probed = f", {dialect.evidence}" if dialect.evidence.startswith(PROBED) else ""
+        return f"OpenAIBase({settings.model!r}, {settings.api} at {self.url}, dialect {dialect.name!r}{probed})"
 
     @property
     def name(self) -> str:

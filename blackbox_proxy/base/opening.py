@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -12,11 +13,14 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.types import Rendering
 from blackbox_proxy.vocabulary import Vocabulary
 
-from .dialects import Api, Dialect
-from .guessing import dialect_of, located
+from .dialects import PROBED, Api, Dialect
+from .findings import Findings, base_dialect, load, saved
+from .guessing import AUTO, dialect_of, located
 from .limits import Limiter
 from .openai import NO_KEY, OpenAIBase, shown_url
 from .payload import RESERVED, Settings
+
+_log = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -37,6 +41,7 @@ def open_base(
     max_retry_seconds: float = 600.0,
     extra_body: Mapping[str, Any] | None = None,
     limiter: Limiter | None = None,
+    probe: bool | str | os.PathLike[str] | Findings = True,
 ) -> OpenAIBase:
     """A base behind an OpenAI-compatible API. Sends nothing.
 
@@ -51,8 +56,9 @@ def open_base(
     lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
     chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
     which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
-    further one is begun. extra_body: further fields of every request. limiter: requests and tokens per minute and
-    requests at a time, shared by all bases that are given the same `Limiter`; by default what the API's headers say.
+    further one is begun, and one that has brought nothing to go on with is given up. extra_body: further fields of
+    every request. limiter: requests and tokens per minute and requests at a time, shared by all bases that are given
+    the same `Limiter`; by default what the API's headers say.
 
     Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
     """
@@ -61,6 +67,8 @@ def open_base(
     if api not in get_args(Api):
         raise InputError(f"unknown api {api!r}", hint='Use "completions" or "chat".')
     spoken = dialect if isinstance(dialect, Dialect) else dialect_of(dialect, given_url(base_url))
+    url = located(checked_url(given_url(base_url) or spoken.home or OPENAI_URL), spoken, model)
+    spoken = _as_found(probe, spoken, dialect, url, model, api)
     if api not in spoken.apis:
         raise InputError(
             f"the {spoken.name!r} dialect gives no log probabilities through its {api} API",
@@ -74,7 +82,6 @@ def open_base(
         raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
     if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
         raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
-    url = located(checked_url(given_url(base_url) or spoken.home or OPENAI_URL), spoken, model)
     settings = Settings(
         model,
         api,
@@ -98,6 +105,34 @@ def open_base(
     )
 
 
+def _as_found(
+    probe: bool | str | os.PathLike[str] | Findings,
+    spoken: Dialect,
+    given: str | Dialect,
+    url: str,
+    model: str,
+    api: Api,
+) -> Dialect:
+    """The dialect as the endpoint was found to speak it. What the caller names is taken as it is."""
+    if isinstance(probe, bool):
+        found = saved(shown_url(url), model, api) if probe and given == AUTO else None
+    elif given != AUTO:
+        raise InputError("findings and a dialect say the same thing twice", hint="Leave out dialect=… or probe=….")
+    else:
+        found = probe if isinstance(probe, Findings) else load(probe)
+        asked = (shown_url(url).rstrip("/"), model, api)
+        if asked != (found.url.rstrip("/"), found.model, found.api):
+            raise InputError(
+                f"the findings are about {found.api} of {found.model!r} at {found.url}",
+                hint="Probe this endpoint, or leave out probe=….",
+            )
+    if found is None:
+        return spoken
+    spoken = found.onto(base_dialect(found))
+    _log.info("%s of %r at %s: dialect %r, %s", api, model, found.url, spoken.name, spoken.evidence)
+    return spoken
+
+
 def _checked_k(k: int | None, api: Api, dialect: Dialect) -> int:
     limit = dialect.limit(api)
     if k is None:
@@ -107,7 +142,8 @@ def _checked_k(k: int | None, api: Api, dialect: Dialect) -> int:
     if limit is not None and k > limit:
         raise InputError(
             f"top_logprobs is {k}, but the {dialect.name!r} dialect's {api} API gives at most {limit}",
-            hint=f"Use {limit} or fewer; the hidden tail is estimated. If this server gives more, name its dialect.",
+            hint=f"Use {limit} or fewer; the hidden tail is estimated. If this server gives more, "
+            + ("probe it again." if dialect.evidence.startswith(PROBED) else "name its dialect."),
         )
     return k
 
