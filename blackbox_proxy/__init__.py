@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blackbox_proxy.base.budget import Budget, BudgetedBase
     from blackbox_proxy.base.cache import CachedBase
+    from blackbox_proxy.base.findings import Findings
     from blackbox_proxy.base.limits import Limiter
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.base.opening import open_base
+    from blackbox_proxy.base.probe import aprobe, probe
     from blackbox_proxy.drafting import Drafting, Prices
     from blackbox_proxy.evaluation.fit import measure_fit
     from blackbox_proxy.evaluation.run import evaluate
@@ -40,6 +42,7 @@ _HOMES = {
     "Candidate": "types",
     "Choice": "choices",
     "Drafting": "drafting",
+    "Findings": "base.findings",
     "Generation": "types",
     "Limiter": "base.limits",
     "Prices": "drafting",
@@ -50,10 +53,12 @@ _HOMES = {
     "TransformersBase": "base.local",
     "TransformersPair": "pair.transformers",
     "Usage": "types",
+    "aprobe": "base.probe",
     "errors": "errors",
     "evaluate": "evaluation.run",
     "measure_fit": "evaluation.fit",
     "open_base": "base.opening",
+    "probe": "base.probe",
     "read_trace": "trace",
     "run_job": "jobs",
     "write_trace": "trace",
@@ -66,6 +71,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "Drafting",
+    "Findings",
     "Generation",
     "Limiter",
     "Prices",
@@ -77,9 +83,11 @@ __all__ = [
     "TransformersPair",
     "Usage",
     "__version__",
+    "aprobe",
     "evaluate",
     "measure_fit",
     "open_base",
+    "probe",
     "read_trace",
     "run_job",
     "write_trace",

@@ -561,6 +561,23 @@ def test_what_changes_the_answers_changes_the_identity(models: dict[str, str]) -
     assert TransformersBase(models["base"], device="cpu", rendering=str).identity is None
 
 
+async def test_tokens_that_were_asked_about_by_name_are_shown_as_such(models: dict[str, str], file: Path) -> None:
+    from blackbox_proxy import TransformersBase
+
+    base = TransformersBase(models["base"], top_logprobs=2, device="cpu")
+    with cached(base, file) as one:
+        draft = await one.draft(Prefix("The mayor"), 1)
+        rare = base.vocabulary.token_of(max(token.id for token in draft.positions[0].tokens) - 1)  # type: ignore[type-var,operator]
+        told = await one.reveal(Prefix("The mayor"), [rare])
+        one.store.submit(lambda: None).result()
+        drawn, named = sorted(export(one.store), key=lambda row: "named" in row)
+    assert ("named" not in drawn, named["named"]) == (True, True)
+    assert (named["place"], named["text"]) == (drawn["place"], drawn["text"]) == (0, "")
+    shown: Any = named["candidates"]
+    assert [(c["id"], c["logprob"]) for c in shown] == [(rare.id, pytest.approx(float(told.logprobs[0])))]
+    await base.aclose()
+
+
 async def test_a_whole_vocabulary_comes_back_as_columns(models: dict[str, str], file: Path) -> None:
     from blackbox_proxy import TransformersBase
     from blackbox_proxy.vocabulary import VocabularyTokens

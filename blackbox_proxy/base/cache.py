@@ -9,7 +9,6 @@ far as the rows reach; what lies beyond is the next request. Knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from blackbox_proxy.types import Draft, FinishReason, Floats, Position, Prefix, 
 from blackbox_proxy.vocabulary import VocabularyTokens, is_ids
 
 from .protocol import Base, Revealed
-from .rows import GREEDY, STOP, Drawn, drawn_from, drawn_to, packed, token_to, unpacked
+from .rows import GREEDY, STOP, Drawn, after, digest, drawn_from, drawn_to, named, packed, token_to, unpacked
 from .store import LEASE, MAX_BYTES, Entry, Root, Store, new_owner
 from .wrapper import BaseAround
 
@@ -99,8 +98,8 @@ class CachedBase(BaseAround):
         if identity is None:
             return await self.base.reveal(prefix, tokens)
         wanted = _Wanted(_root(identity, prefix.prompt), prefix, 1, None, ())
-        keys = [_revealed(wanted.start, token) for token in tokens]
-        claim, owner = _digest(*keys), new_owner()
+        keys = [named(wanted.start, token) for token in tokens]
+        claim, owner = digest(*keys), new_owner()
         values = np.full(len(tokens), np.nan)
 
         def look() -> bool:
@@ -219,7 +218,7 @@ class CachedBase(BaseAround):
             given.append(
                 Position(token, self._told(key, token) if logprob is None else logprob, row.tokens, row.logprobs)
             )
-            key = _after(key, token)
+            key = after(key, token)
         own = Draft(())
         if len(given) == len(wanted.given):
             own = self._own(wanted, key)
@@ -263,7 +262,7 @@ class CachedBase(BaseAround):
                 return Draft(tuple(positions), cut=True)
             if not told:
                 break
-            key = _after(key, token)
+            key = after(key, token)
         return Draft(tuple(positions))
 
     def _continues(self, wanted: _Wanted, more: Sequence[Token]) -> bool:
@@ -271,7 +270,7 @@ class CachedBase(BaseAround):
 
     def _told(self, key: bytes, token: Token) -> float | None:
         """log q of a token that is not among the candidates, where the base has told it."""
-        row = self._row(_revealed(key, token), None)
+        row = self._row(named(key, token), None)
         return None if row is None else float(row.logprobs[0])
 
     def _row(self, key: bytes, draw: bytes | None) -> _Row | None:
@@ -320,14 +319,14 @@ class _Wanted:
         self.before: bytes | None = None
         self.start = root.root
         for token in prefix.tokens:
-            self.before, self.start = self.start, _after(self.start, token)
+            self.before, self.start = self.start, after(self.start, token)
 
     def draw_at(self, key: bytes) -> bytes | None:
         """How tokens of a draft that begins at `key` are drawn: a seed says nothing without where it was used."""
-        return self.draw if self.draw in (None, GREEDY) else _digest(self.draw or b"", key)
+        return self.draw if self.draw in (None, GREEDY) else digest(self.draw or b"", key)
 
     def claim(self, key: bytes) -> bytes:
-        return _digest(key, self.draw or b"")
+        return digest(key, self.draw or b"")
 
 
 class _Kept:
@@ -381,10 +380,10 @@ class _Kept:
     def _told(self, position: Position) -> Entry:
         """A row of its own for a given token that is not among the candidates."""
         spelled = json.dumps(token_to(position.token))
-        return Entry(_revealed(self._key, position.token), self._place, self._key, spelled, b"")
+        return Entry(named(self._key, position.token), self._place, self._key, spelled, b"")
 
     def _move(self, token: Token) -> None:
-        self._before, self._key, self._last = self._key, _after(self._key, token), token
+        self._before, self._key, self._last = self._key, after(self._key, token), token
         self._place += 1
 
     def _write(self, rows: list[tuple[Entry, Position | None]]) -> None:
@@ -441,13 +440,6 @@ class _held:
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        digest.update(b"%d:" % len(part) + part)
-    return digest.digest()
-
-
 def _root(identity: Mapping[str, object], prompt: Prompt) -> Root:
     base = json.dumps(identity, sort_keys=True)
     if isinstance(prompt, str):
@@ -457,18 +449,7 @@ def _root(identity: Mapping[str, object], prompt: Prompt) -> Root:
     else:
         kind = ["messages", [dict(message) for message in prompt if isinstance(message, Mapping)]]
     spelled = json.dumps(kind, sort_keys=True)
-    return Root(_digest(base.encode(), spelled.encode()), base, spelled)
-
-
-def _after(key: bytes, token: Token) -> bytes:
-    kind, value = token.key
-    spelled = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-    return _digest(key, kind.encode(), spelled)
-
-
-def _revealed(key: bytes, token: Token) -> bytes:
-    """Where log q of one token at a place is kept: it may lie outside the k candidates."""
-    return _digest(_after(key, token), b"revealed")
+    return Root(digest(base.encode(), spelled.encode()), base, spelled)
 
 
 def _alone(token: Token, logprob: float) -> Position:

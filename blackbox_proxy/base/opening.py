@@ -59,6 +59,8 @@ def open_base(
     further one is begun, and one that has brought nothing to go on with is given up. extra_body: further fields of
     every request. limiter: requests and tokens per minute and requests at a time, shared by all bases that are given
     the same `Limiter`; by default what the API's headers say.
+    probe: True takes what `probe` found out about this URL, model and API, if that was kept and dialect is "auto";
+    False does not; a file of findings, or `Findings`, are taken in any case.
 
     Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
     """

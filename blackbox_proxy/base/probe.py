@@ -57,7 +57,7 @@ async def aprobe(
     api: Wanted = "auto",
     base_url: str | None = None,
     api_key: str | None = None,
-    dialect: str | Dialect = AUTO,
+    dialect: str = AUTO,
     tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
     timeout: float = 60.0,  # noqa: ASYNC109 (of each request)
     max_calls: int = MAX_CALLS,
@@ -80,7 +80,7 @@ async def aprobe(
     if max_calls < 1 or max_attempts < 1 or not timeout > 0:
         raise InputError("max_calls, max_attempts and timeout must be positive")
     given = given_url(base_url)
-    known = dialect if isinstance(dialect, Dialect) else None if dialect == AUTO else dialect_of(dialect)
+    known = None if dialect == AUTO else dialect_of(dialect)
     known = known or (by_url(given) if given else None)
     spoken = known or DIALECTS["openai"]
     url = located(checked_url(given or spoken.home or OPENAI_URL), spoken, model)

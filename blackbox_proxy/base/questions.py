@@ -262,9 +262,10 @@ class Questions:
     async def _named(self) -> None:
         field = self._asker.dialect.named or "logprob_token_ids"
         ids = self._other_ids()[:2]
-        extra = _IDS_OUT if self.found.get("ids") == "on request" else {}
+        fields: dict[str, Any] = {field: ids}
+        fields |= _IDS_OUT if self.found.get("ids") == "on request" else {}
         try:
-            answer = await self._asker.ask(self._prompt, 1, self._k, **{field: ids}, **extra)
+            answer = await self._asker.ask(self._prompt, 1, self._k, **fields)
         except (BadRequest, ServerFailed):
             self.found["named"] = ""
             raise

@@ -5,6 +5,7 @@ Candidates are JSON; ids of a known vocabulary are columns, since there may be a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,26 @@ GREEDY = b"greedy"
 
 STOP = "stop"
 """`Entry.drawn` where the base ended its text without showing the end."""
+
+
+def digest(*parts: bytes) -> bytes:
+    """A key of these parts, in this order."""
+    made = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        made.update(b"%d:" % len(part) + part)
+    return made.digest()
+
+
+def after(key: bytes, token: Token) -> bytes:
+    """The key of the place behind `token`, which stands at the place `key`."""
+    kind, value = token.key
+    spelled = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    return digest(key, kind.encode(), spelled)
+
+
+def named(key: bytes, token: Token) -> bytes:
+    """The key of log q of one token at a place, told by name: it may lie outside the k candidates."""
+    return digest(after(key, token), b"revealed")
 
 
 def token_to(token: Token) -> list[object]:
@@ -92,18 +113,23 @@ def unpacked(value: bytes, vocabulary: Vocabulary | None) -> tuple[Sequence[Toke
 def export(store: Store) -> Iterator[dict[str, object]]:
     """Every row as an object for JSON: base, prompt, place, the text so far, the candidates, what was drawn there.
 
-    "text" is None where earlier rows of the text are not in the file any more. Log probabilities are natural.
+    "text" is None where earlier rows of the text are not in the file any more. "named" is true where the base was asked
+    about this one candidate by name. Log probabilities are natural.
     """
     texts: dict[bytes, bytes] = {}
     current: bytes | None = None
     for root, entry, draws in store.rows():
         if root.root != current:
             current, texts = root.root, {root.root: b""}
+        place, asked = entry.key, False
         if entry.before is not None and entry.token is not None:
             token = token_from(json.loads(entry.token))
-            if entry.before in texts and token.bytes is not None:
+            asked = entry.key == named(entry.before, token)
+            if asked:
+                place = entry.before
+            elif entry.before in texts and token.bytes is not None:
                 texts[entry.key] = texts[entry.before] + token.bytes
-        text = texts.get(entry.key)
+        text = texts.get(place)
         kind, prompt = json.loads(root.prompt)
         yield {
             "base": json.loads(root.base),
@@ -112,6 +138,7 @@ def export(store: Store) -> Iterator[dict[str, object]]:
             "text": None if text is None else text.decode("utf-8", "replace"),
             "candidates": _candidates(entry.value),
             "drawn": [_shown_draw(draw, drawn) for draw, drawn in draws.items()],
+            **({"named": True} if asked else {}),
         }
 
 

@@ -77,8 +77,8 @@ class Incremental:
         self._rows += len(rows)
         given, generated = self._apart(rows)
         self._generated += len(generated)
-        surplus = generated[len(generated) - max(0, self._generated - self._n) :]
-        if len(surplus) > self._beyond:
+        over = max(0, self._generated - self._n)
+        if over > self._beyond:
             raise BadResponse(
                 f"the API answered with {self._generated} tokens where {self._n} were asked for",
                 hint="It ignores the limit that was sent, or repeats the prompt. Another dialect may spell the limit "
@@ -86,7 +86,7 @@ class Incremental:
             )
         self.given += len(given)
         released = given
-        for row in generated[: len(generated) - len(surplus)] if self._goes_on else ():
+        for row in generated[: max(0, len(generated) - over)] if self._goes_on else ():
             if self._held is not None:
                 released.append(self._release(self._held, went_on=True))
             self._held = row

@@ -9,7 +9,7 @@ from typing import Literal
 from .dialects import Dialect
 from .findings import EXACT, Findings, base_dialect, far
 
-How = Literal["exactly", "approximately", "not here", "not known"]
+How = Literal["exactly", "approximately", "one token", "not here", "not known"]
 
 _USUAL_K = 20
 _SAID = ("name", "evidence", "apis", "completions_k", "chat_k", "shown_after")
@@ -43,7 +43,7 @@ def _generate(findings: Findings, dialect: Dialect) -> tuple[How, str]:
     if not findings.k:
         return "not here", "it shows no log probabilities" + _steered(findings)
     if findings.api == "chat" and dialect.prefill is None:
-        return "exactly", "one token only: chat begins a new turn instead of continuing an answer"
+        return "one token", "exactly, but no more: chat begins a new turn instead of continuing an answer"
     few = (
         "few calls: drafts stream and are cut" if dialect.streams else "few calls: drafts of many tokens, not streamed"
     )
@@ -170,4 +170,5 @@ def paste(findings: Findings, tokenizer: str | None = None) -> str:
     given = [f'"{findings.model}"', f'api="{findings.api}"', f'base_url="{findings.url}"', f"dialect={dialect}"]
     given += [f'tokenizer="{tokenizer}"'] if tokenizer else []
     given += [f"top_logprobs={_count(findings)}"] if findings.k else []
-    return "\n".join([*imports, "", f"base = open_base({', '.join(given)})"])
+    listed = "".join(f"    {argument},\n" for argument in given)
+    return "\n".join([*imports, "", f"base = open_base(\n{listed})"])

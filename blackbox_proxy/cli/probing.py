@@ -1,0 +1,83 @@
+"""The command that finds out what an endpoint does: `probe`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from blackbox_proxy.cli.app import app
+from blackbox_proxy.cli.options import ApiKey, BaseUrl, Tokenizer
+
+_CALLS = 40
+
+
+@app.command()
+def probe(
+    *,
+    model: Annotated[str, typer.Option("--model", "--base", help="The model's name at the API.")],
+    base_url: BaseUrl = None,
+    api: Annotated[
+        str, typer.Option(help="completions, chat, or auto: completions where they give log probabilities.")
+    ] = "auto",
+    dialect: Annotated[
+        str, typer.Option(help="What to ask it as, see `dialects`; auto: by its URL, or what it says it is.")
+    ] = "auto",
+    api_key: ApiKey = None,
+    tokenizer: Tokenizer = None,
+    max_calls: Annotated[int, typer.Option(help="Requests at most; what is left then stays open.")] = _CALLS,
+    timeout: Annotated[float, typer.Option(help="Seconds without a byte after which a request has failed.")] = 60.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the findings in this file instead of the usual place.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Find out what an endpoint really does, with some twenty requests of a few tokens each.
+
+    Prints its limits and faults, what of this library works there, and how to open it. The findings are kept, and used
+    whenever that endpoint is opened without naming a dialect.
+
+    Examples:
+
+        blackbox-proxy probe --base-url http://localhost:8000/v1 --model big
+
+        blackbox-proxy probe --model gpt-4o --api chat --json
+    """
+    from blackbox_proxy.base import findings as kept
+    from blackbox_proxy.base.probe import Wanted
+    from blackbox_proxy.base.probe import probe as ask
+    from blackbox_proxy.base.verdict import paste
+    from blackbox_proxy.report import probe as report
+
+    console = Console(soft_wrap=False)
+    with Console(stderr=True).status("asking …") as status:
+        found = ask(
+            model,
+            api=cast(Wanted, api),
+            base_url=base_url,
+            api_key=api_key,
+            dialect=dialect,
+            tokenizer=tokenizer,
+            timeout=timeout,
+            max_calls=max_calls,
+            told=lambda name: status.update(f"asking about: {name} …"),
+        )
+    where = kept.save(found, output)
+    if as_json:
+        typer.echo(json.dumps(report.findings_record(found, tokenizer), ensure_ascii=False))
+        return
+    console.print(f"{found.model} at {found.url}, through its {found.api} API", style="bold", highlight=False)
+    console.print(report.findings_table(found))
+    console.print("What works there", style="bold")
+    console.print(report.verdict_table(found))
+    console.print(report.cost_line(found), style="dim", highlight=False)
+    if where is not None:
+        console.print(f"Kept in {where}.", style="dim", highlight=False, soft_wrap=True)
+    console.print("\nTo open it:", style="bold")
+    typer.echo(paste(found, tokenizer))
+    if where is not None:
+        other = f", probe={str(output)!r}" if output is not None else ""
+        console.print(f"or without a dialect{other}: the findings are used.", style="dim", highlight=False)
