@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import BadResponse, CannotContinue, ContextTooLong
 from blackbox_proxy.pair.protocol import Pair, Row, Session
+from blackbox_proxy.pair.sessions import opened
 from blackbox_proxy.sampling import request_seed, uniform
 from blackbox_proxy.types import END, Candidates, FinishReason, Floats, Position, Prefix, Prompt, Step, Token, Usage
 from blackbox_proxy.weigh import Settings, alpha_at
@@ -38,12 +38,7 @@ async def decode_biased(base: Base, pairs: Sequence[Pair], prompt: Prompt, setti
     Raises BaseError for what the API does, CannotContinue where what it writes cannot be issued back. What a local
     model's window no longer holds ends the text with "length".
     """
-    with ExitStack() as stack:
-        sessions: list[Session] = []
-        for pair in pairs:
-            session = pair.open(prompt, base.vocabulary)
-            stack.callback(session.close)
-            sessions.append(session)
+    with opened(pairs, prompt, base.vocabulary) as sessions:
         text = _Text(base, settings, Prefix(prompt))
         while not text.finished:
             try:
@@ -167,17 +162,10 @@ class _Text:
 
     def _take(self, token: Token, spent: Usage) -> Step:
         self.prefix = self.prefix.plus(token)
-        spelling = b"" if token.end else token.bytes or b""
-        text, stopped = self._writer.write(spelling)
-        finish: FinishReason | None = None
-        if token.end or stopped:
-            finish = "stop"
-        elif len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0:
-            finish = "length"
-        if finish is not None and not stopped:
-            text += self._writer.close()
+        last = len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0
+        text, finish = self._writer.release(token, last)
         self.finished = finish is not None
-        return _step(spelling, text, token.id, token.end, finish, spent)
+        return _step(b"" if token.end else token.bytes or b"", text, token.id, token.end, finish, spent)
 
 
 def _step(token: bytes, text: str, index: int | None, end: bool, finish: FinishReason | None, usage: Usage) -> Step:

@@ -22,6 +22,7 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.forms import Forms, Shown, text_of
 from blackbox_proxy.logspace import logsumexp
 from blackbox_proxy.pair.protocol import Pair, Row
+from blackbox_proxy.pair.sessions import opened
 from blackbox_proxy.told import weigh_told
 from blackbox_proxy.types import Floats, Prefix, Prompt, Token, Usage
 from blackbox_proxy.weigh import Settings, Weighed
@@ -197,7 +198,7 @@ def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: S
                 chosen[option] = same[0] if same else Token(bytes=like.encode(), text=like)
     rest = [option for option in shown.missing if option not in chosen and shown.all_forms(option)]
     if rest:
-        with scoring.opened(base, pairs[:1], prompt) as (session,):
+        with opened(pairs[:1], prompt, base.vocabulary) as (session,):
             (row,) = session.score((), [shown.to_score(base.vocabulary is None)])
         for option in rest:
             forms = shown.all_forms(option)
@@ -219,7 +220,7 @@ def _weighed(
     by: Decided,
     usage: Usage,
 ) -> list[Choice]:
-    with scoring.opened(base, pairs, prompt) as sessions:
+    with opened(pairs, prompt, base.vocabulary) as sessions:
         rows = [session.score((), [shown.to_score(base.vocabulary is None)])[0] for session in sessions]
         options = range(len(shown.found))
         counted, how = _counted(rows, pairs, rule, shown, asked)

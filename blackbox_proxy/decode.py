@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.drafting import Pace, Plan
 from blackbox_proxy.errors import BadResponse, BlackboxError, ContextTooLong
 from blackbox_proxy.pair.protocol import Pair, Row, Session
+from blackbox_proxy.pair.sessions import opened
 from blackbox_proxy.prompts import guessed_tokens
 from blackbox_proxy.sampling import request_seed
 from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Step, Token, Usage
@@ -36,12 +37,7 @@ async def decode(
     Raises BaseError for what the API does, CannotContinue where no candidate could be issued back. What the window of
     a local model no longer holds ends the text with "length".
     """
-    with ExitStack() as stack:
-        sessions = []
-        for pair in pairs:
-            session = pair.open(prompt, base.vocabulary)
-            stack.callback(session.close)
-            sessions.append(session)
+    with opened(pairs, prompt, base.vocabulary) as sessions:
         loop = _Loop(base, pairs, sessions, prompt, settings, pace)
         while not loop.text.finished:
             async with aclosing(loop.request()) as steps:

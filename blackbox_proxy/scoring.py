@@ -13,12 +13,12 @@ import asyncio
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.pair.protocol import Pair, Row, Session
+from blackbox_proxy.pair.sessions import opened
 from blackbox_proxy.prompts import check_text
 from blackbox_proxy.told import weigh_told
 from blackbox_proxy.types import How, Position, Prefix, Prompt, Token, Usage
@@ -301,23 +301,11 @@ def _weighed(
     place: int,
 ) -> list[list[ScoredToken]]:
     scored: list[list[ScoredToken]] = [[] for _ in settings]
-    with opened(base, pairs, prompt) as sessions:
+    with opened(pairs, prompt, base.vocabulary) as sessions:
         for j, (position, rows) in enumerate(_rows(sessions, positions)):
             for setting, tokens in zip(settings, scored, strict=True):
                 tokens.append(_scored(position, rows, pairs, setting, place + j))
     return scored
-
-
-@contextmanager
-def opened(base: Base, pairs: Sequence[Pair], prompt: Prompt) -> Iterator[list[Session]]:
-    """Sessions of all pairs for one prompt, closed at the end."""
-    with ExitStack() as stack:
-        sessions = []
-        for pair in pairs:
-            session = pair.open(prompt, base.vocabulary)
-            stack.callback(session.close)
-            sessions.append(session)
-        yield sessions
 
 
 def _rows(sessions: Sequence[Session], positions: Sequence[Position]) -> Iterator[tuple[Position, Sequence[Row]]]:

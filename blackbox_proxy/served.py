@@ -12,20 +12,19 @@ estimate went into are marked "prefix".
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from blackbox_proxy.background import Background
 from blackbox_proxy.base.texts import Row, Scorer, Text
 from blackbox_proxy.errors import (
     AccessDenied,
@@ -50,6 +49,9 @@ KEY_VARIABLE = "BLACKBOX_PROXY_PAIR_KEY"
 _DEFAULT_K = 256
 _REMEMBERED = 4_000_000  # log probabilities of one model that are kept, 8 bytes each
 _PROBE = "The 3 naïve mice don't know  it.\n"
+
+
+_BACKGROUND = Background("blackbox-proxy-pair")  # not that of `tuner`, which may be the one that waits for a score
 
 
 class ServedPair(ModelPair):
@@ -179,7 +181,7 @@ class RemoteModel:
         At most two requests for all of them (more where there are hundreds), none for what is known. A row depends
         on what the model shows and what is wanted here, never on what others have asked before.
         """
-        return _run(self._after(texts, wanted))
+        return _BACKGROUND.run(self._after(texts, wanted))
 
     async def _after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
         try:
@@ -285,7 +287,7 @@ class RemoteModel:
         with self._lock:
             self._rows.clear()
             self._kept = 0
-        _run(self._scorer.aclose())
+        _BACKGROUND.run(self._scorer.aclose())
 
     def _failure(self, error: BaseError) -> PairServerError:
         """The same error as one of the pair's: what is wrong, and with which of the two."""
@@ -352,20 +354,3 @@ def _ends_in(folder: Path) -> list[int]:
             if ends is not None:
                 return [int(i) for i in (ends if isinstance(ends, list) else [ends])]
     return []
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """A background loop of the pair's own: that of `tuner` may be the one that waits for a score."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="blackbox-proxy-pair", daemon=True).start()
-    return loop
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    future = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
+from blackbox_proxy.background import Background
 from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.biased import decode_biased
 from blackbox_proxy.choices import Choice, Missing, Normalise, Rule, choose
@@ -262,19 +261,9 @@ class _unwrapped:
             raise error.exceptions[0] from None
 
 
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The one background loop of this process: clients and their connections stay with it."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="blackbox-proxy", daemon=True).start()
-    return loop
+_BACKGROUND = Background("blackbox-proxy")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and wait for it: clients that were used there must be closed there."""
-    future = asyncio.run_coroutine_threadsafe(work, _loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+    return _BACKGROUND.run(work)

@@ -239,18 +239,11 @@ class Text:
     def _step(self, view: _View, j: int, token: Token) -> Step:
         weighed = view.known(j)
         self.prefix = self.prefix.plus(token)
-        spelling = b"" if token.end else token.bytes or b""
-        text, stopped = self._writer.write(spelling)
-        finish: FinishReason | None = None
-        if token.end or stopped:
-            finish = "stop"
-        elif len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0:
-            finish = "length"
-        if finish is not None and not stopped:
-            text += self._writer.close()
+        last = len(self.prefix.tokens) >= self._settings.max_tokens or self._base.room(self.prefix) == 0
+        text, finish = self._writer.release(token, last)
         self.finished = finish is not None
         return Step(
-            token=spelling,
+            token=b"" if token.end else token.bytes or b"",
             text=text,
             token_id=token.id,
             candidates=weighed.candidates(token),

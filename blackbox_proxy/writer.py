@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from blackbox_proxy.types import FinishReason, Token
+
 
 class Writer:
     """Releases text as soon as it is certain.
@@ -28,6 +30,12 @@ class Writer:
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         released, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return released, False
+
+    def release(self, token: Token, last: bool) -> tuple[str, FinishReason | None]:
+        """The text that a token of the base releases, and why the text ends with it; `last`: no further one fits."""
+        text, stopped = self.write(b"" if token.end else token.bytes or b"")
+        finish: FinishReason | None = "stop" if token.end or stopped else "length" if last else None
+        return text + (self.close() if finish is not None and not stopped else ""), finish
 
     def close(self) -> str:
         """What was still held back when the text ended; an unfinished character is not text."""

@@ -42,7 +42,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,13 @@ class Plan:
     """All that decides what the four models become, but for the text."""
 
     seed: int = 0
+    quick: bool = False
     little: float = 0.04  # the share of code in prose
     big: Size = Size(1536, 96, 3, 1_200_000, 800_000)
     small: Size = Size(1280, 64, 2, 1_200_000, 800_000)
 
 
-QUICK = Plan(big=Size(512, 32, 1, 100_000, 100_000), small=Size(400, 32, 1, 100_000, 100_000))
+QUICK = Plan(quick=True, big=Size(512, 48, 1, 60_000, 60_000), small=Size(400, 32, 1, 60_000, 60_000))
 
 
 # -- the texts --------------------------------------------------------------------------------------------------------
@@ -112,14 +113,15 @@ class Corpus:
     held_out: tuple[tuple[str, str], ...]
 
 
-def standard_library() -> Corpus:
-    """This Python's own text and source. A package is either read or held out as a whole, by a hash of its name."""
+def standard_library(every: int = 1) -> Corpus:
+    """This Python's own text and source; of the source every so many files. A package is either read or held out as a
+    whole, by a hash of its name, and a held-out file with lines that were read elsewhere is left out.
+    """
     folder = Path(sysconfig.get_path("stdlib"))
     read, held_out = [], []
-    for path in sorted(folder.rglob("*.py")):
+    paths = [path for path in sorted(folder.rglob("*.py")) if not LEFT_OUT & set(path.relative_to(folder).parts)]
+    for path in [path for path in paths if 1_000 <= path.stat().st_size <= 300_000][::every]:
         parts = path.relative_to(folder).parts
-        if LEFT_OUT & set(parts) or not 1_000 <= path.stat().st_size <= 300_000:
-            continue
         text = source(path)
         if text is not None:
             package = parts[0].removesuffix(".py").lstrip("_")
@@ -227,7 +229,7 @@ def train(which: str, plan: Plan, corpus: Corpus, folder: Path) -> None:
     from blackbox_proxy.demo.recipe import Student
     from blackbox_proxy.demo.training import new_model, read
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # models this small gain nothing from a second thread
     size: Size = getattr(plan, which)
     rng = random.Random(plan.seed)  # the same for both: big and small read the same texts
     prose = some(corpus.prose, round(size.prose * (1 - plan.little)), rng)
@@ -243,7 +245,7 @@ def train(which: str, plan: Plan, corpus: Corpus, folder: Path) -> None:
             nonlocal shown
             if (tenth := int(10 * done)) != shown:
                 shown = tenth
-                print(f"{name}: {10 * tenth} %, {time.monotonic() - start:.0f} s", flush=True)
+                print(f"{name}: {10 * tenth} %, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
         options: dict[str, Any] = {"batch": 8, "smoothing": 0.0, "decay": 0.05, "rng": rng}
         read(model, [blocks(tokenizer, texts)], rate=rate, told=told, **options)
@@ -252,7 +254,9 @@ def train(which: str, plan: Plan, corpus: Corpus, folder: Path) -> None:
 
 
 def models(plan: Plan, corpus: Corpus, cache: Path) -> Path:
-    """The folder with the four models: from the cache, or trained now, big and small at the same time."""
+    """The folder with the four models: from the cache, or trained now, big and small at the same time (very small ones
+    in this process).
+    """
     text = json.dumps([FORMAT, asdict(plan), SPLITS, WINDOW, corpus.prose, corpus.code])
     folder = cache / f"code-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -264,9 +268,12 @@ def models(plan: Plan, corpus: Corpus, cache: Path) -> Path:
         (draft / "corpus.json").write_text(json.dumps(asdict(corpus)), encoding="utf-8")
         (draft / "plan.json").write_text(json.dumps(asdict(plan)), encoding="utf-8")
         for which in NAMES:
+            if plan.quick:
+                train_in(draft, which)
+                continue
             command = [sys.executable, __file__, "--train", which, "--models", str(draft)]
             environment = dict(os.environ, OMP_NUM_THREADS="1")
-            processes.append(subprocess.Popen(command, env=environment, stdout=sys.stderr))
+            processes.append(subprocess.Popen(command, env=environment))
         codes = [process.wait() for process in processes]
         if any(codes):
             sys.exit("the models could not be trained")
@@ -454,16 +461,16 @@ def spent(start: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The table, on the terminal and as data."""
     given = options(arguments)
+    quiet_transformers()
     if given.train:
         train_in(given.models, given.train)
         return {}
-    quiet_transformers()
     start = time.monotonic()
     console = Console()
     corpus, direct = None, given.direct
     if given.base is None:
-        corpus = standard_library()
-        plan = Plan(seed=given.seed, **({"big": QUICK.big, "small": QUICK.small} if given.quick else {}))
+        corpus = standard_library(every=8 if given.quick else 1)
+        plan = replace(QUICK if given.quick else Plan(), seed=given.seed)
         folder = models(plan, corpus, given.cache)
         base, direct, antiexpert, expert = (str(folder / name) for names in NAMES.values() for name in names)
         print(f"models ready after {spent(start)}: {folder}", file=sys.stderr)

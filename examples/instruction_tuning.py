@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class Plan:
     """
 
     seed: int = 0
+    quick: bool = False
     countries: int = 60
     known: int = 36
     asked: int = 24
@@ -118,7 +119,7 @@ class Plan:
     small: Size = Size(600, 64, 2, 60, 20)
 
 
-QUICK = Plan(countries=12, known=8, asked=6, big=Size(500, 32, 1, 8, 4), small=Size(450, 32, 1, 8, 4))
+QUICK = Plan(quick=True, countries=12, known=8, asked=6, big=Size(500, 32, 1, 8, 4), small=Size(450, 32, 1, 8, 4))
 
 
 # -- the world --------------------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def train(which: str, plan: Plan, folder: Path) -> None:
             nonlocal shown
             if (quarter := int(4 * done)) != shown:
                 shown = quarter
-                print(f"{name}: {25 * quarter} %, {time.monotonic() - start:.0f} s", flush=True)
+                print(f"{name}: {25 * quarter} %, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
         read(model, texts, rate=rate, batch=16, smoothing=0.03, decay=0.05, rng=rng, told=told)
         model.save_pretrained(folder / name)
@@ -263,7 +264,9 @@ def train(which: str, plan: Plan, folder: Path) -> None:
 
 
 def models(plan: Plan, cache: Path) -> Path:
-    """The folder with the four models: from the cache, or trained now, big and small at the same time."""
+    """The folder with the four models: from the cache, or trained now, big and small at the same time (very small ones
+    in this process).
+    """
     text = json.dumps([FORMAT, asdict(plan), CHAT, THINGS, CROPS, COINS])
     folder = cache / f"chat-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if folder.is_dir():
@@ -274,9 +277,12 @@ def models(plan: Plan, cache: Path) -> Path:
     try:
         (draft / "plan.json").write_text(json.dumps(asdict(plan)), encoding="utf-8")
         for which in NAMES:
+            if plan.quick:
+                train_in(draft, which)
+                continue
             command = [sys.executable, __file__, "--train", which, "--models", str(draft)]
             environment = dict(os.environ, OMP_NUM_THREADS="1")
-            processes.append(subprocess.Popen(command, env=environment, stdout=sys.stderr))
+            processes.append(subprocess.Popen(command, env=environment))
         codes = [process.wait() for process in processes]
         if any(codes):
             sys.exit("the models could not be trained")
@@ -432,14 +438,14 @@ def spent(start: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The table, on the terminal and as data."""
     given = options(arguments)
+    quiet_transformers()
     if given.train:
         train_in(given.models, given.train)
         return {}
-    quiet_transformers()
     start = time.monotonic()
     console = Console()
     if given.base is None:
-        plan = Plan(seed=given.seed) if not given.quick else QUICK
+        plan = replace(QUICK if given.quick else Plan(), seed=given.seed)
         folder = models(plan, given.cache)
         names = [str(folder / name) for pair in NAMES.values() for name in pair]
         base_name, direct_name, antiexpert, expert = names

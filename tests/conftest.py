@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("BLACKBOX_PROXY_CACHE", "0")  # the user's own cache is not for tests
 os.environ.setdefault("BLACKBOX_PROXY_PROBES", "0")  # nor is what the user's endpoints were found to do
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -87,6 +88,22 @@ def api_base(models: dict[str, str], hosted: Callable[[int], str]) -> Iterator[C
     yield make
     for base in opened:
         run(base.aclose())
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process: exit status, standard output, standard error."""
+    from blackbox_proxy import cli
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["blackbox-proxy", *arguments])
+        monkeypatch.setenv("COLUMNS", "140")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,25 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from blackbox_proxy import ProxyTuner, TransformersPair, cli
+from blackbox_proxy import ProxyTuner, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import BlackboxError, InputError
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit status, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blackbox-proxy", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

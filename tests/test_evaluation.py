@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from toys import words
 
-from blackbox_proxy import CachedBase, Prices, ProxyTuner, TransformersPair, cli, evaluate
+from blackbox_proxy import CachedBase, Prices, ProxyTuner, TransformersPair, evaluate
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.errors import AccessDenied, BlackboxError, InputError, ServerFailed
@@ -545,21 +544,6 @@ def test_nothing_is_asked_before_all_is_checked(tuner: ProxyTuner, counted: Coun
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process: exit status, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blackbox-proxy", *arguments])
-        monkeypatch.setenv("COLUMNS", "140")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

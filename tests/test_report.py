@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blackbox_proxy import ProxyTuner, TransformersPair, analysis, cli
+from blackbox_proxy import ProxyTuner, TransformersPair, analysis
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BlackboxError, InputError
@@ -27,18 +26,6 @@ from blackbox_proxy.trace import Trace, TracedText, TracedTuner, TraceFile, read
 from blackbox_proxy.types import Candidates, Generation, How, Step, Token, Usage
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["blackbox-proxy", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def step(

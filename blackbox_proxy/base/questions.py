@@ -164,11 +164,14 @@ class Questions:
         self._prompt_ids = [index for index in told if isinstance(index, int)] if isinstance(told, list) else []
 
     def _drawn_ids(self) -> tuple[list[int], list[Row]]:
-        """The ids of the draft's tokens, and the rows that show them; [] where they are not known."""
-        vocabulary = self._asker.vocabulary
-        rows = self._ids or self._draft
-        ids = [token_of(row.sampled, vocabulary).id for row in rows]
-        return ([], []) if None in ids else ([index for index in ids if index is not None], rows)
+        """The ids of the draft's tokens as far as all are known, and the rows that show them."""
+        rows, ids = self._ids or self._draft, list[int]()
+        for row in rows:
+            token = token_of(row.sampled, self._asker.vocabulary)
+            if token.id is None or token.end:
+                break
+            ids.append(token.id)
+        return ids, rows[: len(ids)]
 
     # -- what bends the choice ------------------------------------------------------------------------------------
 

@@ -208,6 +208,7 @@ class _AlignedRow:
         self._views = views
         self._alignment = alignment
         self._known: dict[bytes, tuple[list[float], How]] = {}
+        self._proposed: dict[tuple[int, int], list[Token]] = {}
 
     @cached_property
     def _masses(self) -> list[Masses]:
@@ -277,6 +278,11 @@ class _AlignedRow:
         return masses.along(path) if path else -np.inf
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
+        if (count, model) not in self._proposed:  # asked again for every alpha
+            self._proposed[count, model] = self._propose(count, model)
+        return self._proposed[count, model]
+
+    def _propose(self, count: int, model: int) -> list[Token]:
         masses = self._masses[min(model, len(self._masses) - 1)]
         leaves = masses.leaves(_LEAST, 2 * count)
         texts = [(text, mass) for text, mass in leaves if not self._alignment.goes_on(text)]
