@@ -66,7 +66,9 @@ def test_held_out_packages_are_held_out_as_a_whole(corpus: Any) -> None:
 
 def test_prose_is_docstrings_and_comments_without_examples() -> None:
     long = "This is said at such a length that nobody could take it for a mere remark."
-    text = f'"""{long}\n\n>>> hidden()\n"""\n\n\ndef f():\n    # {long[:-1]}\n    # twice.\n    return hidden()  # short\n'
+    text = (
+        f'"""{long}\n\n>>> hidden()\n"""\n\n\ndef f():\n    # {long[:-1]}\n    # twice.\n    return hidden()  # short\n'
+    )
     assert domain.said_in(text) == f"{long}\n\n{long[:-1]}\ntwice."
 
 

@@ -48,10 +48,12 @@ ROUTES = [
 
 
 class Rewriting:
-    """Changes the JSON of every answer, and of every event of a stream, before it is sent."""
+    """Changes the JSON of every answer, and of every event of a stream, before it is sent; adds headers."""
 
-    def __init__(self, app: ASGIApp, whole: Change | None = None, event: Change | None = None) -> None:
-        self._app, self._whole, self._event = app, whole, event
+    def __init__(
+        self, app: ASGIApp, whole: Change | None = None, event: Change | None = None, headers: Any = ()
+    ) -> None:
+        self._app, self._whole, self._event, self._headers = app, whole, event, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: list[Message] = []
@@ -73,6 +75,7 @@ class Rewriting:
             if self._whole is not None and b'"choices"' in body:
                 body = json.dumps(_with(self._whole, body)).encode()
             kept = [(name, value) for name, value in started[0]["headers"] if name != b"content-length"]
+            kept += self._headers
             await send({**started[0], "headers": [*kept, (b"content-length", str(len(body)).encode())]})
             await send({**message, "body": body})
 
@@ -248,6 +251,37 @@ def test_streams_without_log_probabilities_and_numbers_that_move(serve: Callable
     assert said["generate"].how == "approximately"
     assert "0.01 nats" in said["generate"].why
     assert "not streamed" in said["generate"].why
+
+
+def test_an_answer_of_another_shape_is_a_finding(serve: Callable[..., str]) -> None:
+    def odd(body: dict[str, Any]) -> None:
+        if len(body["choices"][0].get("text", "")) > 60:  # the echo
+            body["choices"][0]["logprobs"] = {"tokens": [1, {}], "token_logprobs": 7, "top_logprobs": [[3], "x"]}
+
+    found = probe("big", base_url=serve(emulation_of("vllm"), middleware=[Middleware(Rewriting, whole=odd)]))
+    assert found.echo is None
+    assert "malformed" in found.refused["echo"]
+    assert found.streams == "log probabilities"
+
+
+def test_headers_about_limits_are_found(serve: Callable[..., str]) -> None:
+    told = [(b"x-ratelimit-limit-requests", b"6000"), (b"x-ratelimit-remaining-requests", b"5999")]
+    url = serve(emulation_of("openai"), middleware=[Middleware(Rewriting, headers=told)])
+    found = probe("big", base_url=url, max_calls=2)
+    assert found.limits == {name.decode(): value.decode() for name, value in told}
+
+
+def test_sglangs_own_route(serve: Callable[..., str], models: dict[str, str], engine: Engine) -> None:
+    url = serve(emulation_of("sglang"))
+    found = probe("big", base_url=url, dialect="sglang-generate", tokenizer=models["base"])
+    assert (found.claims, found.dialect) == ("sglang", "sglang-generate")
+    assert (found.k, found.ids, found.echo, found.named) == (
+        engine.top_logprobs,
+        "shown",
+        "scored",
+        "token_ids_logprob",
+    )
+    assert found.onto(DIALECTS["sglang-generate"]).echo_last == "echo_last"
 
 
 # -- what is made of it -----------------------------------------------------------------------------------------------
@@ -486,6 +520,6 @@ def test_ids_and_wrong_bytes_need_a_vocabulary(models: dict[str, str]) -> None:
     index = vocabulary.id_of(b"e")
     spelling = Spelling()
     item = {"token": "e", "id": index, "bytes": [102], "logprob": -1e9}
-    spelling.note({"logprobs": {"content": [{**item, "top_logprobs": []}]}}, vocabulary)
+    spelling.note({"logprobs": {"content": [{**item, "top_logprobs": [item]}]}}, vocabulary)
     assert (spelling.ids, spelling.wrong, spelling.checked) == (True, 1, 1)
     assert spelling.sentinels == {-1e9}

@@ -18,11 +18,14 @@ from blackbox_proxy.vocabulary import Vocabulary
 from .answered import Answered, Spelling, read
 from .connection import Connection
 from .dialects import Api, Dialect
+from .entries import malformed
 from .limits import Limiter
 from .native import native_answer
 from .parse import decode_body
 from .retry import with_retries
 from .streaming import usage_of
+
+_ODDITIES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 Sent = str | Sequence[int] | Sequence[Mapping[str, str]]
 """A prompt: text, token ids, or messages."""
@@ -89,11 +92,14 @@ class Asker:
     async def ask(self, prompt: Sent, n: int, k: int | None, *, temperature: float = 0.0, **fields: Any) -> Answered:
         """At most n tokens with k candidates each, None for no log probabilities. Raises BaseError, BudgetReached."""
         arguments, body = await self._patient(prompt, n, k, temperature, fields)
-        if self.dialect.native is not None:
-            body = native_answer(body, arguments)
-        self.purse.usage += replace(usage_of(body), api_calls=0)
-        answer = read(body)
-        self.spelling.note(answer.choice, self.vocabulary)
+        try:
+            if self.dialect.native is not None:
+                body = native_answer(body, arguments)
+            self.purse.usage += replace(usage_of(body), api_calls=0)
+            answer = read(body)
+            self.spelling.note(answer.choice, self.vocabulary)
+        except _ODDITIES as error:  # JSON of a shape that nobody has thought of
+            raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
         if answer.finish in ("stop", "eos", "eos_token") and not fields.get("echo"):
             self.ended = answer
         return answer
@@ -167,8 +173,11 @@ class Asker:
                         if chunk.get("error"):
                             raise BadResponse(f"an error inside the stream: {str(chunk['error'])[:200]}")
                         continue
-                    part = read(chunk)
-                    self.spelling.note(part.choice, self.vocabulary)
+                    try:
+                        part = read(chunk)
+                        self.spelling.note(part.choice, self.vocabulary)
+                    except _ODDITIES as error:
+                        raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
                     delta = part.choice.get("delta")
                     said = part.text or (delta.get("content") if isinstance(delta, Mapping) else "")
                     events += bool(said or part.rows)

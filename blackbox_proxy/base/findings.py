@@ -159,9 +159,12 @@ class Findings:
             changes["completions_k" if self.api == "completions" else "chat_k"] = limit
             changes["apis"] = dialect.apis if self.api in dialect.apis else (*dialect.apis, self.api)
         if self.echo is not None:
-            changes["echo"] = {"echo": True} if self.echo == "scored" else None
-            changes["echo_last"] = "echo_last" if self.echo == "scored" and self.echo_last else None
-            changes["echo_streams"] = bool(self.echo == "scored" and self.echo_streams)
+            scored = self.echo == "scored"
+            changes["echo"] = {"echo": True} if scored else None
+            if not scored or self.echo_last is not None:
+                changes["echo_last"] = "echo_last" if scored and self.echo_last else None
+            if not scored or self.echo_streams is not None:
+                changes["echo_streams"] = scored and self.echo_streams
         if self.streams is not None:
             changes["streams"] = self.streams == "log probabilities"
         if self.joined:

@@ -176,6 +176,7 @@ class OpenAIBase:
             "prefix": dialect.prefix,
             "prefill": None if prefill is None else [dict(prefill.body), dict(prefill.message), prefill.keeps_space],
             "fields": [dict(dialect.ids_out), dict(dialect.extra_body), dict(settings.extra_body)],
+            "reads": [dialect.native, dialect.hides_parts, dialect.shows_end],
             "top_logprobs": self._asked_k,
             "or_fewer": self._may_lower_k,
             "rendering": rendering,
@@ -351,12 +352,12 @@ class OpenAIBase:
                 build, lambda arguments, settings: self._begin(arguments, settings, asked)
             )
         except (NoLogprobs, BadResponse, BadRequest) as error:
-            if self._hides(given) and not isinstance(error, BadRequest) and not error.retryable:
-                yield await self._brought_out(prefix, meter.last(None), error)
-                return
-            if isinstance(error, BadResponse) or (isinstance(error, BadRequest) and not refuses_streams(error)):
+            # Where parts of characters are held back, a stream may begin with text alone; a whole answer tells.
+            hidden = self._hides(given) and not isinstance(error, BadRequest) and not error.retryable
+            refused = isinstance(error, BadRequest) and not refuses_streams(error)
+            if not hidden and (isinstance(error, BadResponse) or refused):
                 raise
-            self._streams = False
+            self._streams = hidden
             lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
             draft = await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
             yield replace(draft, usage=draft.usage + lost)

@@ -91,6 +91,8 @@ async def aprobe(
     connections: list[Connection] = []
 
     def asker(which: Api, spoken: Dialect) -> Asker:
+        if which == "chat":
+            spoken = replace(spoken, native=None)
         connection = Connection(
             which,
             model,

@@ -391,17 +391,18 @@ class Questions:
         await self._echo_more()
 
     async def _echo_more(self) -> None:
+        if self._asker.dialect.native is not None:
+            return
         try:
             answer = await self._asker.ask(self._prompt, 1, self._k, echo=True, echo_last=2)
             self.found["echo_last"] = 1 < len(answer.rows) <= 4
         except BadRequest:
             self.found["echo_last"] = False
-        if self._asker.dialect.native is None:
-            try:
-                _, rows, _ = await self._asker.stream(self._prompt, 1, self._k, echo=True)
-                self.found["echo_streams"] = rows >= 4
-            except BadRequest:
-                self.found["echo_streams"] = False
+        try:
+            _, rows, _ = await self._asker.stream(self._prompt, 1, self._k, echo=True)
+            self.found["echo_streams"] = rows >= 4
+        except BadRequest:
+            self.found["echo_streams"] = False
 
     async def _prompt_logprobs(self) -> None:
         if self._asker.dialect.native is not None:

@@ -55,7 +55,7 @@ def _generate(findings: Findings, dialect: Dialect) -> tuple[How, str]:
     if findings.api == "completions" and dialect.prefix == "ids":
         unknown = "" if findings.ids_drift is not None else " (taken, but not compared)"
         return "exactly", f"{few}; from any token as ids{unknown} with tokenizer=…, else as text at whole characters"
-    return "exactly", f"{few}; as text, so at whole characters only{_lost_space(findings, dialect)}"
+    return "exactly", f"{few}; as text, so at whole characters only{_lost_space(findings, dialect)}{_unknown(findings)}"
 
 
 def _drifts(findings: Findings) -> Iterator[float | None]:
@@ -72,6 +72,11 @@ def _drifts(findings: Findings) -> Iterator[float | None]:
 def _lost_space(findings: Findings, dialect: Dialect) -> str:
     lost = findings.api == "chat" and dialect.prefill is not None and not dialect.prefill.keeps_space
     return ", and never behind a space, which is cut off" if lost else ""
+
+
+def _unknown(findings: Findings) -> str:
+    told = findings.bytes == "true" or findings.ids != "no" or findings.parts != "replaced"
+    return "" if told else ", and which token is a part of a character cannot be told"
 
 
 def _steered(findings: Findings) -> str:
@@ -101,6 +106,8 @@ def _count(findings: Findings) -> int:
 
 
 def _score(findings: Findings) -> tuple[How, str]:
+    if not findings.k:
+        return "not here", "it shows no log probabilities"
     if findings.api == "chat":
         return "not here", "chat does not score given text" + _through_completions(findings)
     if findings.echo is None:
@@ -165,10 +172,14 @@ def paste(findings: Findings, tokenizer: str | None = None) -> str:
     if changes:
         known = "DIALECTS, Prefill" if changes.get("prefill") is not None else "DIALECTS"
         imports = ["from dataclasses import replace", "", *imports, f"from blackbox_proxy.base import {known}"]
-        told = "".join(f", {name}={value!r}" for name, value in changes.items())
-        dialect = f'replace(DIALECTS["{named.name}"]{told})'
+        told = "".join(f"        {name}={_written(value)},\n" for name, value in changes.items())
+        dialect = f'replace(\n        DIALECTS["{named.name}"],\n{told}    )'
     given = [f'"{findings.model}"', f'api="{findings.api}"', f'base_url="{findings.url}"', f"dialect={dialect}"]
     given += [f'tokenizer="{tokenizer}"'] if tokenizer else []
     given += [f"top_logprobs={_count(findings)}"] if findings.k else []
     listed = "".join(f"    {argument},\n" for argument in given)
     return "\n".join([*imports, "", f"base = open_base(\n{listed})"])
+
+
+def _written(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
