@@ -68,9 +68,9 @@ FORMAT = 1  # raise it when the code below makes other models of the same plan
 WINDOW = 256
 END = "<|endoftext|>"
 LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3", "__pycache__"}
-SPLITS = {  # how text is cut before byte pairs are merged: as GPT-2 does, and as cl100k_base does
+SPLITS = {  # how text is cut before byte pairs are merged: as GPT-2 does, but digit by digit, or words with their "_"
     "big": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "small": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "small": r" ?[\p{L}_]+| ?\p{N}+| ?[^\s\p{L}\p{N}_]+|\s+(?!\S)|\s+",
 }
 NAMES = {"big": ("base", "direct"), "small": ("antiexpert", "expert")}
 
@@ -84,7 +84,7 @@ class Size:
     layers: int
     prose: int
     code: int
-    rates: tuple[float, float] = (3e-3, 1.5e-3)
+    rates: tuple[float, float] = (3e-3, 2e-3)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Plan:
 
     seed: int = 0
     quick: bool = False
-    little: float = 0.04  # the share of code in prose
-    big: Size = Size(1536, 96, 3, 1_200_000, 800_000)
-    small: Size = Size(1280, 64, 2, 1_200_000, 800_000)
+    little: float = 0.01  # the share of code in prose
+    big: Size = Size(1536, 96, 3, 1_000_000, 1_200_000)
+    small: Size = Size(1280, 80, 2, 1_000_000, 1_200_000)
 
 
 QUICK = Plan(quick=True, big=Size(512, 48, 1, 60_000, 60_000), small=Size(400, 32, 1, 60_000, 60_000))
@@ -133,6 +133,7 @@ def standard_library(every: int = 1) -> Corpus:
 
     licence = folder / "LICENSE.txt"
     prose = [*topics.values(), *([licence.read_text(encoding="utf-8")] if licence.is_file() else [])]
+    prose = [without_examples(text) for text in prose]
     prose += [said for _, text in read if (said := said_in(text))]
     return Corpus(tuple(prose), tuple(text for _, text in read), tuple(new))
 
@@ -160,7 +161,8 @@ def said_in(text: str) -> str:
 
 
 def without_examples(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">>>", "..."))).strip()
+    """What a text says in prose: no prompts of the interpreter, and no indented lines, which are examples mostly."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith((" " * 3, "\t", ">>>", "..."))).strip()
 
 
 def long_lines(text: str) -> set[str]:
@@ -235,7 +237,7 @@ def train(which: str, plan: Plan, corpus: Corpus, folder: Path) -> None:
     prose = some(corpus.prose, round(size.prose * (1 - plan.little)), rng)
     prose += some(corpus.code, round(size.prose * plan.little), rng)
     code = some(corpus.code, size.code, rng)
-    tokenizer = new_tokenizer(which, size.vocabulary, prose)
+    tokenizer = new_tokenizer(which, size.vocabulary, [*prose, *code])  # the pieces exist before there is use for them
     inner = 8 * round(size.hidden / 3)
     model = new_model(Student(size.vocabulary, size.hidden, size.layers, 4, inner, 1, 0.0, 1, 0.0, 0.0), plan.seed)
     for name, texts, rate in zip(NAMES[which], (prose, code), size.rates, strict=True):

@@ -306,25 +306,22 @@ def train_in(folder: Path, which: str) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens: of whoever wrote it, its end not counted. stopped: it ended by itself."""
+    """stopped: it ended by itself."""
 
     text: str
-    tokens: int
     stopped: bool
 
 
 async def tuned(tuner: ProxyTuner, prompt: str, max_tokens: int) -> Answer:
     found = await tuner.agenerate(prompt, max_tokens=max_tokens)
-    stopped = found.finish_reason == "stop"
-    return Answer(found.text, sum(not step.token.end for step in found.steps), stopped)
+    return Answer(found.text, found.finish_reason == "stop")
 
 
 async def alone(model: TransformersBase, prompt: str, max_tokens: int) -> Answer:
     """A local model's own greedy text."""
     draft = await model.draft(Prefix(prompt), max_tokens)
-    written = [position.token for position in draft.positions if not position.token.end]
-    text = b"".join(token.bytes or b"" for token in written).decode("utf-8", "replace")
-    return Answer(text, len(written), draft.finish == "stop")
+    written = [position.token.bytes or b"" for position in draft.positions if not position.token.end]
+    return Answer(b"".join(written).decode("utf-8", "replace"), draft.finish == "stop")
 
 
 def is_right(answer: Answer, expected: str, exact: bool) -> bool:
@@ -357,7 +354,6 @@ def rows(asked: Sequence[Question], answers: dict[str, list[Answer]], exact: boo
                 "interval": wilson_interval(sum(right[system]), n),
                 "by_kind": by_kind,
                 "stopped": sum(answer.stopped for answer in own) / n,
-                "tokens": sum(answer.tokens for answer in own) / n,
                 "bytes": sum(len(answer.text.encode()) for answer in own) / n,
                 "mcnemar_p": mcnemar(right[system], right["base"]).p,
             }

@@ -140,6 +140,8 @@ def true_of(emulation: Emulation, api: Api, size: int) -> dict[str, Any]:
         found |= {"reflected": emulation.after != "nothing", "end": ends.get(emulation.end, "written '</s>'")}
         found["bias_keys"] = 300
     if chat:
+        if emulation.chat_counts_own:
+            found["outside"] = "cut"
         ways = {
             "asked": {"body": {"continue_final_message": True, "add_generation_prompt": False}, "message": {}},
             "alone": {"body": {"continue_final_message": True}, "message": {}},
@@ -413,6 +415,10 @@ def test_a_chat_is_continued_as_it_was_found() -> None:
     assert prefill is not None
     assert (prefill.message, prefill.keeps_space) == ({"prefix": True}, True)
     assert replace(some(prefill={}), api="chat").onto(DIALECTS["vllm"]).prefill is None
+    assert [
+        replace(some(outside=how), api="chat").onto(DIALECTS[name]).chat_counts_own
+        for how, name in (("cut", "openai"), ("missing", "vllm"), (None, "vllm"), (None, "openai"))
+    ] == [True, False, True, False]
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class Dialect:
     `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
     shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
     have stood in their place. `shows_end`: a text that the model ended may have a position for its end.
-    `beyond`: how many tokens it may write more than were asked for.
+    `beyond`: how many tokens it may write more than were asked for. `chat_counts_own`: the token drawn takes one of the
+    k places of chat, so that only k - 1 candidates are shown whatever is drawn.
 
     Where it is:
     `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
@@ -103,6 +104,7 @@ class Dialect:
     echo_streams: bool = False
     draws: bool = True
     hides_parts: bool = False
+    chat_counts_own: bool = False
     shows_end: bool = True
     beyond: int = 0
     shown_after: After | None = None
@@ -159,6 +161,7 @@ _VLLM = Dialect(
     shown_after="nothing",  # --logprobs-mode raw_logprobs, its default
     named="logprob_token_ids",
     bias_keys=300,
+    chat_counts_own=True,
     owners=("vllm",),
     evidence=CALLED,
 )
@@ -342,6 +345,7 @@ DIALECTS: Mapping[str, Dialect] = {
         replace(
             _VLLM,
             name="host",
+            chat_counts_own=False,
             echo_last="echo_last",
             echo_streams=True,
             owners=("blackbox_proxy",),

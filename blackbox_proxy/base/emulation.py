@@ -44,9 +44,9 @@ class Emulation:
     or those of the token as it is written ("text"). ids: the field of a candidate that has its id. end: the entry of
     the end of text is left out, written, has an empty text, or is there if vLLM's fields for ids were sent ("asked").
     special: special tokens are written out; else their text is empty. outside_listed: a drawn token beyond the k joins
-    the candidates of a column. outside: what its log probability is given as, None for the real one. lowest: what
-    stands for a log probability whose probability rounds to 0. after: what log probabilities have been through.
-    repeats_prefill: the text begins with what was continued.
+    the candidates of a column. chat_counts_own: in chat it takes the last place. outside: what its log probability is
+    given as, None for the real one. lowest: what stands for a log probability whose probability rounds to 0. after:
+    what log probabilities have been through. repeats_prefill: the text begins with what was continued.
 
     Places. roots: the paths below which the routes lie, "{model}" for any name. native: SGLang's route, if it is there.
     key_header: the header that has the key, None for the usual one. owned_by: in the list of models.
@@ -76,6 +76,7 @@ class Emulation:
     end: Literal["asked", "omitted", "written", "empty"] = "asked"
     special: bool = True
     outside_listed: bool = True
+    chat_counts_own: bool = False
     outside: float | None = None
     lowest: float = -9999.0
     after: After = "nothing"
@@ -108,7 +109,13 @@ EMULATIONS: Mapping[str, Emulation] = {
     "openai": _OPENAI,
     "azure": replace(_OPENAI, roots=("/openai/deployments/{model}", "/openai/v1")),
     "vllm": Emulation(
-        ignored=frozenset({"echo_last"}), strips=True, partial="replaced", last_wins=True, bytes="text", end="written"
+        ignored=frozenset({"echo_last"}),
+        strips=True,
+        partial="replaced",
+        last_wins=True,
+        bytes="text",
+        end="written",
+        chat_counts_own=True,
     ),
     "sglang": Emulation(
         ignored=_EXTENSIONS,

@@ -169,6 +169,8 @@ class Findings:
             changes["streams"] = self.streams == "log probabilities"
         if self.joined:
             changes["hides_parts"] = True
+        if self.api == "chat" and self.outside is not None:
+            changes["chat_counts_own"] = self.outside == "cut"
         if self.greedy is False or self.joined or not self.recognised:
             changes["draws"] = False  # the last: what is switched on by default there is not known
         if (after := self.shown_after) is not None:

@@ -42,6 +42,7 @@ from .naming import (
 from .native import native_answer
 from .parse import decode_body, parse
 from .payload import Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
+from .positions import likeliest
 from .protocol import Abilities, Revealed
 from .recut import Recut, after_special, chat_opening, until_recut
 from .retry import named_limit, note_break, refuses_streams, with_retries
@@ -352,8 +353,12 @@ class OpenAIBase:
                 build, lambda arguments, settings: self._begin(arguments, settings, asked)
             )
         except (NoLogprobs, BadResponse, BadRequest) as error:
-            # Where parts of characters are held back, a stream may begin with text alone; a whole answer tells.
+            # Where parts of characters are held back, what is missing is one. But a chat that repeats its prefill
+            # begins with text alone, too: a whole answer tells.
             hidden = self._hides(given) and not isinstance(error, BadRequest) and not error.retryable
+            if hidden and not (prefix.tokens and self.settings.api == "chat"):
+                yield await self._brought_out(prefix, meter.last(None), error)
+                return
             refused = isinstance(error, BadRequest) and not refuses_streams(error)
             if not hidden and (isinstance(error, BadResponse) or refused):
                 raise
@@ -447,7 +452,8 @@ class OpenAIBase:
             shows_end=settings.dialect.shows_end,
             beyond=settings.dialect.beyond,
         )
-        return replace(until_recut(draft, self._recut(asked)), usage=draft.usage + more)
+        kept = tuple(likeliest(position, settings.kept) for position in draft.positions)
+        return replace(until_recut(replace(draft, positions=kept), self._recut(asked)), usage=draft.usage + more)
 
     def _recut(self, asked: Plan) -> Recut | None:
         """Where a later request sends text that the server will cut anew, what watches for that; else None."""
@@ -470,11 +476,15 @@ class OpenAIBase:
             shows_end=settings.dialect.shows_end,
             beyond=settings.dialect.beyond,
         )
-        rest = self._parts(arguments, reader)
+        rest = self._parts(arguments, reader, settings.kept)
         return await anext(rest), rest, reader
 
-    async def _parts(self, arguments: dict[str, Any], reader: Incremental) -> AsyncGenerator[Draft | _Whole, None]:
-        """The positions as they arrive, and at last a part with the finish; or an answer in one piece."""
+    async def _parts(
+        self, arguments: dict[str, Any], reader: Incremental, k: int
+    ) -> AsyncGenerator[Draft | _Whole, None]:
+        """The positions as they arrive, with their k likeliest candidates, and at last a part with the finish; or an
+        answer in one piece.
+        """
         async with self._connection.open(arguments) as answer:
             if not answer.streams:
                 yield _Whole(decode_body(await answer.body(), self.url))
@@ -486,7 +496,8 @@ class OpenAIBase:
                     if reader.unscored:
                         raise NoLogprobs("the API streams text without log probabilities")
                     if positions:
-                        yield Draft(positions, given=reader.given - before)
+                        kept = tuple(likeliest(position, k) for position in positions)
+                        yield Draft(kept, given=reader.given - before)
                     if reader.done:
                         break
             except BaseError as error:
@@ -495,7 +506,7 @@ class OpenAIBase:
             if not (reader.complete or reader.done):
                 raise ConnectionFailed(f"{self.url} ended its answer early", hint="Try again.")
             last, finish = reader.finish()
-            yield Draft(last, finish)
+            yield Draft(tuple(likeliest(position, k) for position in last), finish)
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""

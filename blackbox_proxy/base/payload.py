@@ -84,6 +84,12 @@ class Settings:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     _remembered: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def kept(self) -> int:
+        """How many candidates of a position do not depend on what was drawn there."""
+        own = self.api == "chat" and self.dialect.chat_counts_own
+        return max(1, self.top_logprobs - own)
+
     def prompt_ids(self, vocabulary: Vocabulary, prompt: Prompt) -> tuple[int, ...]:
         """The prompt's ids in the completions rendering. Text is cut once: every request of a text has it again."""
         if not isinstance(prompt, str) or callable(self.rendering):

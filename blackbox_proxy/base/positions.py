@@ -134,6 +134,13 @@ def as_end(position: Position) -> Position:
     return replace(position, token=end, tokens=tuple(tokens))
 
 
+def likeliest(position: Position, k: int) -> Position:
+    """The same position with its k likeliest candidates."""
+    if len(position.tokens) <= k:
+        return position
+    return replace(position, tokens=position.tokens[:k], logprobs=position.logprobs[:k])
+
+
 def joined(row: Row, vocabulary: Vocabulary | None) -> bool:
     """Whether a row stands for several tokens, of which only the last is named by its id and has its candidates here.
 

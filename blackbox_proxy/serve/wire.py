@@ -134,14 +134,16 @@ def chat_logprobs(entries: Sequence[Entry], style: Style) -> Json:
     content = []
     for entry in entries:
         position = entry.position
-        columns = zip(position.tokens, _spell_all(position.tokens, style), position.logprobs.tolist(), strict=True)
+        listed = [*zip(position.tokens, _spell_all(position.tokens, style), position.logprobs.tolist(), strict=True)]
+        if style.emulation.chat_counts_own and listed and position.token not in position.tokens:
+            listed = [(position.token, spell(position.token, style), position.logprob), *listed[:-1]]
         logprob, outside = position.logprob, style.emulation.outside
         if outside is not None and position.token not in position.tokens:
             logprob = outside
         content.append(
             {
                 **_object(position.token, spell(position.token, style), logprob, style),
-                "top_logprobs": [_object(*column, style) for column in columns],
+                "top_logprobs": [_object(*column, style) for column in listed],
             }
         )
     return {"content": content, "refusal": None}

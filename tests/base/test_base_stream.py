@@ -379,9 +379,9 @@ async def test_an_endless_server_is_left(server: Server, asking: Asking) -> None
     [
         ("openai", "completions", Abilities(streams=True)),
         ("openai", "chat", Abilities(streams=True)),
-        ("vllm", "completions", Abilities(streams=True, scores=True)),
+        ("vllm", "completions", Abilities(streams=True, scores=True, reveals=1)),
         ("vllm", "chat", Abilities(streams=True)),
-        ("host", "completions", Abilities(streams=True, scores=True, streams_scored=True)),
+        ("host", "completions", Abilities(streams=True, scores=True, streams_scored=True, reveals=1)),
         (Dialect("own", 5, 5, streams=False, draws=False), "completions", Abilities(draws=False)),
     ],
 )
