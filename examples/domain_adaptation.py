@@ -8,7 +8,7 @@ cache folder: a base and a smaller pair with another tokenizer read the prose, w
 expert goes on with code. The base reads the same code only to show the ceiling, "base tuned directly". All of them are
 then measured on source files of modules that none has seen a line of.
 
-The base is a black box that scores given text and shows its top 5, its top 20 or all log probabilities. p must be
+The base is a black box that scores given text and shows its top 5 or all log probabilities. p must be
 normalised over whatever could come, shown or not, or bits would be too few: what the base hides counts as one more
 event, weighted as the pair weighs what it would put there (blackbox_proxy.told). With every log probability nothing is
 guessed; the lines with fewer show what that does to the figures.
@@ -415,11 +415,11 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the tiny models' training")
     parser.add_argument("--cache", type=Path, default=user_cache_path("blackbox-proxy") / "examples")
-    parser.add_argument("--alpha", type=float, nargs="+", default=[0.5, 1.0, 1.5])
-    parser.add_argument("--top-logprobs", type=int, nargs="+", default=[0, 20, 5], help="0: all of them")
-    parser.add_argument("--files", type=int, help="measure so many files at most")
+    parser.add_argument("--alpha", type=float, nargs="+", default=[1.0, 0.5])
+    parser.add_argument("--top-logprobs", type=int, nargs="+", default=[0, 5], help="0: all of them")
+    parser.add_argument("--files", type=int, default=24, help="measure so many files at most")
     parser.add_argument("--length", type=int, default=400, help="characters of a section")
-    parser.add_argument("--sections", type=int, default=2, help="sections of a file")
+    parser.add_argument("--sections", type=int, default=1, help="sections of a file")
     parser.add_argument("--json", type=Path, help="write the results here, too")
     real = parser.add_argument_group("real models, instead of the tiny ones")
     real.add_argument("--base", help="folder or hub id; with --base-url its name there")

@@ -39,7 +39,7 @@ _BIASED = 300  # keys that OpenAI's API takes; also an id that every vocabulary 
 _IDS_OUT = {"return_tokens_as_token_ids": True, "return_token_ids": True}
 _MOST_BIAS = 100.0
 _COLD = 0.5
-_SHARPER = 2.5  # at half the temperature distances double where the numbers follow it
+_SHARPER = 1.5  # at half the temperature distances double where the numbers follow it
 _WAYS = (
     Prefill(),
     Prefill(body={"continue_final_message": True, "add_generation_prompt": False}),
@@ -424,7 +424,7 @@ class Questions:
         except BadRequest:
             events, rows, _ = await self._asker.stream(self._prompt, 6, self._k)
             self.found["stream_options"] = False
-        streamed = "log probabilities" if rows else "text"
+        streamed = "log probabilities"
         self.found["streams"] = streamed if events > 1 else "whole"
 
     async def _end(self) -> None:
