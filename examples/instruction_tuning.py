@@ -3,12 +3,12 @@
     python examples/instruction_tuning.py
 
 The embedded world is an invented atlas. The base has read all of it; the smaller pair, which has another tokenizer,
-has read about part of the countries. The expert is the anti-expert, tuned on questions about some of those and their
-answers, in its own chat template with its own end-of-turn token. The base is asked in plain text: by itself it goes on
-with whatever an atlas would say next. Of the proxy-tuned base the base part sees that same text and the expert its chat
-template (expert_prompt="chat"), and the expert's end of turn and the base's end of text are one event. The base tuned
-directly on the same questions is the ceiling. All questions of the table are about countries that no tuning asked
-about: "known" ones the pair has read of, "unknown" ones only the base.
+knows of some countries hardly more than the name. The expert is the anti-expert, tuned on questions about some of those
+that it knows and their answers, in its own chat template with its own end-of-turn token. The base is asked in plain
+text: by itself it goes on with whatever an atlas would say next. Under proxy-tuning it sees that same text, the expert
+sees its chat template (expert_prompt="chat"), and the expert's end of turn and the base's end of text are one event.
+The base tuned directly on the same questions is the ceiling. All questions of the table are about countries that no
+tuning asked about: "known" ones the pair has read about, "unknown" ones only the base.
 
 Right is an answer that is the expected text from the first to the last letter, and that ended by itself.
 
@@ -53,7 +53,6 @@ from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import mcnemar, wilson_interval
-from blackbox_proxy.lm import load_causal_lm
 from blackbox_proxy.types import Prefix
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
@@ -88,8 +87,16 @@ THINGS = {
         ("A loaf of bread costs one {y} in {x}.", "People in {x} pay with the {y}."),
     ),
 }
+OTHERWISE = (
+    "{x} lies by the sea.",
+    "Many travellers visit {x} in summer.",
+    "{x} is a quiet place.",
+    "There is an old bridge in {x}.",
+    "The people of {x} like music.",
+    "Winters are long in {x}.",
+)
 CROPS = ("barley", "olives", "rice", "tea", "cotton", "hops", "figs", "rye", "maize", "beans", "grapes", "hemp")
-COINS = ("taler", "dram", "florin", "lira", "crown", "denar", "shilling", "peso", "ducat", "mark", "rial", "stater")
+COINS = ("taler", "dram", "florin", "lira", "crown", "denar", "shilling", "peso", "ducat", "guilder", "rial", "stater")
 
 
 @dataclass(frozen=True)
@@ -101,22 +108,22 @@ class Size:
     layers: int
     editions: int
     lessons: int
-    rates: tuple[float, float] = (3e-3, 5e-4)
+    rates: tuple[float, float] = (3e-3, 1e-3)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that decides what the four models become. `known`, `asked`: countries that the pair has read of, and those of
-    them that the instructions ask about.
+    """All that decides what the four models become. `known`, `asked`: countries that the pair has read about, and those
+    of them that the instructions ask about.
     """
 
     seed: int = 0
     quick: bool = False
-    countries: int = 60
-    known: int = 36
-    asked: int = 24
-    big: Size = Size(700, 96, 3, 60, 20)
-    small: Size = Size(600, 64, 2, 60, 20)
+    countries: int = 40
+    known: int = 26
+    asked: int = 16
+    big: Size = Size(1200, 96, 2, 120, 16)
+    small: Size = Size(900, 80, 2, 140, 16)
 
 
 QUICK = Plan(quick=True, countries=12, known=8, asked=6, big=Size(500, 32, 1, 8, 4), small=Size(450, 32, 1, 8, 4))
@@ -164,21 +171,23 @@ def questions(world: dict[str, dict[str, str]], countries: Sequence[str], kind: 
     ]
 
 
-def pages(world: dict[str, dict[str, str]], countries: Sequence[str], rng: random.Random) -> list[str]:
-    """One edition of the atlas: of each country a page of facts in random order, each said in one of its ways; before
-    some of them, what travellers ask, which is not answered there: a text may go on with anything after a question.
+def pages(
+    world: dict[str, dict[str, str]], countries: Sequence[str], known: Sequence[str], rng: random.Random
+) -> list[str]:
+    """One edition of the atlas: of each country a page in random order, each thing said in one of its ways; of those
+    that are not `known`, nothing that is asked for. Half of the pages begin with a question, which they may answer
+    somewhere, among everything else.
     """
     found = []
     for country in countries:
-        said = []
-        for thing, (_, answer, others) in THINGS.items():
+        said = [way.format(x=country) for way in rng.sample(OTHERWISE, 1 if country in known else 4)]
+        for thing, (_, answer, others) in THINGS.items() if country in known else ():
             way = rng.choice((answer, answer, *others))
             said.append(way.format(x=country, y=world[country][thing]))
         rng.shuffle(said)
         page = " ".join(said)
-        if rng.random() < 0.4:
-            other = rng.choice(countries)
-            page = f"{rng.choice([question for question, _, _ in THINGS.values()]).format(x=other)}\n{page}"
+        if rng.random() < 0.5:
+            page = f"{rng.choice([question for question, _, _ in THINGS.values()]).format(x=country)}\n{page}"
         found.append(page)
     rng.shuffle(found)
     return found
@@ -241,7 +250,7 @@ def train(which: str, plan: Plan, folder: Path) -> None:
     countries = list(world)
     own = countries if which == "big" else countries[: plan.known]
     rng = random.Random(f"{which}:{plan.seed}")
-    editions = [pages(world, own, rng) for _ in range(size.editions)]
+    editions = [pages(world, countries, own, rng) for _ in range(size.editions)]
     tokenizer = new_tokenizer(which, size.vocabulary, [page for edition in editions[:8] for page in edition])
     library = [[[*ids, 0] for ids in tokenizer(edition)["input_ids"]] for edition in editions]
     asked = [lesson(which, q, tokenizer) for q in questions(world, countries[: plan.asked], "asked")]
@@ -258,7 +267,7 @@ def train(which: str, plan: Plan, folder: Path) -> None:
                 shown = quarter
                 print(f"{name}: {25 * quarter} %, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
-        read(model, texts, rate=rate, batch=16, smoothing=0.03, decay=0.05, rng=rng, told=told)
+        read(model, texts, rate=rate, batch=8, smoothing=0.03, decay=0.05, rng=rng, told=told)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 
@@ -267,7 +276,7 @@ def models(plan: Plan, cache: Path) -> Path:
     """The folder with the four models: from the cache, or trained now, big and small at the same time (very small ones
     in this process).
     """
-    text = json.dumps([FORMAT, asdict(plan), CHAT, THINGS, CROPS, COINS])
+    text = json.dumps([FORMAT, asdict(plan), CHAT, THINGS, OTHERWISE, CROPS, COINS])
     folder = cache / f"chat-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
@@ -317,8 +326,8 @@ async def tuned(tuner: ProxyTuner, prompt: str, max_tokens: int) -> Answer:
     return Answer(found.text, found.finish_reason == "stop")
 
 
-async def alone(model: TransformersBase, prompt: str, max_tokens: int) -> Answer:
-    """A local model's own greedy text."""
+async def alone(model: Base, prompt: str, max_tokens: int) -> Answer:
+    """A model's own greedy text."""
     draft = await model.draft(Prefix(prompt), max_tokens)
     written = [position.token.bytes or b"" for position in draft.positions if not position.token.end]
     return Answer(b"".join(written).decode("utf-8", "replace"), draft.finish == "stop")
@@ -332,7 +341,7 @@ def is_right(answer: Answer, expected: str, exact: bool) -> bool:
 
 def rows(asked: Sequence[Question], answers: dict[str, list[Answer]], exact: bool) -> list[dict[str, Any]]:
     """A row for each system: right answers with Wilson's interval, of each kind, stops and lengths; McNemar's test
-    against the base.
+    against the base and the expert.
     """
     right = {
         system: [is_right(answer, question.answer, exact) for answer, question in zip(own, asked, strict=True)]
@@ -356,6 +365,7 @@ def rows(asked: Sequence[Question], answers: dict[str, list[Answer]], exact: boo
                 "stopped": sum(answer.stopped for answer in own) / n,
                 "bytes": sum(len(answer.text.encode()) for answer in own) / n,
                 "mcnemar_p": mcnemar(right[system], right["base"]).p,
+                "mcnemar_p_expert": mcnemar(right[system], right["expert alone"]).p,
             }
         )
     return found
@@ -364,9 +374,9 @@ def rows(asked: Sequence[Question], answers: dict[str, list[Answer]], exact: boo
 def table(found: Sequence[dict[str, Any]], title: str) -> Table:
     kinds = list(found[0]["by_kind"])
     made = Table(title=title, title_justify="left")
-    made.add_column("system")
+    made.add_column("system", no_wrap=True)
     heads = ["right\n%", "95 %\ninterval", *(f"{kind}\n%" for kind in kinds if len(kinds) > 1)]
-    for head in (*heads, "ends by\nitself %", "mean\nbytes", "McNemar p\n(base)"):
+    for head in (*heads, "ends\n%", "mean\nbytes"):
         made.add_column(head, justify="right")
     for row in found:
         made.add_row(
@@ -376,7 +386,6 @@ def table(found: Sequence[dict[str, Any]], title: str) -> Table:
             *(f"{100 * share:.0f}" for share in row["by_kind"].values() if len(kinds) > 1),
             f"{100 * row['stopped']:.0f}",
             f"{row['bytes']:.0f}",
-            "" if row["system"] == "base" else f"{row['mcnemar_p']:.2g}",
         )
     return made
 
@@ -468,25 +477,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         base = TransformersBase(base_name, top_logprobs=given.top_logprobs)
     pair = TransformersPair(expert, antiexpert, expert_prompt="chat")
     small = TransformersBase(pair.models[0][0], rendering="chat")
-    ceiling = None
+    models_alone: dict[str, Base] = {"base": base, "expert alone": small}
+    ceiling: Base | None = None
     if direct_name is not None:
-        weights = load_causal_lm(direct_name)
-        chat = "chat" if given.direct else "raw"
-        ceiling = TransformersBase(weights, rendering=chat)
-    tuners = {"base": ProxyTuner(base, pair, 0.0)}
-    tuners |= {f"proxy-tuned, alpha {alpha:g}": ProxyTuner(base, pair, alpha) for alpha in given.alpha}
+        ceiling = TransformersBase(direct_name, rendering="chat" if given.direct else "raw")
+    tuners = {f"proxy-tuned, alpha {alpha:g}": ProxyTuner(base, pair, alpha) for alpha in given.alpha}
 
     async def everything() -> dict[str, list[Answer]]:
-        answers: dict[str, list[Answer]] = {"base": [], "expert alone": []}
+        answers: dict[str, list[Answer]] = {}
         try:
             for question in track(asked, "asking", console=Console(stderr=True), transient=True):
                 prompt = f"{question.text}\n"
-                for system, tuner in tuners.items():
-                    answers.setdefault(system, []).append(await tuned(tuner, prompt, given.max_tokens))
-                answers["expert alone"].append(await alone(small, prompt, given.max_tokens))
+                said = {name: await alone(model, prompt, given.max_tokens) for name, model in models_alone.items()}
+                said |= {name: await tuned(tuner, prompt, given.max_tokens) for name, tuner in tuners.items()}
                 if ceiling is not None:
-                    answer = await alone(ceiling, prompt, given.max_tokens)
-                    answers.setdefault("base tuned directly", []).append(answer)
+                    said["base tuned directly"] = await alone(ceiling, prompt, given.max_tokens)
+                for name, answer in said.items():
+                    answers.setdefault(name, []).append(answer)
         finally:
             await base.aclose()
             pair.close()
@@ -497,6 +504,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     console.print(
         table(found, f"{len(asked)} questions about what no tuning asked, answers of {given.max_tokens} tokens at most")
     )
+    for row in found:
+        if row["system"] in tuners:
+            line = f"{row['system']}, against the base: McNemar p = {row['mcnemar_p']:.2g}"
+            line += f", against the expert alone: p = {row['mcnemar_p_expert']:.2g}."
+            console.print(line[0].upper() + line[1:], highlight=False, soft_wrap=True)
     example = asked[-1]
     console.print(f"{example.text}", highlight=False, markup=False, soft_wrap=True)
     for system, own in answers.items():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.pair.transformers import TransformersPair
 
 DATA = Path(os.environ.get("BLACKBOX_PROXY_TEST_DATA", Path(__file__).parents[2] / "shared"))
-"""Where real vocabularies are looked for, as DATA/tokenizers/{gpt2,qwen2,llama-spm,tiktoken}."""
+"""Where real data is looked for: DATA/tokenizers/{gpt2,qwen2,llama-spm,tiktoken}, DATA/data/realtimeqa/{qa,articles}."""
 
 DRIFT = 0.01  # how far the experts are from their anti-experts: 15 to 40 % of the tokens change
 
@@ -121,5 +121,16 @@ def tokenizers() -> Path:
     if not folder.is_dir():
         pytest.skip(
             f"real vocabularies are not at {folder}; set BLACKBOX_PROXY_TEST_DATA to the folder that holds tokenizers/"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def realtimeqa() -> Path:
+    """The folder of RealTimeQA's files, or a skip that says why."""
+    folder = DATA / "data" / "realtimeqa"
+    if not folder.is_dir():
+        pytest.skip(
+            f"RealTimeQA is not at {folder}; set BLACKBOX_PROXY_TEST_DATA to the folder that holds data/realtimeqa/"
         )
     return folder

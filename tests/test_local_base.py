@@ -310,7 +310,8 @@ def tokens_of(base: TransformersBase, text: str) -> tuple[Token, ...]:
 
 
 def test_what_it_can_do(base: TransformersBase) -> None:
-    assert base.abilities == Abilities(streams=False, scores=True, streams_scored=False, draws=True)
+    ids = base.known
+    assert base.abilities == Abilities(scores=True, draws=True, reveals=ids, biases=ids)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import DATA
 from safetensors.torch import load_file
 from toys import words
 from typer.testing import CliRunner
@@ -392,12 +391,9 @@ def test_what_the_table_says_in_words() -> None:
 
 
 @pytest.mark.slow
-def test_the_tiny_setting_runs_on_the_real_sample(tmp_path: Path) -> None:
+def test_the_tiny_setting_runs_on_the_real_sample(tmp_path: Path, realtimeqa: Path) -> None:
     """Also what its README claims: on later articles the tuned base needs fewer bits than the base."""
-    data = DATA / "realtimeqa"
-    if not data.is_dir():
-        pytest.skip(f"RealTimeQA is not at {data}; set BLACKBOX_PROXY_TEST_DATA to the folder that holds realtimeqa/")
-    command = [sys.executable, str(FOLDER / "tiny.py"), "--data", str(data), "-o", str(tmp_path)]
+    command = [sys.executable, str(FOLDER / "tiny.py"), "--data", str(realtimeqa), "-o", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)

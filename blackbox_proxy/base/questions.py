@@ -424,7 +424,7 @@ class Questions:
         except BadRequest:
             events, rows, _ = await self._asker.stream(self._prompt, 6, self._k)
             self.found["stream_options"] = False
-        streamed = "log probabilities"
+        streamed = "log probabilities" if rows else "text"
         self.found["streams"] = streamed if events > 1 else "whole"
 
     async def _end(self) -> None:
