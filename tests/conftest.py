@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.pair.transformers import TransformersPair
 
 DATA = Path(os.environ.get("BLACKBOX_PROXY_TEST_DATA", Path(__file__).parents[2] / "shared"))
-"""Where real data is looked for: DATA/tokenizers/{gpt2,qwen2,llama-spm,tiktoken}, DATA/data/realtimeqa/{qa,articles}."""
+"""Where real data is looked for: tokenizers/{gpt2,qwen2,llama-spm,tiktoken} and data/realtimeqa/{qa,articles} in it."""
 
 DRIFT = 0.01  # how far the experts are from their anti-experts: 15 to 40 % of the tokens change
 
