@@ -17,8 +17,8 @@ With real models (folders or hub ids; the base in this process, or behind an API
 
     python examples/instruction_tuning.py --base meta-llama/Llama-2-13b-hf --expert meta-llama/Llama-2-7b-chat-hf \\
         --antiexpert meta-llama/Llama-2-7b-hf --direct meta-llama/Llama-2-13b-chat-hf --questions questions.jsonl
-    python examples/instruction_tuning.py --base davinci-002 --base-url https://api.openai.com/v1 \\
-        --tokenizer cl100k_base --expert … --antiexpert … --questions questions.jsonl
+    python examples/instruction_tuning.py --base big-model --base-url http://localhost:8000/v1 --dialect vllm \\
+        --tokenizer path/to/its/tokenizer --expert … --antiexpert … --questions questions.jsonl
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,8 @@ def models(plan: Plan, cache: Path) -> Path:
         codes = [process.wait() for process in processes]
         if any(codes):
             sys.exit("the models could not be trained")
-        draft.rename(folder)
+        with suppress(OSError):  # another process may have been faster: its models are the same
+            draft.rename(folder)
     finally:
         for process in processes:
             process.kill()

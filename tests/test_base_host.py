@@ -112,8 +112,8 @@ async def test_ids_continue_their_own_draft(dialect: str, prompt: str, far: Open
         ({"dialect": "vllm"}, PROMPTS[0], PROMPTS[0]),
         ({"dialect": "openai"}, MESSAGES, "Who opened the café?"),
         ({"dialect": "openai", "rendering": lambda prompt: f"Q: {prompt}"}, "Who?", "Q: Who?"),
-        ({"dialect": "vllm", "api": "chat"}, MESSAGES, "User: Who opened the café?\nAssistant:"),
-        ({"dialect": "vllm", "api": "chat"}, "Who?", "User: Who?\nAssistant:"),
+        ({"dialect": "host", "api": "chat"}, MESSAGES, "User: Who opened the café?\nAssistant:"),
+        ({"dialect": "host", "api": "chat"}, "Who?", "User: Who?\nAssistant:"),
     ],
 )
 async def test_text_continues_where_it_left_off(

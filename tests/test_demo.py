@@ -110,6 +110,7 @@ def quick() -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_models_are_built_once_and_in_one_piece(tmp_path: Path, quick: Recipe) -> None:
     from blackbox_proxy import TransformersBase, TransformersPair
 

@@ -88,7 +88,7 @@ def test_sections_begin_with_a_line_and_do_not_overlap() -> None:
 
 def test_domain_adaptation_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """alpha = 0 is the base, whatever it shows; alpha = 1 brings it nearer to the directly tuned base."""
-    options = ["--quick", "--cache", str(tmp_path), "--files", "3", "--sections", "1", "--length", "200"]
+    options = ["--quick", "--cache", str(tmp_path), "--files", "2", "--length", "120"]
     out = tmp_path / "results.json"
     results = domain.main([*options, "--top-logprobs", "0", "5", "--alpha", "0", "1", "--json", str(out)])
     rows = by_system(results)
@@ -115,10 +115,10 @@ def test_domain_adaptation_of_real_models(
     text = tmp_path / "text.txt"
     text.write_text("".join(f"There came {i} people of New York, she said.\n" for i in range(30)))
     pair = ["--expert", models["digits-expert"], "--antiexpert", models["digits-antiexpert"], "--texts", str(text)]
-    short = ["--sections", "1", "--length", "60", "--alpha", "1"]
+    short = ["--length", "60", "--alpha", "1"]
     here = domain.main(["--base", models["base"], *pair, *short, "--top-logprobs", "5"])
     api = ["--base", "big", "--base-url", hosted(5), "--dialect", "vllm", "--tokenizer", models["base"]]
-    there = domain.main([*api, *pair, *short])
+    there = domain.main([*api, *pair, *short, "--top-logprobs", "5"])
     assert [row["system"] for row in here["rows"]] == ["base", "expert", "antiexpert", domain.tuned(1.0, 5)]
     for row, other in zip(here["rows"], there["rows"], strict=True):
         assert row["system"] == other["system"]
@@ -170,33 +170,36 @@ def test_pages_say_everything_and_the_pair_reads_less() -> None:
 
 
 def test_instruction_tuning_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = chat.main(["--quick", "--cache", str(tmp_path), "--limit", "8", "--alpha", "0", "1"])
+    results = chat.main(["--quick", "--cache", str(tmp_path), "--limit", "4", "--alpha", "0", "1"])
     rows = by_system(results)
     tuned = rows["proxy-tuned, alpha 1"]
     assert list(rows["base"]["by_kind"]) == ["known", "unknown"]
     assert results["answers"]["proxy-tuned, alpha 0"] == results["answers"]["base"]
-    assert len(results["questions"]) == tuned["n"] == 8
+    assert len(results["questions"]) == tuned["n"] == 4
     for row in rows.values():
         answers = results["answers"][row["system"]]
-        assert row["stopped"] == sum(answer["stopped"] for answer in answers) / 8
+        assert row["stopped"] == sum(answer["stopped"] for answer in answers) / 4
     assert "McNemar" in capsys.readouterr().out
 
 
 def test_instruction_tuning_of_real_models(
-    tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, models: dict[str, str], hosted: Callable[[int], str]
 ) -> None:
+    """The same answers from the base in this process and behind an API."""
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "Who came?", "answer": ""}\n')
-    expert = tmp_path / "expert"
     quick = chat.models(chat.QUICK, tmp_path / "cache")
     expert = str(quick / "expert")
-    given = ["--base", models["base"], "--expert", expert, "--antiexpert", str(quick / "antiexpert")]
-    results = chat.main([*given, "--questions", str(path), "--max-tokens", "5"])
+    pair = ["--expert", expert, "--antiexpert", str(quick / "antiexpert"), "--questions", str(path)]
+    given = ["--base", models["base"], *pair]
+    results = chat.main([*given, "--max-tokens", "5"])
+    api = ["--base", "big", "--base-url", hosted(5), "--dialect", "vllm", "--tokenizer", models["base"]]
+    assert chat.main([*api, *pair, "--max-tokens", "5"])["answers"] == results["answers"]
     assert [row["system"] for row in results["rows"]] == ["base", "expert alone", "proxy-tuned, alpha 1"]
     assert all(row["right"] == 1.0 for row in results["rows"])  # every answer contains the empty one
     path.write_text("{}\n")
     with pytest.raises(InputError, match="cannot be read"):
-        chat.main([*given, "--questions", str(path)])
+        chat.main(given)
 
 
 @pytest.mark.slow
@@ -204,4 +207,6 @@ def test_instruction_tuning_answers_and_stops(tmp_path: Path) -> None:
     rows = by_system(chat.main(["--cache", str(tmp_path)]))
     base, expert, tuned = (rows[name] for name in ("base", "expert alone", "proxy-tuned, alpha 1"))
     assert tuned["right"] > max(base["right"], expert["right"]) + 0.1
-    assert tuned["stopped"] > base["stopped"] + 0.3
+    assert tuned["by_kind"]["unknown"] > expert["by_kind"]["unknown"] + 0.2  # what only the base knows
+    assert tuned["stopped"] > 0.9
+    assert tuned["bytes"] < 0.5 * base["bytes"]

@@ -65,7 +65,13 @@ def counted(models: dict[str, str], **options: Any) -> Iterator[tuple[OpenAIBase
 
 
 @pytest.mark.parametrize(
-    ("api", "kind"), [("completions", "same"), ("completions", "digits"), ("completions", "pieces"), ("chat", "same")]
+    ("api", "kind"),
+    [
+        ("completions", "same"),
+        ("completions", "digits"),
+        pytest.param("completions", "pieces", marks=pytest.mark.slow),
+        ("chat", "same"),
+    ],
 )
 def test_law_5_every_way_of_asking_leads_to_the_same_bytes(
     api: str, kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]

@@ -55,7 +55,7 @@ def ids_of(generation: Generation) -> list[int | None]:
     return [step.token_id for step in generation.steps]
 
 
-@pytest.mark.parametrize(("where", "draft"), [("http", 2), ("process", 1)])
+@pytest.mark.parametrize(("where", "draft"), [pytest.param("http", 2, marks=pytest.mark.slow), ("process", 1)])
 def test_law_3_same_vocabulary_equals_the_equation(
     where: str,
     draft: int,
@@ -80,7 +80,7 @@ def test_law_3_same_vocabulary_equals_the_equation(
         assert generation.usage.api_calls <= len(ids)
 
 
-@pytest.mark.parametrize("kind", ["same", "digits"])
+@pytest.mark.parametrize("kind", ["same", pytest.param("digits", marks=pytest.mark.slow)])
 def test_law_1_alpha_zero_is_the_base_over_its_candidates(
     kind: str, models: dict[str, str], api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
@@ -100,7 +100,7 @@ def test_law_1_alpha_zero_is_the_base_over_its_candidates(
                 assert np.ptp(log_p - log_q) < 1e-9
 
 
-@pytest.mark.parametrize("kind", ["same", "digits"])
+@pytest.mark.parametrize("kind", ["same", pytest.param("digits", marks=pytest.mark.slow)])
 def test_law_6_streamed_batched_and_repeated_texts_are_the_same(
     kind: str, models: dict[str, str], api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:

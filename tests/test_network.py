@@ -215,6 +215,7 @@ def test_bad_delays_are_refused(take: Callable[..., object], name: str, seconds:
         take(**{name: seconds})
 
 
+@pytest.mark.slow
 def test_the_options_reach_the_process(models: dict[str, str]) -> None:
     with HostProcess(
         models["base"], served_model_name="far", device="cpu", threads=1, first_token=FIRST, per_token=PER
