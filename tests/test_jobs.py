@@ -484,6 +484,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def in_process(arguments: list[str]) -> None:
     """`blackbox-proxy run …` as the whole of a process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
     sys.argv = ["blackbox-proxy", "run", *arguments]
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     cli.main()

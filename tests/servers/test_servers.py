@@ -82,7 +82,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def opened(open_it: Open, kind: str, way: str, toys: dict[str, str]) -> OpenAIBase:
+def opened(open_it: Open, kind: str, way: str, toys: dict[str, str], k: int = K) -> OpenAIBase:
     options = dict(WAYS[way])
     dialect = DIALECTS[kind]
     if "prefix" in options:
@@ -93,7 +93,7 @@ def opened(open_it: Open, kind: str, way: str, toys: dict[str, str]) -> OpenAIBa
     if options.get("api") == "chat" and dialect.prefill is None:
         pytest.skip(f"the chat of {kind} cannot continue an answer")
     tokenizer = toys["base"] if options.pop("tokenizer") else None
-    return open_it(dialect=dialect, tokenizer=tokenizer, top_logprobs=K, **options)
+    return open_it(dialect=dialect, tokenizer=tokenizer, top_logprobs=k, **options)
 
 
 @pytest.mark.parametrize("kind", ["same", "digits"])
@@ -101,7 +101,8 @@ def opened(open_it: Open, kind: str, way: str, toys: dict[str, str]) -> OpenAIBa
 def test_the_text_is_the_one_over_host(
     way: str, kind: str, served: Served, far: Open, near: Open, toys: dict[str, str], toy_pairs: Pairs
 ) -> None:
-    there, here = opened(far, served.kind, way, toys), opened(near, "host", way, toys)
+    there = opened(far, served.kind, way, toys)
+    here = opened(near, "host", way, toys, there.settings.kept)
     tally = Tally()
     for prompt in TALKS if "chat" in way else PROMPTS:
         theirs = ProxyTuner(there, toy_pairs(kind)).generate(prompt, max_tokens=16)
@@ -241,7 +242,8 @@ ANSWERS = ["line", " 20", "Ha", "ing"]
 def test_choose(
     missing: str, api: str, served: Served, far: Open, near: Open, toys: dict[str, str], toy_pairs: Pairs
 ) -> None:
-    there, here = (it(api=api, tokenizer=toys["base"], top_logprobs=K) for it in (far, near))
+    there = far(api=api, tokenizer=toys["base"], top_logprobs=K)
+    here = near(api=api, tokenizer=toys["base"], top_logprobs=there.settings.kept)
     if missing == "ask" and 0 in (there.abilities.reveals, here.abilities.reveals):
         pytest.skip(f"the {api} API of {served.kind} tells nothing about tokens it does not show")
     prompt: Prompt = "20 of 2000" if api == "completions" else TALKS[3]
