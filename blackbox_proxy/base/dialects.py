@@ -71,7 +71,8 @@ class Dialect:
     `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
     shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
     have stood in their place. `shows_end`: a text that the model ended may have a position for its end.
-    `beyond`: how many tokens it may write more than were asked for. `chat_counts_own`: the token drawn takes one of the
+    `beyond`: how many tokens it may write more than were asked for. `tells_parts`: a token that ends inside a character
+    is not written as if it were the whole characters in it. `chat_counts_own`: the token drawn takes one of the
     k places of chat, so that only k - 1 candidates are shown whatever is drawn.
 
     Where it is:
@@ -107,6 +108,7 @@ class Dialect:
     chat_counts_own: bool = False
     shows_end: bool = True
     beyond: int = 0
+    tells_parts: bool = True
     shown_after: After | None = None
     named: str | None = None
     named_limit: int = 128
@@ -243,7 +245,8 @@ DIALECTS: Mapping[str, Dialect] = {
             echo={"echo": True},
             shows_end=False,
             beyond=3,  # it completes the character in which the limit is reached
-            draws=False,  # of a token that ends inside a character, the rest is shown as if it were another
+            tells_parts=False,
+            draws=False,  # for that reason
             shown_after="nothing",
             bias_keys=300,
             owners=("me",),

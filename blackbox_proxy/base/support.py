@@ -61,6 +61,8 @@ def _works(dialect: Dialect, api: Api, *, ids: bool) -> str:
     if not dialect.continues(api):
         return "single tokens, choose"
     sampled = "" if dialect.draws else "; sampling token by token"
+    if not dialect.tells_parts:
+        return f"exact where no token ends inside a character{sampled}"
     return f"{'exact' if ids else 'exact at whole characters'}{sampled}"
 
 

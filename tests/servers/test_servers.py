@@ -120,6 +120,8 @@ def test_drafts_do_not_change_the_text(
     draft: int, served: Served, far: Open, toys: dict[str, str], toy_pairs: Pairs
 ) -> None:
     base = far(tokenizer=toys["base"], top_logprobs=K)
+    if not base.settings.dialect.tells_parts:
+        pytest.skip(f"{served.kind} writes a token that ends inside a character as if it were another")
     for prompt in PROMPTS:
         expected = ProxyTuner(base, toy_pairs("same")).generate(prompt, max_tokens=16)
         found = ProxyTuner(base, toy_pairs("same"), draft=draft).generate(prompt, max_tokens=16)
