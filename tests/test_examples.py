@@ -86,6 +86,7 @@ def test_sections_begin_with_a_line_and_do_not_overlap() -> None:
 # -- domain adaptation: the runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_domain_adaptation_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """alpha = 0 is the base, whatever it shows; alpha = 1 brings it nearer to the directly tuned base."""
     options = ["--quick", "--cache", str(tmp_path), "--files", "2", "--length", "120"]

@@ -114,7 +114,7 @@ def test_law_6_streamed_batched_and_repeated_texts_are_the_same(
     assert streamed == [g.text for g in plain]
 
 
-@pytest.mark.parametrize("kind", ["same", "digits", "pieces"])
+@pytest.mark.parametrize("kind", ["same", "digits", pytest.param("pieces", marks=pytest.mark.slow)])
 def test_law_8_text_prefixes_never_show_what_is_not_there(
     kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
