@@ -67,8 +67,8 @@ def test_law_5_holds_while_asking(api_base: Callable[..., Any], pairs: Callable[
 
 def test_nothing_is_asked_that_cannot_win(api_base: Callable[..., Any], pairs: Callable[[str], Any]) -> None:
     """With alpha 0 the base's first candidate wins whatever the others have."""
-    tuner = ProxyTuner(api_base(5, dialect="host"), pairs("same"), 0.0, tail="ask")
-    plain = ProxyTuner(api_base(5, dialect="host"), pairs("same"), 0.0, tail="truncate")
+    tuner = ProxyTuner(api_base(5, dialect="host"), pairs("same"), 0.0, tail="ask", draft=12)
+    plain = ProxyTuner(api_base(5, dialect="host"), pairs("same"), 0.0, tail="truncate", draft=12)
     asked, not_asked = (each.generate("The mayor of", max_tokens=12) for each in (tuner, plain))
     assert asked.text == not_asked.text
     assert asked.usage.api_calls == not_asked.usage.api_calls
