@@ -17,6 +17,7 @@ from blackbox_proxy.serve.network import Network
 NETWORK = Network(first_token=0.05, per_token=0.005)
 
 
+@pytest.mark.slow
 def test_every_way_of_asking_is_counted_and_leads_to_the_same_texts(models: dict[str, str]) -> None:
     shown = io.StringIO()
     found = run_bench(

@@ -257,7 +257,8 @@ class Hidden(BaseAround):
         yield Draft((), whole.finish)
 
 
-@pytest.mark.parametrize("kind", ["digits", pytest.param("pieces", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["digits", "pieces"])
 def test_law_5_holds_while_the_vocabulary_is_being_learned(
     kind: str, models: dict[str, str], pairs: Callable[[str], TransformersPair]
 ) -> None:

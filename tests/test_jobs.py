@@ -609,6 +609,7 @@ def check_kills(
     print("", *counts, sep="\n")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(command: Command, models: dict[str, str], tmp_path: Path) -> None:
     with counting(models) as (given, requests):
         check_kills(command, given, requests, tmp_path, rows=10, kills=2, seed=1)
