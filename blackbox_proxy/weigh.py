@@ -159,9 +159,9 @@ def weigh(
 
 def _told_first(proposed: Sequence[Token], revealed: Mapping[tuple[str, object], float]) -> tuple[list[Token], Floats]:
     """The tokens of which the base has told log q, and that, (told,); after them those of which it has not."""
-    told = [token for token in proposed if not math.isnan(revealed.get(token.key, math.nan))]
-    rest = [token for token in proposed if math.isnan(revealed.get(token.key, math.nan))]
-    return [*told, *rest], np.array([revealed[token.key] for token in told], dtype=np.float64)
+    values = np.array([revealed.get(token.key, math.nan) for token in proposed], dtype=np.float64)
+    order = np.argsort(np.isnan(values), kind="stable")
+    return [proposed[int(i)] for i in order], values[~np.isnan(values)]
 
 
 def _worth_asking(

@@ -23,13 +23,14 @@ from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.statistics import wilson_interval
 from blackbox_proxy.pair.protocol import Pair
+from blackbox_proxy.pair.sessions import opened
+from blackbox_proxy.prompts import guessed_tokens
 from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Floats, Position, Prefix, Prompt, TailPolicy, Usage
 from blackbox_proxy.vocabulary import Vocabulary
 from blackbox_proxy.weigh import Settings, Weighed, alpha_at, weigh
 
-_CHARACTERS_PER_TOKEN = 4
 _WELL_COVERED = 0.9
 _AT_ONCE = 64  # positions that the pair scores in one pass
 _LOOKED_AT = 64  # candidates of a position that are looked at one by one, where a whole vocabulary is shown
@@ -175,8 +176,7 @@ def _weighed(
 ) -> tuple[Weighed, ...]:
     """Every position that the pair can score, as `decode` weighs it."""
     found: list[Weighed] = []
-    session = pair.open(prompt, base.vocabulary)
-    try:
+    with opened([pair], prompt, base.vocabulary) as (session,):
         while len(found) < len(positions):
             some = positions[len(found) : len(found) + _AT_ONCE]
             rows = session.score([position.token for position in positions[: len(found)]], some)
@@ -186,8 +186,6 @@ def _weighed(
             ]
             if len(rows) < len(some):
                 break
-    finally:
-        session.close()
     return tuple(found)
 
 
@@ -308,8 +306,10 @@ def _forecast(
 
 
 def _prompt_length(prompt: Prompt, base: Vocabulary | None) -> float:
+    if base is None:
+        return guessed_tokens(prompt)
     text = prompt if isinstance(prompt, str) else "".join(str(m["content"]) for m in prompt if not isinstance(m, int))
-    return len(base.encode([text.encode()])[0]) if base is not None else len(text) / _CHARACTERS_PER_TOKEN
+    return len(base.encode([text.encode()])[0])
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------
