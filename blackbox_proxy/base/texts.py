@@ -11,7 +11,6 @@ texts with each id at the end (`prompt_logprobs` of the given tokens alone).
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from blackbox_proxy.errors import BadRequest, BadResponse, InputError
 from blackbox_proxy.types import Usage
 
 from .connection import Connection
+from .entries import plain_entry
 from .limits import Limiter
 from .openai import NO_KEY, shown_url
 from .parse import decode_body
@@ -32,7 +32,6 @@ Row = Mapping[int, float]
 
 _PROMPTS = 256  # of one request
 _NAMED = 128  # ids that one request may name
-_TOKEN = re.compile(r"token_id:(\d+)")
 _MANY = 1_000_000  # more ids than any vocabulary has
 _MISSING = -9999.0  # what servers write for a probability of 0
 
@@ -208,13 +207,13 @@ def _column(choice: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _id(key: str) -> int:
-    found = _TOKEN.fullmatch(key)
-    if found is None:
+    index = plain_entry(key, None).id
+    if index is None:
         raise BadResponse(
             f"the server of the model names tokens by their text ({key[:40]!r}), not by their ids",
             hint="It must know return_tokens_as_token_ids, as vLLM does.",
         )
-    return int(found[1])
+    return index
 
 
 def _real(value: object) -> float:
