@@ -14,84 +14,65 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from blackbox_proxy.base.budget import Budget, BudgetedBase
-    from blackbox_proxy.base.cache import CachedBase
-    from blackbox_proxy.base.findings import Findings
-    from blackbox_proxy.base.limits import Limiter
-    from blackbox_proxy.base.local import TransformersBase
-    from blackbox_proxy.base.opening import open_base
-    from blackbox_proxy.base.probe import aprobe, probe
-    from blackbox_proxy.drafting import Drafting, Prices
-    from blackbox_proxy.evaluation.fit import measure_fit
-    from blackbox_proxy.evaluation.run import evaluate
-    from blackbox_proxy.jobs import run_job
-    from blackbox_proxy.pair.transformers import TransformersPair
-    from blackbox_proxy.scoring import Score
-    from blackbox_proxy.served import ServedPair
-    from blackbox_proxy.trace import read_trace, write_trace
-    from blackbox_proxy.tuner import ProxyTuner
-    from blackbox_proxy.types import Candidate, Generation, Step, Usage
+from blackbox_proxy.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from blackbox_proxy.answers.choices import Choice as Choice
+    from blackbox_proxy.answers.scoring import Score as Score
+    from blackbox_proxy.api.limits import Limiter as Limiter
+    from blackbox_proxy.base.budget import Budget as Budget
+    from blackbox_proxy.base.budget import BudgetedBase as BudgetedBase
+    from blackbox_proxy.base.cache.base import CachedBase as CachedBase
+    from blackbox_proxy.base.local import TransformersBase as TransformersBase
+    from blackbox_proxy.base.opening import open_base as open_base
+    from blackbox_proxy.decoding.pace import Drafting as Drafting
+    from blackbox_proxy.dialects.findings import Findings as Findings
+    from blackbox_proxy.evaluation.fit import measure_fit as measure_fit
+    from blackbox_proxy.evaluation.run import evaluate as evaluate
+    from blackbox_proxy.jobs import run_job as run_job
+    from blackbox_proxy.pair.remote import ServedPair as ServedPair
+    from blackbox_proxy.pair.transformers import TransformersPair as TransformersPair
+    from blackbox_proxy.prices import Prices as Prices
+    from blackbox_proxy.probing.run import aprobe as aprobe
+    from blackbox_proxy.probing.run import probe as probe
+    from blackbox_proxy.trace import read_trace as read_trace
+    from blackbox_proxy.trace import write_trace as write_trace
+    from blackbox_proxy.tuner import ProxyTuner as ProxyTuner
+    from blackbox_proxy.types import Candidate as Candidate
+    from blackbox_proxy.types import Generation as Generation
+    from blackbox_proxy.types import Step as Step
+    from blackbox_proxy.types import Usage as Usage
 
 _HOMES = {
-    "CachedBase": "base.cache",
+    "CachedBase": "base.cache.base",
     "Budget": "base.budget",
     "BudgetedBase": "base.budget",
     "Candidate": "types",
-    "Choice": "choices",
-    "Drafting": "drafting",
-    "Findings": "base.findings",
+    "Choice": "answers.choices",
+    "Drafting": "decoding.pace",
+    "Findings": "dialects.findings",
     "Generation": "types",
-    "Limiter": "base.limits",
-    "Prices": "drafting",
+    "Limiter": "api.limits",
+    "Prices": "prices",
     "ProxyTuner": "tuner",
-    "Score": "scoring",
-    "ServedPair": "served",
+    "Score": "answers.scoring",
+    "ServedPair": "pair.remote",
     "Step": "types",
     "TransformersBase": "base.local",
     "TransformersPair": "pair.transformers",
     "Usage": "types",
-    "aprobe": "base.probe",
+    "aprobe": "probing.run",
     "errors": "errors",
     "evaluate": "evaluation.run",
     "measure_fit": "evaluation.fit",
     "open_base": "base.opening",
-    "probe": "base.probe",
+    "probe": "probing.run",
     "read_trace": "trace",
     "run_job": "jobs",
     "write_trace": "trace",
 }
 
-__all__ = [
-    "Budget",
-    "BudgetedBase",
-    "CachedBase",
-    "Candidate",
-    "Choice",
-    "Drafting",
-    "Findings",
-    "Generation",
-    "Limiter",
-    "Prices",
-    "ProxyTuner",
-    "Score",
-    "ServedPair",
-    "Step",
-    "TransformersBase",
-    "TransformersPair",
-    "Usage",
-    "__version__",
-    "aprobe",
-    "evaluate",
-    "measure_fit",
-    "open_base",
-    "probe",
-    "read_trace",
-    "run_job",
-    "write_trace",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

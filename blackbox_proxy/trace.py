@@ -28,10 +28,10 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from blackbox_proxy import __version__
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Candidates, FinishReason, Floats, Generation, How, Prompt, Step, Token, Usage
+from blackbox_proxy.version import __version__
 
 FORMAT = "blackbox-proxy trace"
 VERSION = 1

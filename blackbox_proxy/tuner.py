@@ -7,18 +7,17 @@ import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
+from blackbox_proxy.answers.choices import Choice, Missing, Normalise, Rule, choose
+from blackbox_proxy.answers.scoring import Score, score
 from blackbox_proxy.background import Background
-from blackbox_proxy.base.protocol import Base
-from blackbox_proxy.biased import decode_biased
-from blackbox_proxy.choices import Choice, Missing, Normalise, Rule, choose
-from blackbox_proxy.decode import decode
-from blackbox_proxy.drafting import Drafting, Pace
+from blackbox_proxy.decoding.biased import decode_biased
+from blackbox_proxy.decoding.loop import decode
+from blackbox_proxy.decoding.pace import Drafting, Pace
+from blackbox_proxy.decoding.weigh import Alpha, Settings, alpha_at
 from blackbox_proxy.errors import BlackboxError, InputError
-from blackbox_proxy.pair.protocol import Pair
-from blackbox_proxy.sampling import Sampling
-from blackbox_proxy.scoring import Score, score
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
-from blackbox_proxy.weigh import Alpha, Settings, alpha_at
 
 T = TypeVar("T")
 Steer = Literal["candidates", "bias"]

@@ -10,7 +10,7 @@ then measured on source files of packages that none has read.
 
 The base is a black box that scores given text and shows its top 5 or all log probabilities. p must be normalised over
 whatever could come, shown or not, or bits would be too few. With all log probabilities it is. With fewer, what the base
-hides counts as one event, weighted as the pair weighs what it would put there (blackbox_proxy.told): an estimate of Z.
+hides counts as one event, weighted as the pair weighs what it would put there (whole_vocabulary.py): an estimate of Z.
 The example prints how far the two are apart; where both are there, believe the line "all".
 
 With real models (folders or hub ids; the base in this process, or behind an API that scores given text):
@@ -55,15 +55,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from blackbox_proxy import TransformersBase, TransformersPair, open_base, scoring
-from blackbox_proxy.base.protocol import Base
+from blackbox_proxy import TransformersBase, TransformersPair, open_base
+from blackbox_proxy.answers import scoring
 from blackbox_proxy.cli.app import quiet_transformers
+from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import bootstrap_interval
-from blackbox_proxy.lm import load_causal_lm
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.models.lm import load_causal_lm
+from blackbox_proxy.protocols import Base
 from blackbox_proxy.types import Prefix
-from blackbox_proxy.weigh import Settings
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
 WINDOW = 256

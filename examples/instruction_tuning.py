@@ -50,10 +50,10 @@ from rich.progress import track
 from rich.table import Table
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, open_base
-from blackbox_proxy.base.protocol import Base
 from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import mcnemar, wilson_interval
+from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.types import Prefix
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
@@ -330,7 +330,7 @@ async def tuned(tuner: ProxyTuner, prompt: str, max_tokens: int) -> Answer:
 
 async def alone(model: Base, prompt: str, max_tokens: int) -> Answer:
     """A model's own greedy text."""
-    draft = await model.draft(Prefix(prompt), max_tokens)
+    draft = await model.draft(Ask(Prefix(prompt), max_tokens))
     written = [position.token.bytes or b"" for position in draft.positions if not position.token.end]
     return Answer(b"".join(written).decode("utf-8", "replace"), draft.finish == "stop")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from toys import toy_lm, toy_vocabulary
 
-from blackbox_proxy.lm import CausalLM
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair import alignment
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 
 @pytest.fixture(params=["tables", "ranges"], autouse=True)

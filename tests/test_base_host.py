@@ -12,13 +12,14 @@ import httpx2
 import numpy as np
 import pytest
 
-from blackbox_proxy.base.dialects import Dialect
 from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
+from blackbox_proxy.dialects.table import Dialect
 from blackbox_proxy.errors import BadRequest, ContextTooLong, ModelNotFound
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import utf8_prefix
 from blackbox_proxy.types import Draft, Prefix, Token
-from blackbox_proxy.vocabulary import utf8_prefix
 
 PROMPTS = ["The mayor of New York", "In Zürich the café", "東京は", "def area(r):\n    return"]
 MESSAGES = [{"role": "user", "content": "Who opened the café?"}]
@@ -37,7 +38,7 @@ def far(hosted: Callable[[int], str]) -> Open:
 
 async def closing(base: OpenAIBase, *asked: Any, **options: Any) -> Draft:
     try:
-        return await base.draft(*asked, **options)
+        return await base.draft(Ask(*asked, **options))
     finally:
         await base.aclose()
 
@@ -59,7 +60,7 @@ def same(theirs: Draft, ours: Draft) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 async def test_ids_come_through_unchanged(prompt: str, far: Open, local: TransformersBase) -> None:
     base = far(dialect="vllm", tokenizer=local.vocabulary, top_logprobs=5)
-    ours = await local.draft(Prefix(prompt), 8)
+    ours = await local.draft(Ask(Prefix(prompt), 8))
     theirs = await closing(base, Prefix(prompt), 8)
     same(theirs, ours)
     assert theirs.usage == ours.usage
@@ -68,7 +69,7 @@ async def test_ids_come_through_unchanged(prompt: str, far: Open, local: Transfo
 @pytest.mark.parametrize("seed", range(3))
 async def test_sampled_tokens_outside_the_candidates(seed: int, far: Open, local: TransformersBase) -> None:
     base = far(dialect="vllm", tokenizer=local.vocabulary, top_logprobs=5)
-    ours = await local.draft(Prefix(PROMPTS[0]), 8, temperature=1.0, seed=seed)
+    ours = await local.draft(Ask(Prefix(PROMPTS[0]), 8, temperature=1.0, seed=seed))
     theirs = await closing(base, Prefix(PROMPTS[0]), 8, temperature=1.0, seed=seed)
     same(theirs, ours)
     assert any(position.token not in position.tokens for position in theirs.positions)
@@ -83,7 +84,7 @@ async def test_the_whole_vocabulary(far: Open, local: TransformersBase) -> None:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 async def test_text_tells_the_bytes_where_ids_are_unknown(prompt: str, far: Open, local: TransformersBase) -> None:
-    ours = await local.draft(Prefix(prompt), 8)
+    ours = await local.draft(Ask(Prefix(prompt), 8))
     theirs = await closing(far(), Prefix(prompt), 8)
     written = [position for position in ours.positions if not position.token.end]
     for there, here in zip(theirs.positions, written, strict=True):
@@ -96,11 +97,11 @@ async def test_text_tells_the_bytes_where_ids_are_unknown(prompt: str, far: Open
 async def test_ids_continue_their_own_draft(dialect: str, prompt: str, far: Open, local: TransformersBase) -> None:
     """Issued back, the tokens of a draft lead to the rest of it, whole characters or not."""
     base = far(dialect=dialect, tokenizer=local.vocabulary, top_logprobs=5)
-    whole = [position.token for position in (await base.draft(Prefix(prompt), 8)).positions]
+    whole = [position.token for position in (await base.draft(Ask(Prefix(prompt), 8))).positions]
     for cut in range(1, len(whole)):
         prefix = Prefix(prompt, tuple(whole[:cut]))
         assert base.can_continue(prefix)
-        rest = (await base.draft(prefix, len(whole) - cut)).positions
+        rest = (await base.draft(Ask(prefix, len(whole) - cut))).positions
         assert [position.token for position in rest] == whole[cut:], cut
     await base.aclose()
 
@@ -124,8 +125,8 @@ async def test_text_continues_where_it_left_off(
     for pieces in ([], [b" the"], [b" the", b" caf\xc3", b"\xa9"], [b"\n\n", b"In Z", "ürich".encode()]):
         tokens = tuple(Token(bytes=piece) for piece in pieces)
         issued = b"".join(pieces).decode()
-        ours = await local.draft(Prefix(shown + issued), 3)
-        theirs = await base.draft(Prefix(prompt, tokens), 3)
+        ours = await local.draft(Ask(Prefix(shown + issued), 3))
+        theirs = await base.draft(Ask(Prefix(prompt, tokens), 3))
         written = [position.token.bytes for position in ours.positions if not position.token.end]
         assert [position.token.bytes for position in theirs.positions] == written
         assert theirs.positions[0].logprobs == pytest.approx(ours.positions[0].logprobs, abs=1e-4)
@@ -135,7 +136,7 @@ async def test_text_continues_where_it_left_off(
 async def test_the_end_is_shown_by_one_dialect_and_left_out_by_the_other(far: Open, local: TransformersBase) -> None:
     prefix = Prefix(PROMPTS[0])
     for seed in range(1000):
-        ours = await local.draft(prefix, 6, temperature=1.0, seed=seed)
+        ours = await local.draft(Ask(prefix, 6, temperature=1.0, seed=seed))
         if ours.finish == "stop":
             break
     shown = await closing(
@@ -172,8 +173,8 @@ async def test_concurrent_drafts_do_not_mix(far: Open, local: TransformersBase) 
         for prompt in PROMPTS
         for i in range(3)
     ]
-    alone = [await base.draft(prefix, 4) for prefix in prefixes]
-    together = await asyncio.gather(*(base.draft(prefix, 4) for prefix in prefixes))
+    alone = [await base.draft(Ask(prefix, 4)) for prefix in prefixes]
+    together = await asyncio.gather(*(base.draft(Ask(prefix, 4)) for prefix in prefixes))
     for one, other in zip(alone, together, strict=True):
         same(other, one)
     await base.aclose()
@@ -184,7 +185,7 @@ async def test_concurrent_drafts_do_not_mix(far: Open, local: TransformersBase) 
 
 async def streamed(base: OpenAIBase, *asked: Any, **options: Any) -> tuple[list[Draft], Draft]:
     """The parts, and what they are together."""
-    parts = [part async for part in base.stream(*asked, **options)]
+    parts = [part async for part in base.stream(Ask(*asked, **options))]
     usage = parts[0].usage
     for part in parts[1:]:
         usage += part.usage
@@ -199,7 +200,7 @@ async def test_a_stream_is_the_draft_in_parts(
 ) -> None:
     base = far(tokenizer=local.vocabulary, top_logprobs=5, **options)
     for seed, prompt in enumerate(PROMPTS):
-        whole = await base.draft(Prefix(prompt), 8, temperature=temperature, seed=seed)
+        whole = await base.draft(Ask(Prefix(prompt), 8, temperature=temperature, seed=seed))
         parts, joined = await streamed(base, Prefix(prompt), 8, temperature=temperature, seed=seed)
         same(joined, whole)
         assert (joined.finish, joined.usage) == (whole.finish, whole.usage)
@@ -217,11 +218,11 @@ async def stats(base: OpenAIBase) -> dict[str, int]:
 async def test_closing_a_stream_stops_the_server(cancelled: bool, far: Open, local: TransformersBase) -> None:
     base = far(dialect="vllm", tokenizer=local.vocabulary, top_logprobs=5)
     before = await stats(base)
-    assert (await local.draft(Prefix(PROMPTS[1]), 480)).finish == "length"
+    assert (await local.draft(Ask(Prefix(PROMPTS[1]), 480))).finish == "length"
     arrived = asyncio.Event()
 
     async def read() -> None:
-        async with aclosing(base.stream(Prefix(PROMPTS[1]), 480)) as stream:
+        async with aclosing(base.stream(Ask(Prefix(PROMPTS[1]), 480))) as stream:
             async for _ in stream:
                 arrived.set()
                 if not cancelled:
@@ -258,7 +259,7 @@ def pieces(local: TransformersBase) -> tuple[Token, ...]:
 async def one_by_one(local: TransformersBase, prefix: Prefix, given: Sequence[Token]) -> list[Any]:
     """What the model shows at each given token, asked for one at a time."""
     return [
-        (await local.draft(Prefix(prefix.prompt, (*prefix.tokens, *given[:j])), 1)).positions[0]
+        (await local.draft(Ask(Prefix(prefix.prompt, (*prefix.tokens, *given[:j])), 1))).positions[0]
         for j in range(len(given))
     ]
 
@@ -275,9 +276,9 @@ async def test_given_ids(
 ) -> None:
     base = far(dialect=dialect, tokenizer=local.vocabulary, top_logprobs=5)
     prefix = Prefix(prompt, pieces[:1])
-    ours = await local.draft(Prefix(prompt, pieces), 4)
+    ours = await local.draft(Ask(Prefix(prompt, pieces), 4))
     expected = await one_by_one(local, prefix, pieces[1:])
-    whole = await base.draft(prefix, 4, given=pieces[1:])
+    whole = await base.draft(Ask(prefix, 4, given=pieces[1:]))
     parts, joined = await streamed(base, prefix, 4, given=pieces[1:])
     assert (len(parts) > 2) == (dialect == "host")
     for found in (whole, joined):
@@ -302,7 +303,7 @@ async def test_given_text(
     if stream:
         _, found = await streamed(base, Prefix(prompt), 3, given=given)
     else:
-        found = await base.draft(Prefix(prompt), 3, given=given)
+        found = await base.draft(Ask(Prefix(prompt), 3, given=given))
     ids = local.vocabulary.prompt_ids(prompt + "".join(GIVEN))
     before = len(ids) - found.given
     assert (
@@ -311,8 +312,8 @@ async def test_given_text(
     tokens = [local.vocabulary.token_of(i) for i in ids]
     for j, position in enumerate(found.positions[: found.given]):
         assert position.token.bytes == tokens[before + j].bytes
-        shows(position, (await local.draft(Prefix(ids[: before + j]), 1)).positions[0])
-    ours = await local.draft(Prefix(ids), 3)
+        shows(position, (await local.draft(Ask(Prefix(ids[: before + j]), 1))).positions[0])
+    ours = await local.draft(Ask(Prefix(ids), 3))
     written = [position.token.bytes for position in ours.positions if not position.token.end]
     assert [position.token.bytes for position in found.positions[found.given :]] == written
     await base.aclose()
@@ -321,7 +322,7 @@ async def test_given_text(
 async def test_a_token_across_the_border(far: Open, local: TransformersBase) -> None:
     base = far(dialect=TEXTUAL, top_logprobs=5)
     for given in ([b"k"], [b"k", b" City"]):
-        found = await base.draft(Prefix("The mayor of New Yor"), 3, given=[Token(bytes=piece) for piece in given])
+        found = await base.draft(Ask(Prefix("The mayor of New Yor"), 3, given=[Token(bytes=piece) for piece in given]))
         assert (found.positions, found.given, found.finish) == ((), 0, None)
         assert found.usage.api_calls == 1
     await base.aclose()
@@ -330,11 +331,11 @@ async def test_a_token_across_the_border(far: Open, local: TransformersBase) -> 
 async def test_what_is_given_is_cut_where_it_cannot_be_continued(far: Open, local: TransformersBase) -> None:
     prefix, half = Prefix("In"), Token(bytes=b" caf\xc3")
     text = far(dialect=TEXTUAL, top_logprobs=5)
-    found = await text.draft(prefix, 5, given=[Token(bytes=b" the"), half, Token(bytes=b"\xa9")])
+    found = await text.draft(Ask(prefix, 5, given=[Token(bytes=b" the"), half, Token(bytes=b"\xa9")]))
     assert (found.given, len(found.positions), found.finish) == (found.given, found.given, None)
     assert b"".join(position.token.bytes or b"" for position in found.positions) == b" the"
-    assert await text.draft(prefix, 5, given=[half]) == Draft(())
-    assert [part async for part in text.stream(prefix, 5, given=[half])] == [Draft(())]
+    assert await text.draft(Ask(prefix, 5, given=[half])) == Draft(())
+    assert [part async for part in text.stream(Ask(prefix, 5, given=[half]))] == [Draft(())]
     await text.aclose()
     known = far(dialect="host", tokenizer=local.vocabulary, top_logprobs=5)
     (the,) = (local.vocabulary.token_of(i) for i in local.vocabulary.encode([b" the"])[0])
@@ -354,14 +355,14 @@ async def test_text_is_drafted_only_as_far_as_it_would_be_cut_so(far: Open, loca
     for prompt in PROMPTS:
         prefix = Prefix(prompt)
         for seed in range(6):
-            draft = await base.draft(prefix, 6, temperature=1.0, seed=seed)
+            draft = await base.draft(Ask(prefix, 6, temperature=1.0, seed=seed))
             _, joined = await streamed(base, prefix, 6, temperature=1.0, seed=seed)
             same(joined, draft)
             cut_short += len(draft.positions) < 6 and draft.finish is None
             text = prompt.encode()
             for position in draft.positions:
                 if text[-1] < 128:
-                    shows(position, (await local.draft(Prefix(text.decode()), 1)).positions[0])
+                    shows(position, (await local.draft(Ask(Prefix(text.decode()), 1))).positions[0])
                 text += position.token.bytes or b""
                 if utf8_prefix(text) < len(text):
                     break

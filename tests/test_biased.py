@@ -12,14 +12,14 @@ import pytest
 from toys import words
 
 from blackbox_proxy import ProxyTuner, TransformersBase
-from blackbox_proxy.base.dialects import DIALECTS
-from blackbox_proxy.base.naming import logit_bias, text_only, without_logprobs
-from blackbox_proxy.biased import Offsets
+from blackbox_proxy.api.naming import logit_bias, text_only, without_logprobs
+from blackbox_proxy.decoding.biased import Offsets
+from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Token, Usage
-from blackbox_proxy.weigh import Settings
 
 PROMPTS = ("The mayor of", "In Zürich")
 
@@ -161,7 +161,7 @@ class _Scripted:
     name, vocabulary, context, identity = "scripted", None, None, None
 
     def __init__(self, answers: list[Token], biases: int = 2) -> None:
-        from blackbox_proxy.base.protocol import Abilities
+        from blackbox_proxy.protocols import Abilities
 
         self.abilities = Abilities(biases=biases)
         self.asked: list[dict[Token, float]] = []
@@ -181,7 +181,7 @@ class _Scripted:
 
 
 def _decoded(base: _Scripted, table: dict[int, tuple[float, float]], max_tokens: int = 8) -> list[Any]:
-    from blackbox_proxy.biased import _Text
+    from blackbox_proxy.decoding.biased import _Text
 
     async def work() -> list[Any]:
         text = _Text(base, replace(_SETTINGS, max_tokens=max_tokens), Prefix("x"))  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_a_token_that_cannot_be_issued_back_is_forbidden() -> None:
 
 def test_a_drawn_token_without_a_key_stays_with_what_its_offset_leaves() -> None:
     """exp(-log 2 / 1) = 1/2 of the attempts, by noise that belongs to the attempt."""
-    from blackbox_proxy.biased import _Text
+    from blackbox_proxy.decoding.biased import _Text
 
     texts = [
         _Text(_Scripted([]), replace(_SETTINGS, sampling=Sampling(1.0, seed=seed)), Prefix("x"))  # type: ignore[arg-type]

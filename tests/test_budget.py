@@ -13,8 +13,8 @@ import pytest
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, run_job
 from blackbox_proxy.base.budget import Budget, BudgetedBase, most_tokens
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BudgetReached, InputError
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.types import Prefix, Usage
 
 PRICES = Prices(1.0, 1.0, 2.0)

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from blackbox_proxy.base.cache import CachedBase
-from blackbox_proxy.base.protocol import Abilities, Base
-from blackbox_proxy.base.rows import export
-from blackbox_proxy.base.store import VERSION, Store
+from blackbox_proxy.base.cache.base import CachedBase
+from blackbox_proxy.base.cache.rows import export
+from blackbox_proxy.base.cache.store import VERSION, Store
 from blackbox_proxy.errors import InputError, ServerFailed
+from blackbox_proxy.protocols import Abilities, Ask, Base
 from blackbox_proxy.types import Draft, Generation, Position, Prefix, Prompt, Token, Usage
 
 if TYPE_CHECKING:
@@ -78,33 +78,25 @@ class Told:
                 log.write(b"%s\n" % hashlib.sha256(spelled).hexdigest()[:12].encode())
         return Position(token or tokens[chosen], None if token else float(logprobs[chosen]), tokens, logprobs)
 
-    async def stream(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
+        prefix, given = ask.prefix, ask.given
         self.calls += 1
         usage = Usage(api_calls=1)
-        for i in range(len(given) + n):
+        for i in range(len(given) + ask.n):
             await asyncio.sleep(self.seconds)
             if self.error is not None:
                 raise self.error
             if len(prefix.tokens) >= LENGTH and self.unseen_end:
                 yield Draft((), "stop", usage)
                 return
-            position = self.show(prefix, given[i] if i < len(given) else None, temperature, seed)
+            position = self.show(prefix, given[i] if i < len(given) else None, ask.temperature, ask.seed)
             prefix = prefix.plus(position.token)
             yield Draft((position,), None, usage, int(i < len(given)))
             usage = Usage()
         yield Draft((), "length", usage)
 
-    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-        parts = [part async for part in self.stream(prefix, n, **options)]
+    async def draft(self, ask: Ask) -> Draft:
+        parts = [part async for part in self.stream(ask)]
         positions = tuple(position for part in parts for position in part.positions)
         return Draft(positions, parts[-1].finish, Usage(1), sum(part.given for part in parts))
 
@@ -123,7 +115,7 @@ async def text_of(base: Base, prompt: str, n: int, **options: Any) -> tuple[list
     """A whole text, n tokens at a time."""
     prefix, positions, usage = Prefix(prompt), list[Position](), Usage()
     while True:
-        draft = await base.draft(prefix, n, **options)
+        draft = await base.draft(Ask(prefix, n, **options))
         usage += draft.usage
         positions += draft.positions
         for position in draft.positions:
@@ -158,14 +150,14 @@ async def test_a_text_is_asked_for_once(options: dict[str, Any], file: Path) -> 
     with cached(base, file) as again:
         for n in (5, 1, 64) if not options else (5, 1000):
             if options and n > 5:
-                prefix, served = Prefix("one"), await again.draft(Prefix("one"), n, **options)
+                prefix, served = Prefix("one"), await again.draft(Ask(Prefix("one"), n, **options))
                 assert len(served.positions) == 5
                 assert prefix.tokens == ()
                 continue
             warm, spent = await text_of(again, "one", n, **options)
             assert (base.calls, spent) == (5, Usage(cached_positions=LENGTH))
             assert all(map(same, warm, cold))
-        parts = [part async for part in again.stream(Prefix("one"), 3, **options)]
+        parts = [part async for part in again.stream(Ask(Prefix("one"), 3, **options))]
         assert [len(part.positions) for part in parts] == [3]
         assert base.calls == 5
 
@@ -173,8 +165,8 @@ async def test_a_text_is_asked_for_once(options: dict[str, Any], file: Path) -> 
 async def test_a_seed_serves_its_own_draws_only(file: Path) -> None:
     base = Told()
     with cached(base, file) as one:
-        asked = [await one.draft(Prefix("p"), 4, temperature=1.0, seed=seed) for seed in (1, 2, 1, None, None)] + [
-            await one.draft(Prefix("p"), 4)
+        asked = [await one.draft(Ask(Prefix("p"), 4, temperature=1.0, seed=seed)) for seed in (1, 2, 1, None, None)] + [
+            await one.draft(Ask(Prefix("p"), 4))
         ]
     assert [draft.usage.api_calls for draft in asked] == [1, 1, 0, 1, 1, 0]
     assert asked[-1].positions[0].token == asked[-1].positions[0].tokens[0]
@@ -185,16 +177,16 @@ async def test_what_nobody_drew_is_served_as_far_as_it_is_certain(file: Path) ->
     """Given text shows candidates, not what the base would write: its likeliest candidate, where there is just one."""
     base = Told()
     with cached(base, file) as one:
-        own = (await base.draft(Prefix("p"), 3)).positions
+        own = (await base.draft(Ask(Prefix("p"), 3))).positions
         base.calls = 0
         given = [own[0].token, Token(bytes=b" x", text=" x")]
-        cold = await one.draft(Prefix("p"), 2, given=given)
-        warm = await one.draft(Prefix("p"), 2, given=given)
+        cold = await one.draft(Ask(Prefix("p"), 2, given=given))
+        warm = await one.draft(Ask(Prefix("p"), 2, given=given))
         assert (base.calls, warm.given, warm.usage) == (1, 2, Usage(cached_positions=4))
         assert [p.token for p in warm.positions] == [p.token for p in cold.positions]
-        short = await one.draft(Prefix("p"), 2, given=[given[0], Token(bytes=b" y", text=" y"), given[1]])
+        short = await one.draft(Ask(Prefix("p"), 2, given=[given[0], Token(bytes=b" y", text=" y"), given[1]]))
         assert (base.calls, short.given, len(short.positions)) == (1, 2, 2)
-        greedy = await one.draft(Prefix("p"), 3)
+        greedy = await one.draft(Ask(Prefix("p"), 3))
         assert (base.calls, len(greedy.positions)) == (1, 2)
         assert [p.token for p in greedy.positions] == [p.token for p in own[:2]]
 
@@ -210,14 +202,14 @@ async def test_a_draft_from_the_cache_may_be_too_short(file: Path) -> None:
 
     base = Broken()
     with cached(base, file) as one:
-        await one.draft(Prefix("p"), 1)
+        await one.draft(Ask(Prefix("p"), 1))
         for n in (1, 8):
-            assert len((await one.draft(Prefix("p"), n)).positions) == 1
+            assert len((await one.draft(Ask(Prefix("p"), n))).positions) == 1
         assert base.calls == 1
-        assert len((await one.draft(Prefix("p"), 8, least=2)).positions) == 8
+        assert len((await one.draft(Ask(Prefix("p"), 8, useful_from=2))).positions) == 8
         assert base.calls == 2
         for n, least in ((8, 2), (9, 1), (9, 8)):
-            assert len((await one.draft(Prefix("p"), n, least=least)).positions) == 8
+            assert len((await one.draft(Ask(Prefix("p"), n, useful_from=least))).positions) == 8
         assert base.calls == 2
 
 
@@ -226,19 +218,19 @@ async def test_where_an_answer_was_cut_it_stays_cut(options: dict[str, Any], fil
     """However long the draft that is wanted: what follows there is the answer to another question."""
 
     class Cut(Told):
-        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-            whole = await super().draft(prefix, n, **options)
-            return Draft(whole.positions[:3], None, whole.usage, cut=True) if n > 3 else whole
+        async def draft(self, ask: Ask) -> Draft:
+            whole = await super().draft(ask)
+            return Draft(whole.positions[:3], None, whole.usage, cut=True) if ask.n > 3 else whole
 
     base = Cut()
     with cached(base, file) as one:
-        cold = await one.draft(Prefix("p"), 8, **options)
+        cold = await one.draft(Ask(Prefix("p"), 8, **options))
         beyond = Prefix("p", tuple(position.token for position in cold.positions))
-        await one.draft(beyond, 2, **options)
+        await one.draft(Ask(beyond, 2, **options))
         for n, least in ((8, 1), (8, 4), (64, 4)):
-            warm = await one.draft(Prefix("p"), n, least=least, **options)
+            warm = await one.draft(Ask(Prefix("p"), n, useful_from=least, **options))
             assert (len(warm.positions), warm.cut, warm.usage) == (3, True, Usage(cached_positions=3))
-        short = await one.draft(Prefix("p"), 2, **options)
+        short = await one.draft(Ask(Prefix("p"), 2, **options))
         assert (len(short.positions), short.cut, base.calls) == (2, False, 2)
 
 
@@ -246,17 +238,17 @@ async def test_a_base_without_identity_and_errors_are_not_kept(file: Path) -> No
     base = Told(identity=None)
     with cached(base, file) as one:
         for _ in range(2):
-            await one.draft(Prefix("p"), 1)
+            await one.draft(Ask(Prefix("p"), 1))
         assert (base.calls, one.store.submit(one.store.stats).result().rows) == (2, 0)
     base = Told()
     base.error = ServerFailed("no")
     with cached(base, file) as one:
         for _ in range(2):
             with pytest.raises(ServerFailed):
-                await asyncio.wait_for(one.draft(Prefix("p"), 1), 5)
+                await asyncio.wait_for(one.draft(Ask(Prefix("p"), 1)), 5)
         assert (base.calls, one.store.submit(one.store.stats).result().rows) == (2, 0)
         base.error = None
-        assert (await one.draft(Prefix("p"), 1)).usage.api_calls == 1
+        assert (await one.draft(Ask(Prefix("p"), 1))).usage.api_calls == 1
 
 
 # -- many at once -------------------------------------------------------------------------------------------------
@@ -276,17 +268,17 @@ async def test_a_stream_is_followed_while_it_is_read(file: Path) -> None:
     """Whoever wants the same text gets each token as it arrives, not after the last one."""
     base = Told(seconds=0.02)
     with cached(base, file) as one, cached(base, file) as other:
-        reading = asyncio.create_task(one.draft(Prefix("p"), 1))  # warms up
+        reading = asyncio.create_task(one.draft(Ask(Prefix("p"), 1)))  # warms up
         await reading
 
         async def read() -> int:
-            return sum([len(part.positions) async for part in one.stream(Prefix("q"), 20)])
+            return sum([len(part.positions) async for part in one.stream(Ask(Prefix("q"), 20))])
 
         task = asyncio.create_task(read())
         await asyncio.sleep(0.03)
         prefix, early = Prefix("q"), 0
         while len(prefix.tokens) < 20:
-            for position in (await other.draft(prefix, 20 - len(prefix.tokens))).positions:
+            for position in (await other.draft(Ask(prefix, 20 - len(prefix.tokens)))).positions:
                 prefix = prefix.plus(position.token)
             early += not task.done()
         assert await task == 20
@@ -297,15 +289,15 @@ async def test_a_stream_is_followed_while_it_is_read(file: Path) -> None:
 async def test_who_gives_up_makes_nobody_wait(file: Path) -> None:
     base = Told(seconds=0.2)
     with cached(base, file) as one, cached(base, file) as other:
-        task = asyncio.create_task(one.draft(Prefix("p"), 1))
+        task = asyncio.create_task(one.draft(Ask(Prefix("p"), 1)))
         await asyncio.sleep(0.1)
-        waiting = asyncio.create_task(other.draft(Prefix("p"), 1))
+        waiting = asyncio.create_task(other.draft(Ask(Prefix("p"), 1)))
         await asyncio.sleep(0.05)
         task.cancel()
         assert (await asyncio.wait_for(waiting, 2)).usage.api_calls == 1
-        async with aclosing(one.stream(Prefix("q"), 9)) as parts:  # cut after the first part
+        async with aclosing(one.stream(Ask(Prefix("q"), 9))) as parts:  # cut after the first part
             await anext(parts)
-        assert (await asyncio.wait_for(other.draft(Prefix("q"), 9), 2)).usage == Usage(cached_positions=1)
+        assert (await asyncio.wait_for(other.draft(Ask(Prefix("q"), 9)), 2)).usage == Usage(cached_positions=1)
         assert base.calls == 3
 
 
@@ -324,7 +316,7 @@ def work(file: str, log: str, number: str) -> None:
                 prefix = Prefix(prompt)
                 while len(prefix.tokens) < LENGTH:
                     n = min(6 + thread, LENGTH - len(prefix.tokens))
-                    async for part in one.stream(prefix, n) if thread % 2 else _whole(one, prefix, n):
+                    async for part in one.stream(Ask(prefix, n)) if thread % 2 else _whole(one, prefix, n):
                         for position in part.positions:
                             prefix = prefix.plus(position.token)
                 texts[prompt] = b"".join(t.bytes or b"" for t in prefix.tokens).decode()
@@ -339,7 +331,7 @@ def work(file: str, log: str, number: str) -> None:
 
 
 async def _whole(base: Base, prefix: Prefix, n: int) -> AsyncGenerator[Draft, None]:
-    yield await base.draft(prefix, n)
+    yield await base.draft(Ask(prefix, n))
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -396,7 +388,7 @@ def test_a_killed_process_leaves_a_good_file(file: Path, tmp_path: Path) -> None
 
 def test_only_its_owner_may_read_the_file(file: Path) -> None:
     with cached(Told(), file) as one:
-        asyncio.run(one.draft(Prefix("p"), 3))
+        asyncio.run(one.draft(Ask(Prefix("p"), 3)))
         one.store.submit(lambda: None).result()
         for part in file.parent.iterdir():
             assert stat.S_IMODE(part.stat().st_mode) == 0o600, part
@@ -455,9 +447,9 @@ def test_damage_while_it_is_open(file: Path, caplog: pytest.LogCaptureFixture) -
 def test_an_unreadable_row_is_asked_for_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = Told()
     with cached(base, file) as one:
-        asyncio.run(one.draft(Prefix("p"), 3))
+        asyncio.run(one.draft(Ask(Prefix("p"), 3)))
         one.store.submit(one.store._do, lambda f: f.execute("UPDATE rows SET value = x'6a00'") and None, None).result()
-        assert asyncio.run(one.draft(Prefix("p"), 3)).usage.api_calls == 1
+        assert asyncio.run(one.draft(Ask(Prefix("p"), 3))).usage.api_calls == 1
         assert "cannot be read" in caplog.text
 
 
@@ -484,10 +476,10 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(file: Path) -> None:
 def test_no_room_and_a_busy_file_end_no_run(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("blackbox_proxy.base.store._BUSY", 0.05)
+    monkeypatch.setattr("blackbox_proxy.base.cache.store._BUSY", 0.05)
     base = Told()
     with cached(base, file) as one:
-        asyncio.run(one.draft(Prefix("p"), 3))
+        asyncio.run(one.draft(Ask(Prefix("p"), 3)))
         one.store.submit(lambda: None).result()
         blocker = sqlite3.connect(file, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
@@ -520,7 +512,7 @@ def test_what_was_used_last_stays(file: Path) -> None:
 
 def test_what_changes_the_answers_changes_the_identity(models: dict[str, str]) -> None:
     from blackbox_proxy import TransformersBase, open_base
-    from blackbox_proxy.base.dialects import DIALECTS
+    from blackbox_proxy.dialects.table import DIALECTS
 
     plain: dict[str, Any] = {
         "model": "big",
@@ -566,7 +558,7 @@ async def test_tokens_that_were_asked_about_by_name_are_shown_as_such(models: di
 
     base = TransformersBase(models["base"], top_logprobs=2, device="cpu")
     with cached(base, file) as one:
-        draft = await one.draft(Prefix("The mayor"), 1)
+        draft = await one.draft(Ask(Prefix("The mayor"), 1))
         rare = base.vocabulary.token_of(max(token.id for token in draft.positions[0].tokens) - 1)  # type: ignore[type-var,operator]
         told = await one.reveal(Prefix("The mayor"), [rare])
         one.store.submit(lambda: None).result()
@@ -580,12 +572,12 @@ async def test_tokens_that_were_asked_about_by_name_are_shown_as_such(models: di
 
 async def test_a_whole_vocabulary_comes_back_as_columns(models: dict[str, str], file: Path) -> None:
     from blackbox_proxy import TransformersBase
-    from blackbox_proxy.vocabulary import VocabularyTokens
+    from blackbox_proxy.text.vocabulary import VocabularyTokens
 
     base = TransformersBase(models["base"], device="cpu")
     with cached(base, file) as one:
-        cold = await one.draft(Prefix("The mayor"), 6)
-        warm = await one.draft(Prefix("The mayor"), 6)
+        cold = await one.draft(Ask(Prefix("The mayor"), 6))
+        warm = await one.draft(Ask(Prefix("The mayor"), 6))
         assert (cold.usage.api_calls, warm.usage) == (1, Usage(cached_positions=6))
         assert all(map(same, warm.positions, cold.positions))
         assert isinstance(warm.positions[0].tokens, VocabularyTokens)

@@ -16,22 +16,22 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import Choice, ProxyTuner, TransformersBase, TransformersPair, open_base
-from blackbox_proxy.base.dialects import DIALECTS
+from blackbox_proxy.answers.choices import Rule, choose
+from blackbox_proxy.answers.forms import Forms
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.protocol import Abilities
 from blackbox_proxy.base.wrapper import BaseAround
-from blackbox_proxy.choices import Rule, choose
 from blackbox_proxy.cli.app import main
+from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.forms import Forms
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.report.choices import choice_line, choice_table
-from blackbox_proxy.sampling import Sampling
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.types import Draft, Position, Prefix, Usage
-from blackbox_proxy.weigh import Settings
 
 PROMPT = "The mayor of New York said. Answer:"
 LETTERS = ["A", "B", "C", "D"]
@@ -221,8 +221,8 @@ class Shows(BaseAround):
         self.texts = texts
         self.asked = 0
 
-    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-        draft = await self.base.draft(prefix, n, **options)
+    async def draft(self, ask: Ask) -> Draft:
+        draft = await self.base.draft(ask)
         shown = draft.positions[0]
         kept = [j for j, token in enumerate(shown.tokens) if token.text in self.texts]
         tokens = [shown.tokens[j] for j in kept]
@@ -240,7 +240,7 @@ class OneByOne(Shows):
 
 def test_missing_options(near: Any, pairs: Pairs) -> None:
     """Each rule against its formula, at alpha = 0; " A" and " B" are shown, of C and D there is nothing."""
-    whole = wait(near().draft(Prefix(PROMPT), 1)).positions[0]
+    whole = wait(near().draft(Ask(Prefix(PROMPT), 1))).positions[0]
     q = {token.text: math.exp(value) for token, value in zip(whole.tokens, whole.logprobs, strict=True)}
     row = pairs("same").open(PROMPT, near().vocabulary).score((), [whole])[0]
     a = {t.text: math.exp(v) for t, v in zip(whole.tokens, row.score(whole.tokens).log_antiexpert, strict=True)}
@@ -268,7 +268,7 @@ def test_missing_options(near: Any, pairs: Pairs) -> None:
 
 def test_backoff_spreads_as_the_antiexpert(near: Any, pairs: Pairs) -> None:
     """Below the cap: five likely candidates are shown, none of them an option."""
-    whole, five = (wait(near(k).draft(Prefix(PROMPT), 1)).positions[0] for k in (None, 5))
+    whole, five = (wait(near(k).draft(Ask(Prefix(PROMPT), 1))).positions[0] for k in (None, 5))
     scores = pairs("same").open(PROMPT, near().vocabulary).score((), [whole])[0].score(whole.tokens)
     a = {token.text: math.exp(value) for token, value in zip(whole.tokens, scores.log_antiexpert, strict=True)}
     hidden, outside = 1 - np.exp(five.logprobs).sum(), 1 - sum(a[token.text] for token in five.tokens)
@@ -294,7 +294,7 @@ def test_abstention(near: Any, pairs: Pairs) -> None:
 class Ends(BaseAround):
     """A base that ends its text at once, without showing anything."""
 
-    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         return Draft((), "stop", Usage(1, 3, 0))
 
 
@@ -333,7 +333,7 @@ def test_one_form_is_asked_about_where_each_costs_a_request(near: Any, api_base:
     assert base.abilities.reveals == 1
     found = ProxyTuner(base, pairs("same")).choose(PROMPT, LETTERS, missing="ask")
     assert (found.usage.api_calls, found.how) == (1 + 4, ("asked",) * 4)
-    (position,) = wait(near().draft(Prefix(PROMPT), 1)).positions
+    (position,) = wait(near().draft(Ask(Prefix(PROMPT), 1))).positions
     q = {token.text: value for token, value in zip(position.tokens, position.logprobs, strict=True)}
     (asked,) = wait(
         choose(OneByOne(near(), "a", " the"), [pairs("same")], PROMPT, LETTERS, settings(0.0), rule=Rule("ask"))

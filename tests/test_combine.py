@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from blackbox_proxy.combine import combine, covered_mass, hidden_mass, mixture, normalise, tail
+from blackbox_proxy.maths.equation import combine, covered_mass, hidden_mass, mixture, normalise, tail
 
 finite = st.floats(-30, 0, allow_nan=False)
 rows = st.integers(1, 8).flatmap(lambda n: st.tuples(*(arrays(np.float64, n, elements=finite) for _ in range(3))))

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from toys import Always
 
-from blackbox_proxy.base.protocol import Abilities
-from blackbox_proxy.decode import decode
-from blackbox_proxy.drafting import Drafting, Pace
+from blackbox_proxy.decoding.loop import decode
+from blackbox_proxy.decoding.pace import Drafting, Pace
+from blackbox_proxy.decoding.weigh import Settings, one_end, weigh
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
-from blackbox_proxy.pair.protocol import Row
-from blackbox_proxy.sampling import Sampling, nucleus
+from blackbox_proxy.maths.sampling import Sampling, nucleus
+from blackbox_proxy.protocols import Abilities, Ask, Row
 from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, Token, Usage
-from blackbox_proxy.weigh import Settings, one_end, weigh
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""
@@ -55,34 +54,26 @@ class TableBase:
     def room(self, prefix: Prefix) -> int | None:
         return None
 
-    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """One position a part, then a part with the finish alone."""
-        whole = await self.draft(prefix, n, **options)
+        whole = await self.draft(ask)
         for j, position in enumerate(whole.positions):
             await asyncio.sleep(self.slow)
             yield Draft((position,), usage=whole.usage if j == 0 else Usage(), given=int(j < whole.given))
             self.streamed += 1
         yield Draft((), whole.finish, Usage() if whole.positions else whole.usage)
 
-    async def draft(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
+        prefix, given = ask.prefix, ask.given
         text = prefix.generated
-        self.asked.append((text, n))
-        rng = np.random.default_rng([seed or 0, len(prefix.tokens)])
+        self.asked.append((text, ask.n))
+        rng = np.random.default_rng([ask.seed or 0, len(prefix.tokens)])
         positions: list[Position] = []
         finish = None
-        for place in range(len(given) + min(n, self.limit)):
+        for place in range(len(given) + min(ask.n, self.limit)):
             row = sorted(self.table.get(text, {None: 1.0}).items(), key=lambda item: -item[1])
             tokens, logprobs = [token(s) for s, _ in row], np.log([p for _, p in row])
-            drawn = int(rng.choice(len(row), p=[p for _, p in row])) if temperature else 0
+            drawn = int(rng.choice(len(row), p=[p for _, p in row])) if ask.temperature else 0
             chosen = given[place] if place < len(given) else tokens[drawn]
             if chosen.end and self.hide_end:
                 finish = "stop"
@@ -230,10 +221,10 @@ async def test_what_was_paid_for_is_kept_when_the_apis_window_is_full(way: str) 
     """An API of unknown window refuses a request that does not fit, in the middle of a text."""
 
     class Narrow(TableBase):
-        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-            if len(prefix.tokens) + n > 3:
+        async def draft(self, ask: Ask) -> Draft:
+            if len(ask.prefix.tokens) + ask.n > 3:
                 raise ContextTooLong("full")
-            return await super().draft(prefix, n, **options)
+            return await super().draft(ask)
 
     steps = await run(Narrow(CHAIN), TablePair({}), SETTINGS, way)
     assert (text_of(steps), steps[-1].finish_reason) == ("the red fox", "length")
@@ -285,7 +276,7 @@ async def test_nothing_that_can_be_issued_is_an_error_with_a_hint() -> None:
     unknown = Token(bytes=None, text="�")
     base = TableBase({})
 
-    async def draft(prefix: Prefix, n: int, **_: Any) -> Draft:
+    async def draft(ask: Ask) -> Draft:
         return Draft((Position(unknown, 0.0, [unknown], np.zeros(1)),))
 
     base.draft = draft  # type: ignore[assignment,method-assign]
@@ -361,9 +352,9 @@ async def test_the_local_pairs_drafts_save_requests_and_count_as_drafted(way: st
 
 async def test_what_the_base_cannot_keep_apart_is_asked_without_a_local_draft() -> None:
     class Joining(TableBase):
-        async def draft(self, prefix: Prefix, n: int, given: Sequence[Token] = (), **options: Any) -> Draft:
-            whole = await super().draft(prefix, n, given=given, **options)
-            return Draft((), None, whole.usage) if given else whole
+        async def draft(self, ask: Ask) -> Draft:
+            whole = await super().draft(ask)
+            return Draft((), None, whole.usage) if ask.given else whole
 
     base = Joining(CHAIN)
     pair = TablePair(TO_BLUE.offsets, writes={b"": b"the "})
@@ -382,8 +373,8 @@ async def test_steps_before_an_error_are_delivered() -> None:
     unknown = Token(bytes=None, text="\ufffd")
 
     class Broken(TableBase):
-        async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-            whole = await super().draft(prefix, n, **options)
+        async def draft(self, ask: Ask) -> Draft:
+            whole = await super().draft(ask)
             return Draft((*whole.positions[:1], Position(unknown, 0.0, [unknown], np.zeros(1))), None, whole.usage)
 
     seen = []
@@ -413,8 +404,8 @@ OFFSETS: dict[bytes, dict[bytes | None, float]] = {
 class ShortBase(TableBase):
     """Draws from its whole table, shows the two likeliest."""
 
-    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
-        whole = await super().draft(prefix, n, **options)
+    async def draft(self, ask: Ask) -> Draft:
+        whole = await super().draft(ask)
         shown = [Position(p.token, p.logprob, p.tokens[:2], p.logprobs[:2]) for p in whole.positions]
         return replace(whole, positions=tuple(shown))
 

@@ -18,25 +18,26 @@ import torch
 from typer.testing import CliRunner
 
 from blackbox_proxy import ProxyTuner, open_base
-from blackbox_proxy.base import support
-from blackbox_proxy.base.dialects import DIALECTS, Api, Dialect
-from blackbox_proxy.base.emulation import EMULATIONS, emulation_of
-from blackbox_proxy.base.guessing import by_models, dialect_of, located
+from blackbox_proxy.api.native import native_request
+from blackbox_proxy.api.payload import Settings, request
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.base.native import native_request
-from blackbox_proxy.base.payload import Settings, request
 from blackbox_proxy.cli import app
+from blackbox_proxy.dialects import support
+from blackbox_proxy.dialects.guessing import by_models, dialect_of, located
+from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
 from blackbox_proxy.errors import CannotContinue, InputError
-from blackbox_proxy.lm import load_causal_lm
+from blackbox_proxy.models.lm import load_causal_lm
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.serve.emulation import EMULATIONS, emulation_of
 from blackbox_proxy.serve.engine import Engine
 from blackbox_proxy.serve.host import HostEngine, open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import create_app
-from blackbox_proxy.spelling import load_tokenizer
+from blackbox_proxy.text.spelling import load_tokenizer
+from blackbox_proxy.text.vocabulary import utf8_prefix
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Draft, Prefix, Token
-from blackbox_proxy.vocabulary import utf8_prefix
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.openai import OpenAIBase
@@ -343,7 +344,7 @@ def test_no_sentinel_and_no_wrong_bytes_get_through(
 
 
 async def _once(base: OpenAIBase, seed: int) -> Draft:
-    return await base.draft(Prefix(PROMPT), 1, temperature=1.0, seed=seed)
+    return await base.draft(Ask(Prefix(PROMPT), 1, temperature=1.0, seed=seed))
 
 
 def test_the_default_penalty_bends_greedy_text(emulated: Callable[[str], str]) -> None:

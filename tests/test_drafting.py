@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from blackbox_proxy.base.protocol import Abilities
-from blackbox_proxy.drafting import Drafting, Line, Pace, Plan, Prices, Rate, run_length
+from blackbox_proxy.decoding.pace import Drafting, Line, Pace, Plan, Rate, run_length
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.prices import Prices
+from blackbox_proxy.protocols import Abilities
 
 WHOLE = Abilities()
 STREAMS = Abilities(streams=True)

@@ -28,6 +28,7 @@ from blackbox_proxy.evaluation.tasks import (
     read_tasks,
     task_of,
 )
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.report import evaluation as report
 from blackbox_proxy.types import Usage
 
@@ -484,13 +485,13 @@ class Failing(BaseAround):
         super().__init__(base)
         self._word, self._error = word, error
 
-    async def draft(self, prefix: Any, n: int, **options: Any) -> Any:
-        if self._word in prefix.prompt:
+    async def draft(self, ask: Ask) -> Any:
+        if self._word in ask.prefix.prompt:
             raise self._error
-        return await self.base.draft(prefix, n, **options)
+        return await self.base.draft(ask)
 
-    def stream(self, prefix: Any, n: int, **options: Any) -> Any:
-        return self.base.stream(prefix, n, **options)
+    def stream(self, ask: Ask) -> Any:
+        return self.base.stream(ask)
 
 
 def test_an_error_is_a_row_without_result_and_a_hopeless_one_ends_all(tuner: ProxyTuner) -> None:

@@ -21,15 +21,16 @@ import pytest
 from faults import BEFORE, BROKEN, HARMLESS, Fault, Faulty, Script, Storm
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, open_base
-from blackbox_proxy.base.limits import Limiter
+from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import ConnectionFailed
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Draft, Generation, Prefix
-from blackbox_proxy.vocabulary import Vocabulary
 
 WAYS = {"streamed": Drafting(local=False), "whole": Drafting.fixed(4)}
 PREFIX = Prefix("The mayor of New York")
@@ -87,8 +88,8 @@ def patient(known: Vocabulary) -> Iterator[Patient]:
 
 async def parts_of(base: OpenAIBase, stream: bool) -> list[Draft]:
     if not stream:
-        return [await base.draft(PREFIX, N)]
-    return [part async for part in base.stream(PREFIX, N)]
+        return [await base.draft(Ask(PREFIX, N))]
+    return [part async for part in base.stream(Ask(PREFIX, N))]
 
 
 def ids_of(parts: list[Draft]) -> list[int | None]:
@@ -202,7 +203,7 @@ def test_a_clock_that_jumps(
     headers = {"date": formatdate(now, usegmt=True), "retry-after": formatdate(now + 2, usegmt=True)}
     with Faulty(*host[:2], Script([Fault("status", status=429, headers=headers)])) as bad:
         base = patient(bad.url)
-        monkeypatch.setattr("blackbox_proxy.base.retry.time.time", lambda: now + ahead)
+        monkeypatch.setattr("blackbox_proxy.api.retry.time.time", lambda: now + ahead)
         run(parts_of(base, False))
     assert 2.0 <= patient.slept[0] <= 2.2
 
@@ -310,7 +311,7 @@ async def test_an_answer_that_drips_for_ever_is_given_up_in_time(streamed: bool,
         )
         before = time.monotonic()
         with pytest.raises(ConnectionFailed, match=r"within 0\.5 s"):
-            await (anext(base.stream(PREFIX, N)) if streamed else base.draft(PREFIX, N))
+            await (anext(base.stream(Ask(PREFIX, N))) if streamed else base.draft(Ask(PREFIX, N)))
         assert 0.5 <= time.monotonic() - before < 10
         await base.aclose()
         assert await asyncio.to_thread(hung_up.wait, 10)
@@ -333,9 +334,9 @@ async def test_a_stream_that_delivers_and_a_wait_for_ones_turn_may_take_longer(
             limiter=Limiter(max_concurrency=1),
         )
         before = time.monotonic()
-        parts = [part async for part in base.stream(PREFIX, 7)]
+        parts = [part async for part in base.stream(Ask(PREFIX, 7))]
         assert sum(len(part.positions) for part in parts) == 7
         assert time.monotonic() - before > 2.5
-        drafts = await asyncio.gather(*(base.draft(PREFIX, 2) for _ in range(4)))
+        drafts = await asyncio.gather(*(base.draft(Ask(PREFIX, 2)) for _ in range(4)))
         assert [len(draft.positions) for draft in drafts] == [2] * 4
         await base.aclose()

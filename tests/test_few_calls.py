@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from toys import Always
 from blackbox_proxy import Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
-from blackbox_proxy.drafting import Pace
+from blackbox_proxy.decoding.pace import Pace
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
@@ -137,9 +139,9 @@ class Cut(OpenAIBase):
 
     after = 1
 
-    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         seen = 0
-        async for part in super().stream(prefix, n, **options):
+        async for part in super().stream(ask):
             yield Draft(part.positions, None if seen + 1 == self.after else part.finish, part.usage, part.given)
             seen += len(part.positions)
             if seen >= self.after:
@@ -237,10 +239,10 @@ class Hidden(BaseAround):
     def _seen(self, token: Token) -> Token:
         return token if token.end else Token(None, token.bytes, token.text)
 
-    async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         spelled = self.base.vocabulary.token  # type: ignore[union-attr]
-        known = [tuple(spelled(token.bytes or b"") for token in tokens) for tokens in (prefix.tokens, given)]
-        whole = await self.base.draft(Prefix(prefix.prompt, known[0]), n, given=known[1], **options)
+        known = [tuple(spelled(token.bytes or b"") for token in tokens) for tokens in (ask.prefix.tokens, ask.given)]
+        whole = await self.base.draft(replace(ask, prefix=Prefix(ask.prefix.prompt, known[0]), given=known[1]))
         shown = [
             Position(self._seen(p.token), p.logprob, [self._seen(token) for token in p.tokens], p.logprobs)
             for p in whole.positions
@@ -250,8 +252,8 @@ class Hidden(BaseAround):
     def can_continue(self, prefix: Prefix) -> bool:
         return all(self.base.vocabulary.id_of(token.bytes or b"") is not None for token in prefix.tokens)  # type: ignore[union-attr]
 
-    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
-        whole = await self.draft(prefix, n, **options)
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
+        whole = await self.draft(ask)
         for j, position in enumerate(whole.positions):
             yield Draft((position,), None, whole.usage if j == 0 else Usage(), given=int(j < whole.given))
         yield Draft((), whole.finish)

@@ -16,12 +16,12 @@ from toys import words
 
 from blackbox_proxy import Prices, ProxyTuner, TransformersBase, TransformersPair, cli, measure_fit
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.combine import combine
+from blackbox_proxy.decoding.weigh import Weighed
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.fit import Fit, _look, _verdicts
+from blackbox_proxy.maths.equation import combine
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import How, Scores, Token
-from blackbox_proxy.vocabulary import Vocabulary
-from blackbox_proxy.weigh import Weighed
 
 PROMPTS = ["The mayor of", "New York", *(words(seed, 4) for seed in range(2))]
 

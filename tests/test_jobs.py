@@ -22,10 +22,10 @@ import pytest
 from rich.console import Console
 
 from blackbox_proxy import cli
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import AccessDenied, BlackboxError, InputError, ServerFailed
 from blackbox_proxy.jobs import JobReport, arun_job, estimate_job, run_job
 from blackbox_proxy.jobs.inputs import row_seed
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.report.progress import figures, job_line, watching
 from blackbox_proxy.types import Generation, Usage
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import CannotContinue
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Generation
-from blackbox_proxy.vocabulary import Vocabulary
 
 PROMPTS = [
     f"{a} {b}"

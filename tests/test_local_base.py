@@ -16,13 +16,13 @@ from toys import tiny_model, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from blackbox_proxy.base.local import Slots, TransformersBase
-from blackbox_proxy.base.protocol import Abilities, Base
 from blackbox_proxy.base.showing import draw, top
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
-from blackbox_proxy.lm import CausalLM, load_causal_lm
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.protocols import Abilities, Ask, Base
+from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
 from blackbox_proxy.types import Position, Prefix, Token
-from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens
 
 TEXTS = (
     "The cat sat on the mat.",
@@ -119,7 +119,7 @@ def text_of(positions: tuple[Position, ...]) -> str:
 async def test_the_whole_vocabulary_is_shown_most_likely_first(base: TransformersBase, reference: Any) -> None:
     assert isinstance(base, Base)
     prompt = list(base.prompt_ids("The dog"))
-    draft = await base.draft(Prefix("The dog"), 12)
+    draft = await base.draft(Ask(Prefix("The dog"), 12))
     rows = plain(reference, prompt + ids_of(draft.positions))
     for place, position in enumerate(draft.positions):
         want = rows[len(prompt) - 1 + place]
@@ -135,7 +135,7 @@ async def test_the_whole_vocabulary_is_shown_most_likely_first(base: Transformer
 
 
 async def test_tokens_are_made_only_where_looked_at(base: TransformersBase) -> None:
-    [position] = (await base.draft(Prefix("The"), 1)).positions
+    [position] = (await base.draft(Ask(Prefix("The"), 1))).positions
     token = position.tokens[0]
     assert token == base.vocabulary.token_of(position.tokens.ids[0])  # type: ignore[attr-defined]
     ends = [token for token in position.tokens if token.end]
@@ -145,8 +145,8 @@ async def test_tokens_are_made_only_where_looked_at(base: TransformersBase) -> N
 @pytest.mark.parametrize("k", [1, 5, 299, 300, 10_000])
 async def test_top_k_is_the_beginning_of_the_whole(lm: CausalLM, base: TransformersBase, k: int) -> None:
     small = TransformersBase(lm, top_logprobs=k)
-    few = (await small.draft(Prefix("The dog"), 5)).positions
-    all_of_them = (await base.draft(Prefix("The dog"), 5)).positions
+    few = (await small.draft(Ask(Prefix("The dog"), 5))).positions
+    all_of_them = (await base.draft(Ask(Prefix("The dog"), 5))).positions
     for short, long in zip(few, all_of_them, strict=True):
         assert len(short.tokens) == min(k, 300)
         assert short.tokens.ids.tolist() == long.tokens.ids[:k].tolist()  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ async def test_other_architectures_with_and_without_a_cache(architecture: str) -
     lm = CausalLM(model, vocabulary, architecture)
     base = TransformersBase(lm, top_logprobs=4)
     prompt = list(range(40, 60))
-    draft = await base.draft(Prefix(prompt), 6)
+    draft = await base.draft(Ask(Prefix(prompt), 6))
     given = prompt + ids_of(draft.positions)
     rows = plain(model, given)
     for place, position in enumerate(draft.positions, start=len(prompt) - 1):
@@ -240,7 +240,7 @@ async def test_other_architectures_with_and_without_a_cache(architecture: str) -
 
 
 async def test_a_draft_ends_with_the_end_token(base: TransformersBase) -> None:
-    draft = await base.draft(Prefix("The dog"), 60)
+    draft = await base.draft(Ask(Prefix("The dog"), 60))
     assert draft.finish == "stop"
     assert text_of(draft.positions) == " ate “naïve” soup — 日本語 €5!"
     assert [position.token.end for position in draft.positions] == [False] * (len(draft.positions) - 1) + [True]
@@ -249,17 +249,17 @@ async def test_a_draft_ends_with_the_end_token(base: TransformersBase) -> None:
 
 
 async def test_a_draft_that_is_cut_says_length(base: TransformersBase) -> None:
-    draft = await base.draft(Prefix("The dog"), 3)
+    draft = await base.draft(Ask(Prefix("The dog"), 3))
     assert draft.finish == "length"
     assert len(draft.positions) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_one_at_a_time_is_the_same_text(base: TransformersBase, temperature: float) -> None:
-    whole = (await base.draft(Prefix("The"), 25, temperature=temperature, seed=5)).positions
+    whole = (await base.draft(Ask(Prefix("The"), 25, temperature=temperature, seed=5))).positions
     prefix = Prefix("The")
     for position in whole:
-        [single] = (await base.draft(prefix, 1, temperature=temperature, seed=5)).positions
+        [single] = (await base.draft(Ask(prefix, 1, temperature=temperature, seed=5))).positions
         assert single.token == position.token
         np.testing.assert_allclose(single.logprobs, position.logprobs, atol=1e-4)
         assert base.can_continue(prefix)
@@ -268,9 +268,9 @@ async def test_one_at_a_time_is_the_same_text(base: TransformersBase, temperatur
 
 async def test_a_prompt_is_text_or_ids_or_messages(base: TransformersBase, folder: Path) -> None:
     ids = base.prompt_ids("The dog")
-    from_ids = await base.draft(Prefix(ids), 8)
-    from_text = await base.draft(Prefix("The dog"), 8)
-    from_messages = await base.draft(Prefix([{"role": "user", "content": "The dog"}]), 8)
+    from_ids = await base.draft(Ask(Prefix(ids), 8))
+    from_text = await base.draft(Ask(Prefix("The dog"), 8))
+    from_messages = await base.draft(Ask(Prefix([{"role": "user", "content": "The dog"}]), 8))
     assert ids_of(from_ids.positions) == ids_of(from_text.positions) == ids_of(from_messages.positions)
     shouting = TransformersBase(folder, rendering=lambda prompt: f"The {prompt}")
     assert shouting.prompt_ids("dog") == ids
@@ -283,7 +283,7 @@ async def test_chat_rendering_uses_the_template(folder: Path, tmp_path: Path) ->
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
     base = TransformersBase(tmp_path, rendering="chat")
-    draft = await base.draft(Prefix([{"role": "user", "content": "hi"}]), 30)
+    draft = await base.draft(Ask(Prefix([{"role": "user", "content": "hi"}]), 30))
     assert text_of(draft.positions) == " hello there, friend."
     await base.aclose()
 
@@ -319,20 +319,20 @@ async def test_given_tokens_are_scored_and_continued(
     base: TransformersBase, rows_computed: list[int], temperature: float
 ) -> None:
     prefix, given = Prefix("The", tokens_of(base, " dog")), tokens_of(base, " ate a soup")
-    draft = await base.draft(prefix, 12, temperature=temperature, seed=5, given=given)
+    draft = await base.draft(Ask(prefix, 12, temperature=temperature, seed=5, given=given))
     assert draft.given == len(given)
     assert rows_computed == [len(given) + 1] + [1] * (len(draft.positions) - len(given) - 1)
     assert [position.token for position in draft.positions[: len(given)]] == list(given)
     longer = prefix
     for position in draft.positions[: len(given)]:
-        [here] = (await base.draft(longer, 1)).positions
+        [here] = (await base.draft(Ask(longer, 1))).positions
         assert isinstance(position.tokens, VocabularyTokens)
         np.testing.assert_array_equal(position.tokens.ids, here.tokens.ids)  # type: ignore[attr-defined]
         np.testing.assert_allclose(position.logprobs, here.logprobs, atol=1e-4)
         shown = here.logprobs[position.tokens.ids == position.token.id]
         assert position.logprob == pytest.approx(float(shown[0]), abs=1e-4)
         longer = longer.plus(position.token)
-    alone = await base.draft(longer, 12, temperature=temperature, seed=5)
+    alone = await base.draft(Ask(longer, 12, temperature=temperature, seed=5))
     own = draft.positions[len(given) :]
     assert ids_of(own) == ids_of(alone.positions)
     assert [p.logprob for p in own] == pytest.approx([p.logprob for p in alone.positions], abs=1e-4)
@@ -344,10 +344,10 @@ async def test_given_tokens_are_scored_and_continued(
 
 async def test_given_tokens_in_several_passes(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tokens_of(base, " dog ate “naïve” soup")
-    whole = await base.draft(Prefix("The"), 4, given=given)
+    whole = await base.draft(Ask(Prefix("The"), 4, given=given))
     await base.aclose()
     monkeypatch.setattr("blackbox_proxy.base.local._ECHO_NUMBERS", 300 * 4)
-    parts = await base.draft(Prefix("The"), 4, given=given)
+    parts = await base.draft(Ask(Prefix("The"), 4, given=given))
     assert ids_of(parts.positions) == ids_of(whole.positions)
     assert parts.given == whole.given == len(given)
     assert len(parts.positions) == len(given) + 4
@@ -356,27 +356,27 @@ async def test_given_tokens_in_several_passes(base: TransformersBase, monkeypatc
 @pytest.mark.parametrize("odd", [Token(bytes=b" x"), Token(id=0, bytes=b"", end=True), Token(id=300, bytes=b"x")])
 async def test_a_draft_stops_before_a_given_token_that_has_no_continuation(base: TransformersBase, odd: Token) -> None:
     prefix, given = Prefix("The"), tokens_of(base, " dog")
-    draft = await base.draft(prefix, 5, given=(*given, odd, *given))
+    draft = await base.draft(Ask(prefix, 5, given=(*given, odd, *given)))
     assert [position.token for position in draft.positions] == list(given)
     assert (draft.given, draft.finish) == (len(given), None)
     prompt = len(base.prompt_ids("The"))
     assert (draft.usage.prompt_tokens, draft.usage.completion_tokens) == (prompt + len(given), 0)
-    none = await base.draft(prefix, 5, given=(odd,))
+    none = await base.draft(Ask(prefix, 5, given=(odd,)))
     assert (none.positions, none.given, none.finish) == ((), 0, None)
 
 
 async def test_given_tokens_fit_the_window(base: TransformersBase) -> None:
     given = (base.vocabulary.token_of(6),) * 5
-    draft = await base.draft(Prefix([5] * 250), 100, temperature=1.0, seed=1, given=given)
+    draft = await base.draft(Ask(Prefix([5] * 250), 100, temperature=1.0, seed=1, given=given))
     assert (len(draft.positions), draft.given, draft.finish) == (6, 5, "length")
     with pytest.raises(ContextTooLong):
-        await base.draft(Prefix([5] * 251), 100, given=given)
+        await base.draft(Ask(Prefix([5] * 251), 100, given=given))
 
 
 async def test_a_stream_is_the_draft_in_one_part(base: TransformersBase) -> None:
     given = tokens_of(base, " dog")
-    draft = await base.draft(Prefix("The"), 5, temperature=1.0, seed=2, given=given)
-    [part] = [part async for part in base.stream(Prefix("The"), 5, temperature=1.0, seed=2, given=given)]
+    draft = await base.draft(Ask(Prefix("The"), 5, temperature=1.0, seed=2, given=given))
+    [part] = [part async for part in base.stream(Ask(Prefix("The"), 5, temperature=1.0, seed=2, given=given))]
     assert ids_of(part.positions) == ids_of(draft.positions)
     assert (part.finish, part.given) == (draft.finish, draft.given)
     assert part.usage == draft.usage
@@ -388,7 +388,7 @@ async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
     vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
     base = TransformersBase(CausalLM(model, vocabulary, architecture))
     given = [vocabulary.token_of(index) for index in range(70, 76)]
-    draft = await base.draft(Prefix(list(range(40, 60))), 3, given=given)
+    draft = await base.draft(Ask(Prefix(list(range(40, 60))), 3, given=given))
     ids = list(range(40, 60)) + ids_of(draft.positions)
     rows = plain(model, ids)
     for place, position in enumerate(draft.positions, start=20):
@@ -401,7 +401,7 @@ async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
 
 async def test_a_seed_repeats_and_another_differs(base: TransformersBase) -> None:
     async def sample(seed: int | None) -> list[int]:
-        draft = await base.draft(Prefix("The"), 25, temperature=1.5, seed=seed)
+        draft = await base.draft(Ask(Prefix("The"), 25, temperature=1.5, seed=seed))
         return ids_of(draft.positions)
 
     first = await sample(1)
@@ -412,7 +412,7 @@ async def test_a_seed_repeats_and_another_differs(base: TransformersBase) -> Non
 
 async def test_shown_log_probabilities_do_not_depend_on_the_temperature(base: TransformersBase, reference: Any) -> None:
     prompt = list(base.prompt_ids("The"))
-    draft = await base.draft(Prefix("The"), 10, temperature=2.0, seed=8)
+    draft = await base.draft(Ask(Prefix("The"), 10, temperature=2.0, seed=8))
     ids = ids_of(draft.positions)
     rows = plain(reference, prompt + ids)
     for place, position in enumerate(draft.positions):
@@ -424,7 +424,7 @@ async def test_shown_log_probabilities_do_not_depend_on_the_temperature(base: Tr
 
 async def test_a_drawn_token_may_lie_outside_the_top_k(folder: Path) -> None:
     base = TransformersBase(folder, top_logprobs=1)
-    draft = await base.draft(Prefix("The"), 25, temperature=2.0, seed=8)
+    draft = await base.draft(Ask(Prefix("The"), 25, temperature=2.0, seed=8))
     outside = [p for p in draft.positions if p.token.id != p.tokens[0].id]
     assert outside
     assert all(p.logprob is not None and p.logprob < p.logprobs[0] for p in outside)
@@ -451,7 +451,7 @@ def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None
 
 
 async def test_a_small_nucleus_is_greedy(base: TransformersBase) -> None:
-    greedy = await base.draft(Prefix("The dog"), 20)
+    greedy = await base.draft(Ask(Prefix("The dog"), 20))
     narrow = [p async for p in base.positions(Prefix("The dog"), 20, temperature=1.0, top_p=1e-6, seed=0)]
     assert ids_of(narrow) == ids_of(greedy.positions)
 
@@ -480,24 +480,24 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
 
 
 async def test_a_draft_stops_at_the_window(base: TransformersBase) -> None:
-    draft = await base.draft(Prefix([5] * 250), 100, temperature=1.0, seed=1)
+    draft = await base.draft(Ask(Prefix([5] * 250), 100, temperature=1.0, seed=1))
     assert len(draft.positions) == 6
     assert draft.finish == "length"
     with pytest.raises(ContextTooLong):
-        await base.draft(Prefix([5] * 256), 1)
+        await base.draft(Ask(Prefix([5] * 256), 1))
     with pytest.raises(ContextTooLong):
         await base.echo([5] * 257)
     with pytest.raises(InputError):
-        await base.draft(Prefix("The"), 0)
+        await base.draft(Ask(Prefix("The"), 0))
     with pytest.raises(InputError):
-        await base.draft(Prefix("The"), 1, temperature=-1.0)
+        await base.draft(Ask(Prefix("The"), 1, temperature=-1.0))
 
 
 async def test_a_token_without_an_id_cannot_be_continued(base: TransformersBase) -> None:
     prefix = Prefix("The", (Token(bytes=b" cat"),))
     assert not base.can_continue(prefix)
     with pytest.raises(InputError, match="id"):
-        await base.draft(prefix, 1)
+        await base.draft(Ask(prefix, 1))
 
 
 def test_a_missing_model_is_said(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ async def test_one_token_at_a_time_reads_one_token_at_a_time(base: TransformersB
     prompt = list(base.prompt_ids(TEXTS[2]))
     prefix = Prefix(prompt)
     for _ in range(6):
-        [position] = (await base.draft(prefix, 1)).positions
+        [position] = (await base.draft(Ask(prefix, 1))).positions
         prefix = prefix.plus(position.token)
     assert read == [len(prompt), 1, 1, 1, 1, 1]
 
@@ -550,7 +550,7 @@ async def test_copied_caches_give_the_same_numbers(base: TransformersBase, refer
         rows = plain(reference, ids)
         for place, position in enumerate(scored[1:]):
             assert position.logprob == pytest.approx(rows[place][ids[place + 1]], abs=1e-3)
-        [following] = (await base.draft(Prefix(ids), 1)).positions
+        [following] = (await base.draft(Ask(Prefix(ids), 1))).positions
         assert following.logprob == pytest.approx(rows[-1].max(), abs=1e-3)
 
 
@@ -565,7 +565,7 @@ def test_the_least_recently_used_text_is_forgotten(lm: CausalLM) -> None:
 async def test_a_failed_pass_leaves_no_half_written_cache(
     base: TransformersBase, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await base.draft(Prefix([5] * 10), 1)
+    await base.draft(Ask(Prefix([5] * 10), 1))
     forward = base._lm.forward
 
     def failing(*given: Any, **named: Any) -> torch.Tensor:
@@ -575,8 +575,8 @@ async def test_a_failed_pass_leaves_no_half_written_cache(
     with monkeypatch.context() as patch:
         patch.setattr(base._lm, "forward", failing)
         with pytest.raises(RuntimeError):
-            await base.draft(Prefix([5] * 12), 1)
-    [position] = (await base.draft(Prefix([5] * 12), 1)).positions
+            await base.draft(Ask(Prefix([5] * 12), 1))
+    [position] = (await base.draft(Ask(Prefix([5] * 12), 1))).positions
     assert position.logprob == pytest.approx(plain(reference, [5] * 12)[-1].max(), abs=1e-4)
 
 
@@ -586,9 +586,11 @@ async def test_a_failed_pass_leaves_no_half_written_cache(
 async def test_many_at_once_are_as_one_by_one(base: TransformersBase) -> None:
     prompts = ["The", "The dog", "A fox", "User:", "A", "User: where"] * 3
     alone = [
-        ids_of((await base.draft(Prefix(p), 20, temperature=0.8, seed=i)).positions) for i, p in enumerate(prompts)
+        ids_of((await base.draft(Ask(Prefix(p), 20, temperature=0.8, seed=i))).positions) for i, p in enumerate(prompts)
     ]
-    drafts = await asyncio.gather(*(base.draft(Prefix(p), 20, temperature=0.8, seed=i) for i, p in enumerate(prompts)))
+    drafts = await asyncio.gather(
+        *(base.draft(Ask(Prefix(p), 20, temperature=0.8, seed=i)) for i, p in enumerate(prompts))
+    )
     assert [ids_of(draft.positions) for draft in drafts] == alone
 
 
@@ -596,7 +598,7 @@ def test_it_serves_several_loops_and_threads(folder: Path) -> None:
     base = TransformersBase(folder)
 
     def decode(text: str) -> str:
-        return text_of(asyncio.run(base.draft(Prefix(text), 60)).positions)
+        return text_of(asyncio.run(base.draft(Ask(Prefix(text), 60))).positions)
 
     async def in_threads() -> list[str]:
         return await asyncio.gather(*(asyncio.to_thread(decode, text) for text in ["The dog", "A", "User: hi"] * 3))
@@ -619,7 +621,7 @@ async def test_the_event_loop_runs_on_while_the_model_reads(base: TransformersBa
             await asyncio.sleep(0)
 
     heart = asyncio.create_task(beat())
-    await base.draft(Prefix("The dog"), 5)
+    await base.draft(Ask(Prefix("The dog"), 5))
     done.set()
     await heart
     assert beats > 5
@@ -631,6 +633,6 @@ async def test_closing_a_stream_stops_the_model(base: TransformersBase, read: li
     await anext(stream)
     await stream.aclose()
     before = len(read)
-    await base.draft(Prefix("A"), 1)
+    await base.draft(Ask(Prefix("A"), 1))
     assert len(read) == before + 1
     assert before == 2

@@ -15,10 +15,10 @@ from toys import save, tiny_model, toy_vocabulary, train_tokenizer
 from transformers import LlamaConfig
 
 from blackbox_proxy.errors import ContextTooLong, InputError, VocabularyMismatch
-from blackbox_proxy.lm import CausalLM
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Scores, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 BASE = Vocabulary.from_tokenizer(train_tokenizer("bytes", 500))
 LOCALS = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}

@@ -16,23 +16,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 from blackbox_proxy import ProxyTuner, open_base, probe
-from blackbox_proxy.base import findings as kept
-from blackbox_proxy.base.answered import Agreement, Spelling, agreement, greedy, overwritten, sharpened
-from blackbox_proxy.base.dialects import DIALECTS, Api, Dialect
-from blackbox_proxy.base.emulation import EMULATIONS, Emulation, emulation_of
-from blackbox_proxy.base.entries import Entry
-from blackbox_proxy.base.findings import Findings
-from blackbox_proxy.base.positions import Row
-from blackbox_proxy.base.verdict import paste, verdicts
+from blackbox_proxy.api.entries import Entry
+from blackbox_proxy.api.positions import Row
 from blackbox_proxy.cli import app
+from blackbox_proxy.dialects import findings as kept
+from blackbox_proxy.dialects.findings import Findings
+from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
 from blackbox_proxy.errors import AccessDenied, ConnectionFailed, InputError, ModelNotFound
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.probing.answers import Agreement, Spelling, agreement, greedy, overwritten, sharpened
+from blackbox_proxy.probing.verdict import paste, verdicts
 from blackbox_proxy.report.probe import findings_record
+from blackbox_proxy.serve.emulation import EMULATIONS, Emulation, emulation_of
 from blackbox_proxy.serve.engine import Engine
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
-from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.text.vocabulary import Vocabulary
 
 Change = Callable[[dict[str, Any]], None]
 QUICK = {

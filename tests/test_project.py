@@ -32,8 +32,8 @@ def test_types_and_lint(command: tuple[str, ...]) -> None:
     ("room", "line"),
     [
         ("base", "from blackbox_proxy.pair.alignment import Alignment"),
-        ("base", "from blackbox_proxy import combine"),
-        ("pair", "from blackbox_proxy.base.protocol import Base"),
+        ("base", "from blackbox_proxy.maths import equation"),
+        ("pair", "from blackbox_proxy.protocols import Base"),
         ("pair", "import openai"),
         ("serve", "import numpy"),
         ("report", "import torch"),

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from toys import tiny_model
 
-from blackbox_proxy.lm import CausalLM
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 TEXTS = {
     "English": "The quick brown fox jumps over New York, doesn't it?  Yes.",

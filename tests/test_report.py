@@ -17,8 +17,8 @@ import pytest
 
 from blackbox_proxy import ProxyTuner, TransformersPair, analysis
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.report import html
 from blackbox_proxy.report.overview import overview
 from blackbox_proxy.report.visible import visible

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from blackbox_proxy import Budget, BudgetedBase, CachedBase, ProxyTuner, TransformersBase, open_base
-from blackbox_proxy.base.dialects import DIALECTS
-from blackbox_proxy.base.naming import in_requests
+from blackbox_proxy.api.naming import in_requests
+from blackbox_proxy.decoding.weigh import Settings, weigh
+from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import BudgetReached, InputError
-from blackbox_proxy.lm import CausalLM
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import END, Position, Prefix, Scores, Token
-from blackbox_proxy.weigh import Settings, weigh
 
 PROMPTS = ("The mayor of", "In Zürich")
 ALPHA = 4.0  # strong enough that tokens outside the top 5 win

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.sampling import Sampling, choose, noise, nucleus, request_seed, uniform
+from blackbox_proxy.maths.sampling import Sampling, choose, noise, nucleus, request_seed, uniform
 
 P = np.array([0.5, 0.25, 0.15, 0.1])
 

@@ -15,17 +15,18 @@ from toys import tiny_model
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import CachedBase, ProxyTuner, Score, TransformersBase, TransformersPair
+from blackbox_proxy.answers.scoring import given_positions, score, split_opening
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.cli.app import main
+from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
-from blackbox_proxy.lm import CausalLM
-from blackbox_proxy.sampling import Sampling
-from blackbox_proxy.scoring import given_positions, score, split_opening
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary
-from blackbox_proxy.weigh import Settings
 
 PROMPT = "The mayor of New York"
 TEXT = " said on 12 March 2023 that 1,024 people came. 東京は日本の首都です。 Зима 👍🏽"
@@ -81,7 +82,7 @@ def test_law_3_the_whole_vocabulary_equals_the_equation(
     pairs: Pairs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("blackbox_proxy.scoring._AT_ONCE", 7)  # several passes of the pair
+    monkeypatch.setattr("blackbox_proxy.answers.scoring._AT_ONCE", 7)  # several passes of the pair
     base = near() if where == "process" else api_base(limit=near().size)
     scored = ProxyTuner(base, pairs("same"), alpha).score(PROMPT, TEXT)
     expected = direct(models, alpha)
@@ -169,8 +170,8 @@ class Unknown(BaseAround):
     def room(self, prefix: Prefix) -> int | None:
         return None
 
-    async def draft(self, *asked: Any, **options: Any) -> Draft:
-        return await self.base.draft(*asked, **options)
+    async def draft(self, ask: Ask) -> Draft:
+        return await self.base.draft(ask)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,7 @@ class Answers:
     def __init__(self, *drafts: Draft) -> None:
         self.drafts = list(drafts)
 
-    async def draft(self, prefix: Prefix, n: int, **options: Any) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         return self.drafts.pop(0)
 
 

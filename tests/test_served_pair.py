@@ -12,12 +12,13 @@ import pytest
 from toys import train_tokenizer
 
 from blackbox_proxy import ProxyTuner, ServedPair, TransformersBase, TransformersPair, Usage
-from blackbox_proxy.base.texts import Scorer
+from blackbox_proxy.api.scorer import Scorer
 from blackbox_proxy.cli.options import TunerOptions
 from blackbox_proxy.errors import ContextTooLong, InputError, PairServerError, VocabularyMismatch
-from blackbox_proxy.served import RemoteModel, _Known
+from blackbox_proxy.pair.remote import RemoteModel, _Known
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Prefix, Scores
-from blackbox_proxy.vocabulary import Vocabulary
 
 PROMPT = "The mayor of New York said"
 KEY = "sk-very-secret-0123456789"
@@ -73,7 +74,7 @@ def base(models: dict[str, str]) -> TransformersBase:
 def draft(base: TransformersBase) -> tuple[Position, ...]:
     from blackbox_proxy.tuner import run
 
-    return run(base.draft(Prefix(PROMPT), 5)).positions
+    return run(base.draft(Ask(Prefix(PROMPT), 5))).positions
 
 
 def scores(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackbox_proxy.speculate import accepts, overlap, residual
+from blackbox_proxy.maths.speculate import accepts, overlap, residual
 
 
 def distribution(weights: list[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toys import train_tokenizer
 
 from blackbox_proxy.errors import ModelUnavailable
-from blackbox_proxy.vocabulary import LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
+from blackbox_proxy.text.vocabulary import LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
 KINDS = ("bytes", "digits", "pieces")
 SMALL = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 400)) for kind in KINDS}

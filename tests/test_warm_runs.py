@@ -17,14 +17,14 @@ import pytest
 from test_decode import TablePair
 from toys import toy_vocabulary
 
-from blackbox_proxy.base.cache import CachedBase
-from blackbox_proxy.base.protocol import Abilities
-from blackbox_proxy.base.recut import Recut, until_recut
-from blackbox_proxy.decode import decode
-from blackbox_proxy.drafting import Drafting, Pace, Plan
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.api.recut import Recut, until_recut
+from blackbox_proxy.base.cache.base import CachedBase
+from blackbox_proxy.decoding.loop import decode
+from blackbox_proxy.decoding.pace import Drafting, Pace, Plan
+from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.types import END, Draft, Position, Prefix, Token, Usage
-from blackbox_proxy.weigh import Settings
 
 SPELLING = toy_vocabulary(["a", "b", " ", "  ", " a", "ab", "é"], [(" ", " "), (" ", "a"), ("a", "b")])
 SPACES = [i for i in range(1, len(SPELLING)) if (SPELLING.token_of(i).bytes or b"").startswith(b" ")]
@@ -61,20 +61,21 @@ class TextBase:
     def room(self, prefix: Prefix) -> int | None:
         return None
 
-    async def draft(
-        self, prefix: Prefix, n: int, *, temperature: float = 0.0, seed: int | None = None, **_: Any
-    ) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
+        prefix = ask.prefix
         assert self.can_continue(prefix)
         self.calls += 1
         assert self.calls < MOST_CALLS
         written = list(SPELLING.encode([prefix.generated])[0]) if prefix.tokens else []
         positions: list[Position] = []
-        for place in range(n):
+        for place in range(ask.n):
             scores = rng(self.seed, written).gumbel(size=len(SPELLING))
             scores[SPACES] += 2.0
             scores[0] -= 2.0
             logprobs = scores - np.log(np.exp(scores).sum())
-            noise = rng(self.seed, seed, len(prefix.tokens), place).gumbel(size=len(scores)) if temperature else 0.0
+            noise = (
+                rng(self.seed, ask.seed, len(prefix.tokens), place).gumbel(size=len(scores)) if ask.temperature else 0.0
+            )
             chosen = int(np.argmax(logprobs + noise))
             shown = np.argsort(-logprobs)[:4]
             tokens = [self._token(int(i)) for i in shown]
@@ -85,8 +86,8 @@ class TextBase:
         whole = Draft(tuple(positions), "stop" if positions[-1].token.end else "length", Usage(1, 1, len(positions)))
         return until_recut(whole, Recut(prefix.generated, SPELLING))
 
-    async def stream(self, prefix: Prefix, n: int, **options: Any) -> AsyncGenerator[Draft, None]:
-        whole = await self.draft(prefix, n, **options)
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
+        whole = await self.draft(ask)
         usage, luck = whole.usage, rng(self.seed, "luck", self.calls)
         for j, position in enumerate(whole.positions):
             yield Draft((position,), None, usage, cut=whole.cut and j + 1 == len(whole.positions))
@@ -170,12 +171,12 @@ async def test_a_place_that_no_draft_can_pass_is_asked_about_twice_at_most() -> 
     """
 
     class Spaces(TextBase):
-        async def draft(self, prefix: Prefix, n: int, **_: Any) -> Draft:
+        async def draft(self, ask: Ask) -> Draft:
             self.calls += 1
             space, other = SPELLING.token_of(3), SPELLING.token_of(2)
             logprobs = np.log([0.9, 0.1])
             position = Position(space, float(logprobs[0]), [space, other], logprobs)
-            return until_recut(Draft((position,) * n, "length", Usage(1)), Recut(prefix.generated, SPELLING))
+            return until_recut(Draft((position,) * ask.n, "length", Usage(1)), Recut(ask.prefix.generated, SPELLING))
 
     for way in ("1", "5", "stream"):
         base = Spaces(0)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blackbox_proxy.writer import Writer
+from blackbox_proxy.text.writer import Writer
 
 
 def run(pieces: list[bytes], stop: list[str]) -> tuple[str, bool]:

@@ -25,10 +25,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from blackbox_proxy.base.protocol import Abilities
-from blackbox_proxy.drafting import Drafting, Pace, Plan
-from blackbox_proxy.lm import CausalLM
-from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.decoding.pace import Drafting, Pace, Plan
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.protocols import Abilities
+from blackbox_proxy.text.vocabulary import Vocabulary
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "gemma2", "mistral", "mamba")
 

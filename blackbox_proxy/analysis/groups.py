@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blackbox_proxy.analysis.places import Place
-from blackbox_proxy.drafting import Prices
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.types import Usage
 
 LOW = 0.5

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from blackbox_proxy.logspace import logsumexp
+from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.types import Floats, Step, Usage
 
 Kind = Literal[

@@ -12,18 +12,17 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from blackbox_proxy.drafting import Prices
+from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.errors import BudgetReached, InputError
+from blackbox_proxy.prices import Prices
+from blackbox_proxy.protocols import Ask, Base, Revealed
+from blackbox_proxy.text.vocabulary import is_ids
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
-from blackbox_proxy.vocabulary import is_ids
-
-from .protocol import Base, Revealed
-from .wrapper import BaseAround
 
 _Answer = TypeVar("_Answer", Draft, Revealed)
 
@@ -138,11 +137,9 @@ class BudgetedBase(BaseAround):
     def __repr__(self) -> str:
         return f"BudgetedBase({self.base!r}, {self.budget!r})"
 
-    async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         """As the base drafts, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
-        return await self._paid(
-            prefix, n, lambda granted: self.base.draft(prefix, granted, given=given, **options), given
-        )
+        return await self._paid(ask.prefix, ask.n, lambda granted: self.base.draft(replace(ask, n=granted)), ask.given)
 
     async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
         """As the base tells, one request for as many tokens as one can name. Raises BudgetReached, BaseError."""
@@ -173,15 +170,13 @@ class BudgetedBase(BaseAround):
         finally:
             self.budget.settle(tokens, granted, used)
 
-    async def stream(
-        self, prefix: Prefix, n: int, *, given: Sequence[Token] = (), **options: Any
-    ) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """As the base streams, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
-        tokens = most_tokens(self.base, prefix, given)
-        granted = self.budget.reserve(tokens, n)
+        tokens = most_tokens(self.base, ask.prefix, ask.given)
+        granted = self.budget.reserve(tokens, ask.n)
         used = Usage()
         try:
-            async with aclosing(self.base.stream(prefix, granted, given=given, **options)) as parts:
+            async with aclosing(self.base.stream(replace(ask, n=granted))) as parts:
                 async for part in parts:
                     used += part.usage
                     yield part

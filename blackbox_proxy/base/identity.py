@@ -12,8 +12,8 @@ import json
 from functools import lru_cache
 
 from blackbox_proxy.errors import BlackboxError
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
-from blackbox_proxy.vocabulary import Vocabulary
 
 _PROBE = "Two  words\n\n \t12345 6.7, don't I’LL Zürich naïve 日本語 e\u0301 ﬁ 👩‍💻 <s></s> def f(x):\n    return x "
 

@@ -26,16 +26,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from blackbox_proxy.api.naming import logit_bias, named
 from blackbox_proxy.base.identity import spelling_identity
-from blackbox_proxy.base.naming import logit_bias, named
-from blackbox_proxy.base.protocol import Abilities, Revealed
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
-from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
-from blackbox_proxy.prompts import check_text
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.models.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.protocols import Abilities, Ask, Revealed
+from blackbox_proxy.text.prompts import check_text
+from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens, is_ids
 from blackbox_proxy.types import Draft, FinishReason, Position, Prefix, Prompt, Rendering, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary, VocabularyTokens, is_ids
 
 T = TypeVar("T")
 
@@ -162,45 +162,28 @@ class TransformersBase:
     def _weights(self) -> str:
         return fingerprint(self._lm.model)
 
-    async def draft(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         """The model's own continuation: at most n positions, the last one the end token where it ends its text.
 
         `given` tokens come first, read in one pass with the first token of the continuation; from the first of them
         that has no id or is an end on, there is nothing. Counts as one call in `usage`, like a request to an API.
         Raises InputError, ContextTooLong, BadResponse.
         """
-        stream = self.positions(prefix, n, temperature=temperature, seed=seed, given=given)
+        stream = self.positions(ask.prefix, ask.n, temperature=ask.temperature, seed=ask.seed, given=ask.given)
         async with aclosing(stream):
             positions = tuple([position async for position in stream])
-        sent = len(self._readable(given))
+        sent = len(self._readable(ask.given))
         own = positions[sent:]
-        usage = Usage(1, len(self.prompt_ids(prefix.prompt)) + len(prefix.tokens) + sent, len(own))
+        read = len(self.prompt_ids(ask.prefix.prompt)) + len(ask.prefix.tokens) + sent
+        usage = Usage(1, read, len(own))
         finish: FinishReason | None = None
         if own:
             finish = "stop" if own[-1].token.end else "length"
         return Draft(positions, finish, usage, sent)
 
-    async def stream(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """The whole draft in one part."""
-        yield await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+        yield await self.draft(ask)
 
     async def reveal(self, prefix: Prefix, tokens: Sequence[Token]) -> Revealed:
         """log q of any tokens as the next one; all end tokens are one event. NaN for tokens without an id."""

@@ -9,33 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.api.echo import Plan, plan
+from blackbox_proxy.api.limits import Limiter
+from blackbox_proxy.api.meter import Meter, sent_tokens
+from blackbox_proxy.api.native import native_answer
+from blackbox_proxy.api.parse import decode_body, parse
+from blackbox_proxy.api.payload import (
+    Settings,
+    as_text,
+    can_continue,
+    check,
+    draws_what_it_shows,
+    prompt_length,
+    request,
+)
+from blackbox_proxy.api.positions import likeliest
+from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_recut
+from blackbox_proxy.api.retry import named_limit, note_break, refuses_streams, with_retries
+from blackbox_proxy.api.streaming import Incremental, usage_of
+from blackbox_proxy.base.identity import spelling_identity
+from blackbox_proxy.base.single import OneToken
+from blackbox_proxy.dialects.table import PROBED
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
-from blackbox_proxy.types import Draft, Prefix, Prompt, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.protocols import Abilities, Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.types import Draft, Prefix, Prompt, Usage
 
-from .connection import Connection
-from .dialects import PROBED
-from .given import Plan, plan
-from .identity import spelling_identity
-from .limits import Limiter
-from .meter import Meter, sent_tokens
-from .native import native_answer
-from .parse import decode_body, parse
-from .payload import Settings, as_text, can_continue, check, draws_what_it_shows, prompt_length, request
-from .positions import likeliest
-from .protocol import Abilities
-from .recut import Recut, after_special, chat_opening, until_recut
-from .retry import named_limit, note_break, refuses_streams, with_retries
-from .single import OneToken
-from .streaming import Incremental, usage_of
-
-NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _T = TypeVar("_T")
 
 
@@ -169,50 +175,32 @@ class OpenAIBase(OneToken):
             "tokenizer": None if vocabulary is None else spelling_identity(vocabulary, rendering),
         }
 
-    async def draft(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> Draft:
+    async def draft(self, ask: Ask) -> Draft:
         """The server's own continuation: at most n positions, in one request.
 
         `usage.api_calls` counts requests answered with 200 (so 1 here), `usage.retries` the failed ones before it.
         Raises BaseError and InputError; nothing of openai or httpx2 gets out, their exceptions are the `__cause__`.
         """
-        asked = self._plan(prefix, n, given)
+        asked = self._plan(ask)
         if asked is None:
             return Draft(())
         body, settings, retries = await self._asked(
             lambda settings: request(
-                asked.prefix, settings, asked.n, temperature=temperature, seed=seed, fields=asked.fields
+                asked.prefix, settings, asked.n, temperature=ask.temperature, seed=ask.seed, fields=asked.fields
             ),
             lambda arguments, _: self._whole(arguments),
         )
         try:
             draft = self._read(body, asked, settings, Usage(retries=retries))
         except (NoLogprobs, BadResponse) as error:
-            if not self._hides(given):
+            if not self._hides(ask.given):
                 raise
-            return await self._brought_out(prefix, usage_of(body) + Usage(retries=retries), error)
-        if self._hides(given) and not draft.positions and draft.finish is None:
-            return await self._brought_out(prefix, draft.usage)
+            return await self._brought_out(ask.prefix, usage_of(body) + Usage(retries=retries), error)
+        if self._hides(ask.given) and not draft.positions and draft.finish is None:
+            return await self._brought_out(ask.prefix, draft.usage)
         return draft
 
-    async def stream(
-        self,
-        prefix: Prefix,
-        n: int,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        given: Sequence[Token] = (),
-        least: int = 1,
-    ) -> AsyncGenerator[Draft, None]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """The same in parts, as the server writes; closing the generator closes the connection, so that it stops.
 
         Failures before the first position are repeated like those of `draft`, later ones (a stall longer than the
@@ -223,10 +211,10 @@ class OpenAIBase(OneToken):
         unknown a quarter of the bytes sent. The last part corrects what was counted by what was reported.
         """
         abilities = self.abilities
-        if not (abilities.streams_scored if given else abilities.streams):
-            yield await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+        if not (abilities.streams_scored if ask.given else abilities.streams):
+            yield await self.draft(ask)
             return
-        asked = self._plan(prefix, n, given)
+        asked = self._plan(ask)
         if asked is None:
             yield Draft(())
             return
@@ -238,8 +226,8 @@ class OpenAIBase(OneToken):
                     asked.prefix,
                     settings,
                     asked.n,
-                    temperature=temperature,
-                    seed=seed,
+                    temperature=ask.temperature,
+                    seed=ask.seed,
                     stream=True,
                     fields=asked.fields,
                 )
@@ -254,16 +242,16 @@ class OpenAIBase(OneToken):
         except (NoLogprobs, BadResponse, BadRequest) as error:
             # Where parts of characters are held back, what is missing is one. But a chat that repeats its prefill
             # begins with text alone, too: a whole answer tells.
-            hidden = self._hides(given) and not isinstance(error, BadRequest) and not error.retryable
-            if hidden and not (prefix.tokens and self.settings.api == "chat"):
-                yield await self._brought_out(prefix, meter.last(None), error)
+            hidden = self._hides(ask.given) and not isinstance(error, BadRequest) and not error.retryable
+            if hidden and not (ask.prefix.tokens and self.settings.api == "chat"):
+                yield await self._brought_out(ask.prefix, meter.last(None), error)
                 return
             refused = isinstance(error, BadRequest) and not refuses_streams(error)
             if not hidden and (isinstance(error, BadResponse) or refused):
                 raise
             self._streams = hidden
             lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
-            draft = await self.draft(prefix, n, temperature=temperature, seed=seed, given=given)
+            draft = await self.draft(ask)
             yield replace(draft, usage=draft.usage + lost)
             return
         recut, finish, more = self._recut(asked), None, Usage(retries=retries)
@@ -293,20 +281,20 @@ class OpenAIBase(OneToken):
                     note_break(error, positions)
                     more += Usage(retries=1)
                     break
-        if self._hides(given) and not positions and finish is None:
-            yield await self._brought_out(prefix, meter.last(reader.usage) + more)
+        if self._hides(ask.given) and not positions and finish is None:
+            yield await self._brought_out(ask.prefix, meter.last(reader.usage) + more)
         else:
             yield Draft((), finish, meter.last(reader.usage) + more)
 
     # -- what asks and what is read -------------------------------------------------------------------------------
 
-    def _plan(self, prefix: Prefix, n: int, given: Sequence[Token]) -> Plan | None:
-        if given and not self.abilities.scores:
+    def _plan(self, ask: Ask) -> Plan | None:
+        if ask.given and not self.abilities.scores:
             raise InputError(
                 f"the {self.settings.dialect.name!r} dialect's {self.settings.api} API does not score given text",
                 hint='Of the servers known, those of dialect="vllm" and "host" do, through api="completions".',
             )
-        return plan(prefix, n, given, self.settings)
+        return plan(ask.prefix, ask.n, ask.given, self.settings)
 
     async def _asked(
         self,
@@ -410,11 +398,3 @@ class OpenAIBase(OneToken):
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""
         await self._connection.aclose()
-
-
-def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
-    bare = url.partition("?")[0].partition("#")[0]
-    start = bare.find("//") + 2 if "//" in bare else 0
-    host, slash, path = bare[start:].partition("/")
-    return bare[:start] + host.rpartition("@")[2] + slash + path

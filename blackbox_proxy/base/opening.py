@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+from blackbox_proxy.api.connection import NO_KEY, shown_url
+from blackbox_proxy.api.limits import Limiter
+from blackbox_proxy.api.payload import RESERVED, Settings
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.dialects.findings import Findings, base_dialect, load, saved
+from blackbox_proxy.dialects.guessing import AUTO, dialect_of, located
+from blackbox_proxy.dialects.table import PROBED, Api, Dialect
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
-from blackbox_proxy.vocabulary import Vocabulary
-
-from .dialects import PROBED, Api, Dialect
-from .findings import Findings, base_dialect, load, saved
-from .guessing import AUTO, dialect_of, located
-from .limits import Limiter
-from .openai import NO_KEY, OpenAIBase, shown_url
-from .payload import RESERVED, Settings
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from blackbox_proxy.base.dialects import After
+from blackbox_proxy.dialects.table import After
 from blackbox_proxy.errors import BadResponse
-from blackbox_proxy.sampling import Sampling, nucleus
+from blackbox_proxy.maths.sampling import Sampling, nucleus
+from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens
 from blackbox_proxy.types import Floats, Position
-from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens
 
 REPEATS_SEEN = 64  # tokens before a place whose repetition costs (llama.cpp's `repeat_last_n`)
 

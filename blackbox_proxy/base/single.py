@@ -13,10 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, InputError, NoLogprobs
-from blackbox_proxy.types import Draft, Prefix, Token, Usage
-
-from .naming import (
+from blackbox_proxy.api.naming import (
     BIAS_LIMIT,
     from_position,
     given_logprobs,
@@ -28,9 +25,11 @@ from .naming import (
     text_only,
     without_logprobs,
 )
-from .parse import parse
-from .payload import Settings, request
-from .protocol import Abilities, Revealed
+from blackbox_proxy.api.parse import parse
+from blackbox_proxy.api.payload import Settings, request
+from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, InputError, NoLogprobs
+from blackbox_proxy.protocols import Abilities, Ask, Revealed
+from blackbox_proxy.types import Draft, Prefix, Token, Usage
 
 _WHOLE = "a"  # text that is whole characters in any vocabulary
 _T = TypeVar("_T")
@@ -47,7 +46,7 @@ class OneToken(ABC):
     def abilities(self) -> Abilities: ...
 
     @abstractmethod
-    async def draft(self, prefix: Prefix, n: int, *, given: Sequence[Token] = ()) -> Draft: ...
+    async def draft(self, ask: Ask) -> Draft: ...
 
     @abstractmethod
     async def _asked(
@@ -89,7 +88,7 @@ class OneToken(ABC):
             )
         if dialect.named is None or vocabulary is None:
             asked = [
-                self.draft(prefix, 1, given=[token]) if token.bytes and not token.end else _nothing()
+                self.draft(Ask(prefix, 1, given=[token])) if token.bytes and not token.end else _nothing()
                 for token in tokens
             ]
             drafts = await asyncio.gather(*asked)

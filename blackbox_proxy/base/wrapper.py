@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blackbox_proxy.protocols import Abilities, Base, Revealed
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Prompt, Token
-from blackbox_proxy.vocabulary import Vocabulary
-
-from .protocol import Abilities, Base, Revealed
 
 
 class BaseAround:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.drafting import Drafting, Prices
-from blackbox_proxy.pair.protocol import Pair
+from blackbox_proxy.decoding.pace import Drafting
+from blackbox_proxy.prices import Prices
+from blackbox_proxy.protocols import Ask, Pair
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Prefix, Usage
@@ -84,7 +85,7 @@ def measure_raw(base: OpenAIBase, prompts: Sequence[str], max_tokens: int, stats
 
     async def one(prompt: str) -> tuple[str, int]:
         tokens = [
-            position.token async for part in base.stream(Prefix(prompt), max_tokens) for position in part.positions
+            position.token async for part in base.stream(Ask(Prefix(prompt), max_tokens)) for position in part.positions
         ]
         return b"".join(token.bytes or b"" for token in tokens).decode("utf-8", "replace"), len(tokens)
 

@@ -11,14 +11,13 @@ from rich.table import Table
 
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
-from blackbox_proxy.drafting import Prices
+from blackbox_proxy.bench.measure import RAW, WAYS, Measured, measure, measure_raw
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.serve.process import HostProcess
 from blackbox_proxy.tuner import ProxyTuner, run
-
-from .measure import RAW, WAYS, Measured, measure, measure_raw
 
 _ONE_BY_ONE = "one at a time"
 

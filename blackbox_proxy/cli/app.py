@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from blackbox_proxy import __version__
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.version import __version__
 
 app = typer.Typer(
     name="blackbox-proxy",

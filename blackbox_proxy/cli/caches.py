@@ -16,7 +16,7 @@ from blackbox_proxy.cli.app import app
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
-    from blackbox_proxy.base.store import Store
+    from blackbox_proxy.base.cache.store import Store
 
 caches = typer.Typer(help="Look at the kept answers, write them out, or forget them.", no_args_is_help=True)
 app.add_typer(caches, name="cache")
@@ -61,7 +61,7 @@ def cache_export(
     """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
     from contextlib import nullcontext
 
-    from blackbox_proxy.base.rows import export
+    from blackbox_proxy.base.cache.rows import export
 
     with _store(cache_file) as store:
         try:
@@ -74,7 +74,7 @@ def cache_export(
 
 @contextmanager
 def _store(path: Path | None) -> Iterator[Store]:
-    from blackbox_proxy.base.store import Store
+    from blackbox_proxy.base.cache.store import Store
 
     with closing(Store(path)) as store:
         yield store

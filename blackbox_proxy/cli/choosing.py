@@ -50,7 +50,7 @@ def choose(
     """
     text = read_prompt(prompt, file)
     quiet_transformers()
-    from blackbox_proxy.choices import Missing, Normalise
+    from blackbox_proxy.answers.choices import Missing, Normalise
     from blackbox_proxy.report import choices
 
     with parts.open() as tuner:
@@ -97,8 +97,8 @@ def score(
     if not whole:
         raise InputError(f"{text} is empty", hint="Give at least one character to score.")
     quiet_transformers()
+    from blackbox_proxy.answers.scoring import split_opening
     from blackbox_proxy.report import choices
-    from blackbox_proxy.scoring import split_opening
 
     with parts.open() as tuner:
         opening, rest = (prompt, whole) if prompt else split_opening(whole, tuner.base.vocabulary)

@@ -19,6 +19,6 @@ def dialects(
 
         blackbox-proxy dialects
     """
-    from blackbox_proxy.base import support
+    from blackbox_proxy.dialects import support
 
     typer.echo(support.markdown() if markdown else support.text())

@@ -113,7 +113,7 @@ def evaluate(
         blackbox-proxy eval dev.jsonl --sweep alpha=0:2:0.25 …the same options
     """
     quiet_transformers()
-    from blackbox_proxy.choices import Rule
+    from blackbox_proxy.answers.choices import Rule
     from blackbox_proxy.evaluation.run import evaluate as evaluate_tasks
     from blackbox_proxy.evaluation.sweep import parse_sweep
     from blackbox_proxy.report import evaluation as report

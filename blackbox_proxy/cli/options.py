@@ -17,9 +17,9 @@ from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.budget import Budget
-    from blackbox_proxy.base.protocol import Base
-    from blackbox_proxy.drafting import Drafting, Prices
-    from blackbox_proxy.pair.protocol import Pair
+    from blackbox_proxy.decoding.pace import Drafting
+    from blackbox_proxy.prices import Prices
+    from blackbox_proxy.protocols import Base, Pair
     from blackbox_proxy.tuner import ProxyTuner
 
 # -- the base ---------------------------------------------------------------------------------------------------------
@@ -270,14 +270,12 @@ class TunerOptions(BaseOptions):
         )
 
     def _drafting(self) -> Drafting:
-        from blackbox_proxy import drafting
+        from blackbox_proxy.decoding import pace
 
         if self.draft is not None:
-            return drafting.Drafting.fixed(self.draft)
-        aim = cast(drafting.Minimise, self.minimise)
-        return drafting.Drafting(
-            stream=self.stream, local=self.local_drafts, minimise=aim, prices=prices_of(self.prices)
-        )
+            return pace.Drafting.fixed(self.draft)
+        aim = cast(pace.Minimise, self.minimise)
+        return pace.Drafting(stream=self.stream, local=self.local_drafts, minimise=aim, prices=prices_of(self.prices))
 
     def what_decides_the_text(self) -> dict[str, Any]:
         """What may not change between two parts of a run; where the base is and how it is asked may."""
@@ -317,7 +315,7 @@ class DecodingOptions:
 
 
 def prices_of(text: str | None) -> Prices:
-    from blackbox_proxy.drafting import Prices
+    from blackbox_proxy.prices import Prices
 
     try:
         return Prices() if text is None else Prices(*(float(price) for price in text.split(",")))

@@ -46,10 +46,10 @@ def probe(
 
         blackbox-proxy probe --model gpt-4o --api chat --json
     """
-    from blackbox_proxy.base import findings as kept
-    from blackbox_proxy.base.probe import Wanted
-    from blackbox_proxy.base.probe import probe as ask
-    from blackbox_proxy.base.verdict import paste
+    from blackbox_proxy.dialects import findings as kept
+    from blackbox_proxy.probing.run import Wanted
+    from blackbox_proxy.probing.run import probe as ask
+    from blackbox_proxy.probing.verdict import paste
     from blackbox_proxy.report import probe as report
 
     console = Console(soft_wrap=False)

@@ -16,7 +16,7 @@ from blackbox_proxy.cli.options import PriceList, prices_of
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
-    from blackbox_proxy.drafting import Prices
+    from blackbox_proxy.prices import Prices
     from blackbox_proxy.report.overview import Overview
     from blackbox_proxy.trace import Trace
 

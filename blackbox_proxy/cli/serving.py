@@ -37,7 +37,7 @@ def host(
         blackbox-proxy host --model ./big --top-logprobs 5 --port 8000
     """
     quiet_transformers()
-    from blackbox_proxy.base.emulation import emulation_of
+    from blackbox_proxy.serve.emulation import emulation_of
     from blackbox_proxy.serve.host import run_host
 
     if top_logprobs is None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from .phrases import NEWS, STATEMENTS
-from .world import World, questions, reports
+from blackbox_proxy.demo.phrases import NEWS, STATEMENTS
+from blackbox_proxy.demo.world import World, questions, reports
 
 Kind = Literal["changed", "unchanged", "free"]
 KINDS: tuple[Kind, ...] = ("changed", "unchanged", "free")

@@ -24,10 +24,9 @@ from typing import IO
 
 from platformdirs import user_cache_path
 
+from blackbox_proxy.demo.recipe import Recipe
+from blackbox_proxy.demo.world import World
 from blackbox_proxy.errors import ModelUnavailable
-
-from .recipe import Recipe
-from .world import World
 
 Progress = Callable[[str, float], None]
 """Called with a model's name (one of `STAGES`) and how much of its training is done, 0 to 1."""

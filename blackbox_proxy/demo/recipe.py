@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .world import World, build_world, library_text, news_text
+from blackbox_proxy.demo.world import World, build_world, library_text, news_text
 
 FORMAT = 1
 """Raise this when `training` or `spelling` change what they make of the same recipe."""

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from .evaluate import KINDS, Row, Task, gap_closed, row_of, tasks
-from .models import DemoModels, demo_models
-from .systems import BlackBox, answering_in_another_process, answers
-from .world import reports
+from blackbox_proxy.demo.evaluate import KINDS, Row, Task, gap_closed, row_of, tasks
+from blackbox_proxy.demo.models import DemoModels, demo_models
+from blackbox_proxy.demo.systems import BlackBox, answering_in_another_process, answers
+from blackbox_proxy.demo.world import reports
 
 if TYPE_CHECKING:
     from blackbox_proxy.types import Generation, TailPolicy

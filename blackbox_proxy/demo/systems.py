@@ -14,11 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from .evaluate import Answer, Task
-from .models import DemoModels
+from blackbox_proxy.demo.evaluate import Answer, Task
+from blackbox_proxy.demo.models import DemoModels
+from blackbox_proxy.protocols import Ask
 
 if TYPE_CHECKING:
-    from blackbox_proxy.base.protocol import Base
+    from blackbox_proxy.protocols import Base
     from blackbox_proxy.tuner import ProxyTuner
     from blackbox_proxy.types import Generation, TailPolicy
 
@@ -117,7 +118,7 @@ def _alone(base: Base, todo: Sequence[Task]) -> list[Answer]:
     from blackbox_proxy.types import Prefix
 
     async def one(task: Task) -> Answer:
-        draft = await base.draft(Prefix(task.prompt), _LONGEST)
+        draft = await base.draft(Ask(Prefix(task.prompt), _LONGEST))
         tokens = [position.token for position in draft.positions]
         text = b"".join(token.bytes or b"" for token in tokens if not token.end).decode("utf-8", "ignore")
         return Answer(text, draft.usage.api_calls, len(tokens))

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .recipe import Recipe, Student
-from .spelling import big_tokenizer, small_tokenizer
+from blackbox_proxy.demo.recipe import Recipe, Student
+from blackbox_proxy.demo.spelling import big_tokenizer, small_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .phrases import (
+from blackbox_proxy.demo.phrases import (
     CITIES,
     DISH_KINDS,
     DISHES,

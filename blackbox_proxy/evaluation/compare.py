@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.evaluation.statistics import (
     McNemar,
     PairedT,
@@ -25,6 +24,7 @@ from blackbox_proxy.evaluation.statistics import (
 )
 from blackbox_proxy.evaluation.systems import Row, System
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.types import Floats, Usage
 
 _MANY_ABSTAIN = 0.05

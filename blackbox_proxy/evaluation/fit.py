@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 
 from blackbox_proxy import tuner as tuners
-from blackbox_proxy.base.protocol import Base
-from blackbox_proxy.drafting import Prices
+from blackbox_proxy.decoding.sessions import opened
+from blackbox_proxy.decoding.weigh import Settings, Weighed, alpha_at, weigh
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.statistics import wilson_interval
-from blackbox_proxy.pair.protocol import Pair
-from blackbox_proxy.pair.sessions import opened
-from blackbox_proxy.prompts import guessed_tokens
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.prices import Prices
+from blackbox_proxy.protocols import Ask, Base, Pair
+from blackbox_proxy.text.prompts import guessed_tokens
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Floats, Position, Prefix, Prompt, TailPolicy, Usage
-from blackbox_proxy.vocabulary import Vocabulary
-from blackbox_proxy.weigh import Settings, Weighed, alpha_at, weigh
 
 _WELL_COVERED = 0.9
 _AT_ONCE = 64  # positions that the pair scores in one pass
@@ -162,7 +161,7 @@ async def _text(base: Base, pair: Pair, prompt: Prompt, settings: Settings) -> _
     prefix, usage = Prefix(prompt), Usage()
     positions: list[Position] = []
     while len(positions) < settings.max_tokens and (not positions or base.can_continue(prefix)):
-        draft = await base.draft(prefix, settings.max_tokens - len(positions))
+        draft = await base.draft(Ask(prefix, settings.max_tokens - len(positions)))
         usage += draft.usage
         positions += draft.positions
         prefix = Prefix(prompt, tuple(position.token for position in positions))

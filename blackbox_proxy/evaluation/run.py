@@ -16,22 +16,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from blackbox_proxy import choices
 from blackbox_proxy import tuner as tuners
-from blackbox_proxy.base.cache import CachedBase
+from blackbox_proxy.answers import choices
+from blackbox_proxy.base.cache.base import CachedBase
+from blackbox_proxy.base.cache.store import Store
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.base.protocol import Base
-from blackbox_proxy.base.store import Store
 from blackbox_proxy.base.wrapper import BaseAround
-from blackbox_proxy.drafting import Prices
+from blackbox_proxy.decoding.weigh import alpha_at
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.compare import Table, table_of, warnings_of
 from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
 from blackbox_proxy.evaluation.systems import ROLES, Panel, Role, Row, System, Way
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
+from blackbox_proxy.prices import Prices
+from blackbox_proxy.protocols import Base
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Usage
-from blackbox_proxy.weigh import alpha_at
 
 _HINT = f"Use some of {', '.join(ROLES)}."
 

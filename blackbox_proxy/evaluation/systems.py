@@ -13,19 +13,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from blackbox_proxy import choices, scoring
+from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.base.protocol import Base
-from blackbox_proxy.drafting import Drafting
+from blackbox_proxy.decoding.pace import Drafting
+from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.tasks import Task, is_exact_match
 from blackbox_proxy.jobs.run import HOPELESS
-from blackbox_proxy.pair.protocol import Pair
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.protocols import Base, Pair
+from blackbox_proxy.text.writer import Writer
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Generation, Prefix, Prompt, TailPolicy, Usage
-from blackbox_proxy.weigh import Settings
-from blackbox_proxy.writer import Writer
 
 Role = Literal["base", "expert", "antiexpert", "tuned", "ceiling"]
 ROLES: tuple[Role, ...] = ("base", "expert", "antiexpert", "tuned")

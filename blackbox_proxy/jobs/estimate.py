@@ -12,7 +12,7 @@ from typing import Any
 from blackbox_proxy.jobs.inputs import Row, Source
 from blackbox_proxy.jobs.outputs import Output
 from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
-from blackbox_proxy.prompts import CHARACTERS_PER_TOKEN, guessed_tokens
+from blackbox_proxy.text.prompts import CHARACTERS_PER_TOKEN, guessed_tokens
 from blackbox_proxy.types import Usage
 
 

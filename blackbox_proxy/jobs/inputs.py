@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.prompts import check_text
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.types import Prompt
 
 Source = Path | str | Sequence[str | Mapping[str, Any]]

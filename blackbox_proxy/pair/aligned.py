@@ -13,11 +13,11 @@ import numpy as np
 
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
-from blackbox_proxy.pair.protocol import Row
 from blackbox_proxy.pair.side import Rows, Shown, Side, scores_of, side_by_side, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
+from blackbox_proxy.protocols import Row
+from blackbox_proxy.text.vocabulary import Cutter, LearnedVocabulary
 from blackbox_proxy.types import How, Position, Scores, Token
-from blackbox_proxy.vocabulary import Cutter, LearnedVocabulary
 
 _HEAVY = 0.01  # mass from which on a path is followed until it has decided its event
 _FOLLOWED = 16  # such paths per model and round

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from blackbox_proxy.errors import PairError
 from blackbox_proxy.pair.tree import Path
-from blackbox_proxy.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
+from blackbox_proxy.text.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.logspace import logsumexp
+from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Alignment, Nodes
 from blackbox_proxy.pair.tree import Path
-from blackbox_proxy.vocabulary import Ids
+from blackbox_proxy.text.vocabulary import Ids
 
 
 class Masses:

@@ -14,10 +14,10 @@ from blackbox_proxy.errors import InputError, VocabularyMismatch
 from blackbox_proxy.pair.aligned import AlignedSession
 from blackbox_proxy.pair.alignment import Alignment, Segmentations
 from blackbox_proxy.pair.plain import PlainSession
-from blackbox_proxy.pair.protocol import Session
 from blackbox_proxy.pair.side import Model, Side
+from blackbox_proxy.protocols import Session
+from blackbox_proxy.text.vocabulary import LearnedVocabulary, Vocabulary, is_ids
 from blackbox_proxy.types import Prompt, Rendering
-from blackbox_proxy.vocabulary import LearnedVocabulary, Vocabulary, is_ids
 
 
 class ModelPair:

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.logspace import logsumexp
-from blackbox_proxy.pair.protocol import Row
+from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.side import Shown, Side, Wanted, scores_of, side_by_side, with_end
+from blackbox_proxy.protocols import Row
+from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens
 from blackbox_proxy.types import How, Position, Scores, Token
-from blackbox_proxy.vocabulary import Ids, Vocabulary, VocabularyTokens
 
 _NAMED = 128  # candidates of one place, the likeliest first, that a model is asked about where it did not show them
 _SHARED = 64  # ids that the expert finds likeliest, of which the anti-expert is asked in advance

@@ -1,7 +1,7 @@
 """One of the two models in one session: what is needed of it, its prompt, and what it has already read for good.
 
 A `Model` has a vocabulary and opens a `Text`, which gives log probabilities after places of one growing text. On this
-machine that is lm.py (see transformers.py); behind a server it is what the server shows (`blackbox_proxy.served`), and
+machine it is models/lm.py (see transformers.py); behind a server it is what the server shows (remote.py), and
 that may be less than everything (`Shown`).
 """
 
@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.text.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 from blackbox_proxy.types import END, Floats, How, Scores, Token
-from blackbox_proxy.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 
 Rows = NDArray[np.float32]
 T = TypeVar("T")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from blackbox_proxy.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM, Trunk, load_causal_lm
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
-from blackbox_proxy.vocabulary import Vocabulary
 
 
 class TransformersPair(ModelPair):

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from blackbox_proxy.choices import Choice
-from blackbox_proxy.scoring import Score
+from blackbox_proxy.answers.choices import Choice
+from blackbox_proxy.answers.scoring import Score
 from blackbox_proxy.types import Usage
 
 _HOW = {

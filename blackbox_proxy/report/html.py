@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from blackbox_proxy import __version__
 from blackbox_proxy.analysis import Place, Telling, telling
 from blackbox_proxy.report import sections
 from blackbox_proxy.report.numbers import num, signed
 from blackbox_proxy.report.overview import Overview, View
 from blackbox_proxy.report.visible import quoted, visible
 from blackbox_proxy.types import Step
+from blackbox_proxy.version import __version__
 
 _SHIFTS = (0.02, 0.1, 0.3, 0.6)
 _COVERED = (0.9, 0.75, 0.5, 0.25)

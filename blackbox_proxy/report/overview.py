@@ -8,8 +8,8 @@ from typing import Any
 
 from blackbox_proxy import analysis
 from blackbox_proxy.analysis import Course, Group, Moved, Place, Summary, SweepPoint
-from blackbox_proxy.drafting import Prices
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.trace import Trace, TracedText
 from blackbox_proxy.types import Step
 

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from blackbox_proxy.base.findings import Findings
-from blackbox_proxy.base.verdict import paste, verdicts
+from blackbox_proxy.dialects.findings import Findings
+from blackbox_proxy.probing.verdict import paste, verdicts
 
 _COLOURS = {"exactly": "green", "approximately": "yellow", "one token": "yellow", "not here": "dim", "not known": "dim"}
 _SENT = {(): "a trailing message of the assistant", ("prefix",): "`prefix: true` in the last message"}

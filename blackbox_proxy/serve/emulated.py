@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from blackbox_proxy.base.emulation import Emulation
+from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.requests import Order
 from blackbox_proxy.serve.wire import ApiError
 

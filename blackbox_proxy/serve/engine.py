@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from blackbox_proxy.base.dialects import After
+from blackbox_proxy.dialects.table import After
 from blackbox_proxy.types import FinishReason, Position, Usage
 
 Ending = Literal["reply", "continue", "none"]

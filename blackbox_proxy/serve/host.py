@@ -19,8 +19,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
-from blackbox_proxy.base.emulation import emulation_of
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.serve.emulation import emulation_of
 from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
 from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.prompts import Prompts, read_template
@@ -135,7 +135,7 @@ def open_engine(
     network = Network(first_token, per_token)
     template = None if chat_template is None else read_template(chat_template)
     from blackbox_proxy.base.local import TransformersBase
-    from blackbox_proxy.spelling import load_tokenizer
+    from blackbox_proxy.text.spelling import load_tokenizer
 
     limit = None if top_logprobs < 0 else max(top_logprobs, 1)
     base = TransformersBase(model, top_logprobs=limit, device=device, dtype=dtype, trust_remote_code=trust_remote_code)

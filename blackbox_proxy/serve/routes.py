@@ -31,10 +31,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blackbox_proxy.base.emulation import Emulation
 from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.serve import wire
 from blackbox_proxy.serve.emulated import adapt, ordered
+from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
 from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion

@@ -10,8 +10,8 @@ import codecs
 from collections.abc import Iterable, Sequence
 
 from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position
-from blackbox_proxy.vocabulary import Vocabulary
 
 
 class Characters:

@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blackbox_proxy.base.emulation import Emulation
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
+from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import FinishReason, Token, Usage
-from blackbox_proxy.vocabulary import VocabularyTokens
 
 Json = dict[str, Any]
 

@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from blackbox_proxy import TransformersPair, choices, scoring
-from blackbox_proxy.base.protocol import Base
+from blackbox_proxy import TransformersPair
+from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.cli.options import BaseOptions, Tail, prices_of
 from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.evaluation.statistics import (
     bootstrap_interval,
@@ -41,9 +42,9 @@ from blackbox_proxy.evaluation.statistics import (
     paired_t_test,
     wilson_interval,
 )
-from blackbox_proxy.sampling import Sampling
+from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.protocols import Base
 from blackbox_proxy.types import Prompt, TailPolicy, Usage
-from blackbox_proxy.weigh import Settings
 
 TEMPLATE = "Date: {date}\nQuestion: {question}\nAnswer choices:\n{choices}\nAnswer:"
 ONLY = " (Reply with the letter only.)"

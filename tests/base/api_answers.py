@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from blackbox_proxy.spelling import as_text
+from blackbox_proxy.text.spelling import as_text
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
-from blackbox_proxy.vocabulary import Vocabulary
 
 WORDS = [b" the", b" cat", b"Hi", b"\xf0\x9f", " é".encode()]
 END, TURN = 256 + len(WORDS), 257 + len(WORDS)

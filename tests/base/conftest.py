@@ -8,7 +8,7 @@ import pytest
 from api_answers import make_vocabulary
 from api_server import Asking, Server, running
 
-from blackbox_proxy.vocabulary import Vocabulary
+from blackbox_proxy.text.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,14 @@ import pytest
 from api_answers import END, TURN, legacy
 from api_server import Asking, Server
 
-from blackbox_proxy.base.dialects import DIALECTS, Dialect
-from blackbox_proxy.base.given import Echo, EchoedIds, EchoedText, Plan, plan
-from blackbox_proxy.base.parse import parse
-from blackbox_proxy.base.payload import Settings
+from blackbox_proxy.api.echo import Echo, EchoedIds, EchoedText, Plan, plan
+from blackbox_proxy.api.parse import parse
+from blackbox_proxy.api.payload import Settings
+from blackbox_proxy.dialects.table import DIALECTS, Dialect
 from blackbox_proxy.errors import BadResponse, InputError, NoLogprobs
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 ECHOES = Dialect("echoes", 5, 5, echo={"echo": True})
 VLLM, HOST = DIALECTS["vllm"], DIALECTS["host"]
@@ -83,7 +84,7 @@ async def test_what_is_sent(server: Server, asking: Asking, vocabulary: Vocabula
     body = answer("token_id:256", "token_id:257", "token_id:258", null=0)
     server.answers = [body]
     base = asking(dialect="host", tokenizer=vocabulary)
-    found = await base.draft(Prefix("Hi"), 1, given=[THE, CAT])
+    found = await base.draft(Ask(Prefix("Hi"), 1, given=[THE, CAT]))
     assert told(found) == ([b" the", b" cat", b"Hi"], 2, "length")
     sent = server.sent[0]
     assert (sent["prompt"], sent["max_tokens"], sent["echo"], sent["echo_last"]) == ([258, 256, 257], 1, True, 2)
@@ -95,9 +96,9 @@ async def test_who_cannot_score(asking: Asking, options: Any) -> None:
     base = asking(**options)
     assert not base.abilities.scores
     with pytest.raises(InputError, match="does not score"):
-        await base.draft(Prefix("Hi"), 1, given=[THE])
+        await base.draft(Ask(Prefix("Hi"), 1, given=[THE]))
     with pytest.raises(InputError, match="does not score"):
-        async for _ in base.stream(Prefix("Hi"), 1, given=[THE]):
+        async for _ in base.stream(Ask(Prefix("Hi"), 1, given=[THE])):
             pass
 
 

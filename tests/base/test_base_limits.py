@@ -11,8 +11,9 @@ from api_answers import legacy
 from api_server import Asking
 from starlette.responses import JSONResponse
 
-from blackbox_proxy.base.limits import Limiter
+from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.types import Prefix
 
 
@@ -155,7 +156,7 @@ async def test_a_base_obeys_given_limits_and_learns_from_answers(asking: Asking)
     asking.server.answers = [answer]
     limits = Limiter(max_concurrency=1)
     base = asking(limiter=limits)
-    await asyncio.gather(*(base.draft(Prefix("Hi"), 1) for _ in range(4)))
+    await asyncio.gather(*(base.draft(Ask(Prefix("Hi"), 1)) for _ in range(4)))
     assert (most, len(asking.server.sent)) == (1, 4)
     assert limits.limits == {"tokens_per_minute": 90000.0}
     await base.aclose()

@@ -19,10 +19,9 @@ from api_answers import chat, entry, legacy
 from api_server import Asking, Server
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from blackbox_proxy.base.dialects import DIALECTS, Dialect
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
-from blackbox_proxy.base.protocol import Base
+from blackbox_proxy.dialects.table import DIALECTS, Dialect
 from blackbox_proxy.errors import (
     AccessDenied,
     BadRequest,
@@ -39,8 +38,9 @@ from blackbox_proxy.errors import (
     RateLimited,
     ServerFailed,
 )
+from blackbox_proxy.protocols import Ask, Base
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Prefix, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary
 
 KEY = "sk-very-secret-1234"
 GOOD = legacy((" the", -0.1, {" the": -0.1, " a": -2.5}), (" cat", -0.2, {" cat": -0.2}), text=" the cat")
@@ -53,7 +53,7 @@ def refusal(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 async def draft(base: OpenAIBase, prefix: Prefix | None = None, n: int = 4, **more: Any) -> Any:
     try:
-        return await base.draft(prefix or Prefix("Hi"), n, **more)
+        return await base.draft(Ask(prefix or Prefix("Hi"), n, **more))
     finally:
         await base.aclose()
 
@@ -292,7 +292,7 @@ async def test_a_cancelled_draft_ends_at_once(server: Server, asking: Asking) ->
     base = asking()
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(base.draft(Prefix("Hi"), 1), 0.1)
+        await asyncio.wait_for(base.draft(Ask(Prefix("Hi"), 1)), 0.1)
     assert time.monotonic() - started < 0.8
     await base.aclose()
 
@@ -315,7 +315,7 @@ def test_clients_of_dead_loops_are_let_go(server: Server, asking: Asking, caplog
     base = asking()
 
     async def once() -> None:
-        await base.draft(Prefix("Hi"), 4)
+        await base.draft(Ask(Prefix("Hi"), 4))
         gc.collect()
         await asyncio.sleep(0)
 
@@ -330,7 +330,7 @@ def test_clients_of_dead_loops_are_let_go(server: Server, asking: Asking, caplog
 async def test_concurrent_drafts_share_a_client_and_closing_is_not_the_end(server: Server, asking: Asking) -> None:
     server.answers = [GOOD]
     base = asking()
-    await asyncio.gather(*(base.draft(Prefix(f"Hi {i}"), 4) for i in range(8)))
+    await asyncio.gather(*(base.draft(Ask(Prefix(f"Hi {i}"), 4)) for i in range(8)))
     assert len(base._connection._clients) == 1
     assert {sent["prompt"] for sent in server.sent} == {f"Hi {i}" for i in range(8)}
     await base.aclose()
@@ -450,9 +450,9 @@ def test_every_dialect_has_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import blackbox_proxy.base; dir(blackbox_proxy.base)", "openai torch transformers httpx2 tiktoken"),
-        ("from blackbox_proxy.base import open_base", "torch transformers tiktoken"),
-        ("from blackbox_proxy.base import Dialect, DIALECTS", "openai torch transformers httpx2 tiktoken"),
+        ("import blackbox_proxy; dir(blackbox_proxy)", "openai torch transformers httpx2 tiktoken"),
+        ("from blackbox_proxy import open_base", "torch transformers tiktoken"),
+        ("from blackbox_proxy.dialects.table import Dialect, DIALECTS", "openai torch transformers httpx2 tiktoken"),
     ],
 )
 def test_nothing_heavy_is_imported_until_used(statement: str, absent: str) -> None:
@@ -462,7 +462,7 @@ def test_nothing_heavy_is_imported_until_used(statement: str, absent: str) -> No
 
 
 def test_the_package_offers_its_names() -> None:
-    import blackbox_proxy.base as package
+    import blackbox_proxy as package
 
     assert package.open_base is open_base
     assert set(package.__all__) <= set(dir(package))

@@ -12,10 +12,10 @@ from api_answers import END, TURN, chat, entry, legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackbox_proxy.base.parse import decode_body, parse
+from blackbox_proxy.api.parse import decode_body, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs, ServerFailed
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Position, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary
 
 FFFD = [239, 191, 189]
 HALF = chr(0xD83D)  # a surrogate without its partner

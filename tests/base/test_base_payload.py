@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from api_answers import END, TURN, make_vocabulary
 
-from blackbox_proxy.base.dialects import DIALECTS, Api, Dialect, Prefill
-from blackbox_proxy.base.payload import RESERVED, Settings, can_continue, check, prompt_length, request, travels
+from blackbox_proxy.api.payload import RESERVED, Settings, can_continue, check, prompt_length, request, travels
+from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect, Prefill
 from blackbox_proxy.errors import BlackboxError, CannotContinue, ContextTooLong, InputError
-from blackbox_proxy.spelling import as_text
+from blackbox_proxy.text.spelling import as_text
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END as END_TOKEN
 from blackbox_proxy.types import Prefix, Prompt, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 OPENAI, VLLM = DIALECTS["openai"], DIALECTS["vllm"]
 TEXTUAL = Dialect("textual", completions_k=None, chat_k=None)

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import toy_vocabulary, train_tokenizer
 
-from blackbox_proxy.base.dialects import Dialect
-from blackbox_proxy.base.recut import Recut, after_special, chat_opening, until_recut
+from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_recut
+from blackbox_proxy.dialects.table import Dialect
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Draft, Position, Prefix, Token
-from blackbox_proxy.vocabulary import Vocabulary
 
 TOY = toy_vocabulary(["a", "b", "c", "ab", "abc", "é"], [("a", "b"), ("ab", "c")])
 TEXTUAL = Dialect("textual", completions_k=None, chat_k=None)
@@ -136,12 +137,12 @@ async def test_drafts_of_text_apis_are_cut(server: Server, asking: Asking, vocab
     server.answers = [body]
     dialect = TEXTUAL if api == "completions" else "vllm"
     base = asking(api=api, dialect=dialect, tokenizer=vocabulary)
-    found = await base.draft(Prefix("Hi"), 9)
+    found = await base.draft(Ask(Prefix("Hi"), 9))
     assert b"".join(position.token.bytes or b"" for position in found.positions) == b"! the"
     assert (found.finish, found.usage.completion_tokens) == (None, 6)
-    parts = [part async for part in base.stream(Prefix("Hi"), 9)]
+    parts = [part async for part in base.stream(Ask(Prefix("Hi"), 9))]
     assert sum(len(part.positions) for part in parts) == 5
     for free in (asking(tokenizer=vocabulary), asking(dialect=TEXTUAL), asking(api="chat", tokenizer=vocabulary)):
-        assert len((await free.draft(Prefix("Hi"), 9)).positions) == 6
+        assert len((await free.draft(Ask(Prefix("Hi"), 9))).positions) == 6
         await free.aclose()
     await base.aclose()

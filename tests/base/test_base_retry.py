@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from blackbox_proxy.base.retry import (
+from blackbox_proxy.api.retry import (
     JITTER,
     LONGEST_WAIT,
     asked_wait,
@@ -202,7 +202,7 @@ async def test_each_retry_is_one_line_without_the_servers_words(caplog: pytest.L
     caplog.set_level(logging.DEBUG)
     await Flaky(asking_for("10"), ConnectionFailed(f"{PROMPT} {KEY}")).run()
     lines = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
-    assert [line[:2] for line in lines] == [("blackbox_proxy.base.retry", "INFO")] * 2
+    assert [line[:2] for line in lines] == [("blackbox_proxy.api.retry", "INFO")] * 2
     assert lines[0][2].startswith("attempt 1 of 5 failed (RateLimited 429), the next in 1")
     assert lines[1][2].startswith("attempt 2 of 5 failed (ConnectionFailed), the next in 0.")
     assert not any(PROMPT in line[2] or KEY in line[2] for line in lines)

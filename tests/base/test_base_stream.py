@@ -15,12 +15,12 @@ from api_answers import entry, legacy
 from api_server import Asking, Server
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from blackbox_proxy.base.dialects import DIALECTS, Dialect
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.protocol import Abilities
+from blackbox_proxy.dialects.table import DIALECTS, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BlackboxError, ConnectionFailed, NoLogprobs, ServerFailed
+from blackbox_proxy.protocols import Abilities, Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
-from blackbox_proxy.vocabulary import Vocabulary
 
 KEY = "sk-very-secret-1234"
 DONE = b"data: [DONE]\n\n"
@@ -81,7 +81,7 @@ def stalled(*parts: Any) -> Any:
 
 async def parts_of(base: OpenAIBase, prefix: Prefix | None = None, n: int = 4, **more: Any) -> list[Draft]:
     try:
-        return [part async for part in base.stream(prefix or Prefix("Hi"), n, **more)]
+        return [part async for part in base.stream(Ask(prefix or Prefix("Hi"), n, **more))]
     finally:
         await base.aclose()
 
@@ -173,7 +173,7 @@ async def test_the_first_part_does_not_wait_for_the_second(server: Server, askin
     server.answers = [answer]
     found = []
     base = asking()
-    async for part in base.stream(Prefix("Hi"), 2):
+    async for part in base.stream(Ask(Prefix("Hi"), 2)):
         found += told([part])
         go_on.set()
     assert found == [[b" the"], [b" cat"], []]
@@ -352,14 +352,14 @@ async def test_an_endless_server_is_left(server: Server, asking: Asking) -> None
         await parts_of(base, n=2)
     await asyncio.wait_for(left.wait(), 2)
     left.clear()
-    stream = base.stream(Prefix("Hi"), 1000)
+    stream = base.stream(Ask(Prefix("Hi"), 1000))
     await anext(stream)
     await stream.aclose()
     await asyncio.wait_for(left.wait(), 2)
     left.clear()
 
     async def read() -> None:
-        async for _ in base.stream(Prefix("Hi"), 1000):
+        async for _ in base.stream(Ask(Prefix("Hi"), 1000)):
             pass
 
     task = asyncio.create_task(read())

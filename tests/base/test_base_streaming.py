@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from api_answers import END, TURN, chat, entry, legacy
 
-from blackbox_proxy.base.parse import parse
-from blackbox_proxy.base.streaming import Incremental
+from blackbox_proxy.api.parse import parse
+from blackbox_proxy.api.streaming import Incremental
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Usage
-from blackbox_proxy.vocabulary import Vocabulary
 
 
 def row(token: str, **more: Any) -> tuple[str, float, dict[str, float]]:

@@ -16,10 +16,11 @@ import pytest
 from api_server import Asking, Server
 from starlette.responses import Response
 
-from blackbox_proxy.base.parse import parse
+from blackbox_proxy.api.parse import parse
 from blackbox_proxy.errors import BadRequest, BaseError, ContextTooLong, ModelNotFound, NoLogprobs
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Prompt, Token, joined
-from blackbox_proxy.vocabulary import Vocabulary
 
 CAPTURED = Path(__file__).parents[1] / "servers" / "captured"
 SERVERS = ("vllm", "llama-server", "llama-cpp-python")
@@ -75,8 +76,8 @@ class Replay:
         n = n or first["request"]["max_tokens"]
         try:
             if "events" in first:
-                return joined([part async for part in base.stream(Prefix(PROMPT), n)])
-            return await base.draft(Prefix(PROMPT), n)
+                return joined([part async for part in base.stream(Ask(Prefix(PROMPT), n))])
+            return await base.draft(Ask(Prefix(PROMPT), n))
         finally:
             await base.aclose()
 
@@ -248,7 +249,7 @@ async def test_given_text(server: Server, asking: Asking) -> None:
     server.answers = [replayed("vllm", "echo, ids")]
     base = asking(dialect="vllm", tokenizer=toy(), top_logprobs=3)
     given = [toy().token_of(index) for index in sent[2:]]
-    draft = await base.draft(Prefix(tuple(sent[:2])), 1, given=given)
+    draft = await base.draft(Ask(Prefix(tuple(sent[:2])), 1, given=given))
     await base.aclose()
     assert draft.given == len(given) > 1
     assert [position.token for position in draft.positions[:-1]] == given
@@ -261,7 +262,7 @@ async def test_given_text_as_text(server: Server, asking: Asking) -> None:
     pieces = [b"rich", b" the", b" ca"]
     prompt = answers("llama-cpp-python")["echo"]["request"]["prompt"]
     assert prompt == "In Zürich the café"
-    draft = await base.draft(Prefix("In Zü"), 1, given=[Token(bytes=piece) for piece in pieces])
+    draft = await base.draft(Ask(Prefix("In Zü"), 1, given=[Token(bytes=piece) for piece in pieces]))
     await base.aclose()
     assert spelled(draft)[: draft.given] == pieces[: draft.given]
 

@@ -14,6 +14,7 @@ from api_server import Asking, Server
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from blackbox_proxy.errors import BaseError
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.types import Prefix
 
 KEY = "sk-very-secret-1234"
@@ -76,9 +77,9 @@ async def test_a_failing_request_tells_nobody(
 
     async def ask() -> None:
         if stream:
-            _ = [part async for part in base.stream(Prefix(PROMPT), 4)]
+            _ = [part async for part in base.stream(Ask(Prefix(PROMPT), 4))]
         else:
-            await base.draft(Prefix(PROMPT), 4)
+            await base.draft(Ask(Prefix(PROMPT), 4))
 
     with pytest.raises(BaseError) as caught:
         await ask()
@@ -92,7 +93,7 @@ async def test_a_failing_request_tells_nobody(
     assert any(name.startswith(("openai", "httpx2")) for name, _ in logged)
     assert not [line for line in logged if KEY in line[1]]
     assert not [line for name, line in logged if name.startswith("blackbox_proxy") and PROMPT in line]
-    assert len(server.sent) == 1 or any(name == "blackbox_proxy.base.retry" for name, _ in logged)
+    assert len(server.sent) == 1 or any(name == "blackbox_proxy.api.retry" for name, _ in logged)
 
 
 async def test_a_stream_that_breaks_is_one_line(
@@ -102,7 +103,7 @@ async def test_a_stream_that_breaks_is_one_line(
     chunk = legacy((" the", -0.1, {" the": -0.1}), text=" the", finish=None)
     server.answers = [event(json.dumps(chunk) + "\n\ndata: " + json.dumps({"error": {"message": ECHO, "code": 503}}))]
     base = asking(api_key=KEY)
-    parts = [part async for part in base.stream(Prefix(PROMPT), 4)]
+    parts = [part async for part in base.stream(Ask(Prefix(PROMPT), 4))]
     await base.aclose()
     assert parts[-1].usage.retries == 1
     assert [record.getMessage() for record in caplog.records] == [
@@ -114,6 +115,6 @@ async def test_nothing_of_the_key_in_what_a_base_shows(asking: Asking) -> None:
     base = asking(api_key=KEY, base_url=f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}", max_attempts=1)
     assert KEY not in repr(base) + str(base) + base.url + repr(base.settings) + repr(base._connection)
     with pytest.raises(BaseError) as caught:
-        await base.draft(Prefix(PROMPT), 1)
+        await base.draft(Ask(Prefix(PROMPT), 1))
     assert KEY not in "".join(traceback.format_exception(caught.value))
     await base.aclose()

@@ -24,7 +24,7 @@ from install import INSTALLED  # noqa: E402
 from launch import MODEL, Served, running  # noqa: E402
 from toy_weights import make_models  # noqa: E402
 
-from blackbox_proxy.vocabulary import Vocabulary  # noqa: E402
+from blackbox_proxy.text.vocabulary import Vocabulary  # noqa: E402
 
 FOLDER = HERE / "captured"
 

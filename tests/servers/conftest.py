@@ -13,7 +13,7 @@ from toy_weights import make_models
 
 if TYPE_CHECKING:
     from blackbox_proxy import TransformersPair
-    from blackbox_proxy.base import OpenAIBase
+    from blackbox_proxy.base.openai import OpenAIBase
 
 Open = Callable[..., "OpenAIBase"]
 

@@ -15,9 +15,9 @@ from launch import MODEL, Served
 from toy_weights import CONTEXT
 
 from blackbox_proxy import ProxyTuner, TransformersPair, open_base, probe
-from blackbox_proxy.base import findings as kept
-from blackbox_proxy.base.findings import Findings
-from blackbox_proxy.base.verdict import verdicts
+from blackbox_proxy.dialects import findings as kept
+from blackbox_proxy.dialects.findings import Findings
+from blackbox_proxy.probing.verdict import verdicts
 
 pytestmark = pytest.mark.servers
 

@@ -15,8 +15,11 @@ import pytest
 from launch import Served
 
 from blackbox_proxy import ProxyTuner, TransformersPair
-from blackbox_proxy.base import DIALECTS, OpenAIBase, TransformersBase
+from blackbox_proxy.base.local import TransformersBase
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import BadRequest, CannotContinue, ContextTooLong, InputError, ModelNotFound
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Generation, Prefix, Prompt, Step
 
@@ -144,8 +147,8 @@ def test_a_prefix_continues_its_own_draft(streamed: bool, served: Served, far: O
 
     async def draft(prefix: Prefix, n: int) -> list[Any]:
         if not streamed:
-            return list((await base.draft(prefix, n)).positions)
-        return [position async for part in base.stream(prefix, n) for position in part.positions]
+            return list((await base.draft(Ask(prefix, n))).positions)
+        return [position async for part in base.stream(Ask(prefix, n)) for position in part.positions]
 
     for prompt in PROMPTS:
         whole = run(draft(Prefix(prompt), 8))
@@ -168,8 +171,8 @@ def test_given_text_is_scored(served: Served, far: Open, toys: dict[str, str]) -
     local = TransformersBase(toys["base"], top_logprobs=5, device="cpu")
     for prompt in ["The mayor", "20 of"]:
         given = [base.vocabulary.token_of(i) for i in base.vocabulary.encode([b" of the New York"])[0]]
-        theirs = run(base.draft(Prefix(prompt), 3, given=given))
-        ours = run(local.draft(Prefix(prompt), 3, given=given))
+        theirs = run(base.draft(Ask(Prefix(prompt), 3, given=given)))
+        ours = run(local.draft(Ask(Prefix(prompt), 3, given=given)))
         assert theirs.given == ours.given == len(given)
         for there, here in zip(theirs.positions, ours.positions, strict=DIALECTS[served.kind].shows_end):
             assert there.token.bytes == here.token.bytes
@@ -183,9 +186,9 @@ def test_drafts_are_drawn_from_what_is_shown(api: str, served: Served, far: Open
     if not base.abilities.draws:
         pytest.skip(f"what {served.kind} draws is not claimed to be what it shows")
     draws, counts, rest = 400, dict[Any, int](), 0
-    first = run(base.draft(Prefix("Whether"), 1)).positions[0]
+    first = run(base.draft(Ask(Prefix("Whether"), 1))).positions[0]
     for seed in range(draws):
-        (position,) = run(base.draft(Prefix("Whether"), 1, temperature=1.0, seed=seed)).positions
+        (position,) = run(base.draft(Ask(Prefix("Whether"), 1, temperature=1.0, seed=seed))).positions
         if position.token.key in {token.key for token in first.tokens}:
             counts[position.token.key] = counts.get(position.token.key, 0) + 1
         else:
@@ -201,13 +204,13 @@ def test_drafts_are_drawn_from_what_is_shown(api: str, served: Served, far: Open
 def test_what_is_refused_has_its_own_error(served: Served, far: Open, toys: dict[str, str]) -> None:
     base = far(tokenizer=toys["base"], top_logprobs=3)
     with pytest.raises(ContextTooLong):
-        run(base.draft(Prefix("New York " * 400), 4))
+        run(base.draft(Ask(Prefix("New York " * 400), 4)))
     if served.kind != "vllm":
         return
     with pytest.raises(BadRequest, match="21"):
-        run(far(top_logprobs=21).draft(Prefix("New"), 1))
+        run(far(top_logprobs=21).draft(Ask(Prefix("New"), 1)))
     lowered = far()
-    run(lowered.draft(Prefix("New"), 1))
+    run(lowered.draft(Ask(Prefix("New"), 1)))
     assert lowered.settings.top_logprobs == 20
 
 
@@ -218,9 +221,9 @@ def test_a_wrong_name_is_not_found_or_not_minded(served: Served, far: Open) -> N
     try:
         if served.kind == "vllm":
             with pytest.raises(ModelNotFound):
-                run(base.draft(Prefix("New"), 1))
+                run(base.draft(Ask(Prefix("New"), 1)))
         else:
-            assert run(base.draft(Prefix("New"), 1)).positions
+            assert run(base.draft(Ask(Prefix("New"), 1))).positions
     finally:
         run(base.aclose())
 

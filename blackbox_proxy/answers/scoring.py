@@ -1,0 +1,422 @@
+"""How likely given text is under the tuned model: `score`, for a base that scores given text.
+
+    text -> tokens of the base -> Base.draft(given=…) -> positions -> Session.score -> weigh_told -> log p of each
+
+Every token of the text joins the candidates of its position with its own q, shown or not, so that p is what `decode`
+would give it. A text that outgrows a window is scored in parts that overlap: then a token sees at least half a window
+of what comes before it, and no longer the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from blackbox_proxy.decoding.sessions import opened
+from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.decoding.whole_vocabulary import weigh_told
+from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
+from blackbox_proxy.protocols import Ask, Base, Pair, Row, Session
+from blackbox_proxy.text.prompts import check_text
+from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
+from blackbox_proxy.types import How, Position, Prefix, Prompt, Token, Usage
+
+_AT_ONCE = 64  # positions that the pair scores in one pass: their rows are as wide as the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """One token of the text: log q (base), log E (expert), log A (anti-expert), log p (tuned), in nats.
+
+    `covered_mass`: the share of the base's probability that its candidates show there. `how`: where the pair's offset
+    comes from (see `Scores`). With several pairs, log E and log A are those of the first.
+    """
+
+    token: bytes
+    log_p: float
+    log_q: float
+    log_expert: float
+    log_antiexpert: float
+    covered_mass: float
+    how: How
+
+    @property
+    def text(self) -> str:
+        return self.token.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log probability of a text, nats: the sums over its tokens. `bytes`: its length in UTF-8.
+
+    `log_antiexpert` is 0 where there is no anti-expert. All per-token figures count tokens of the base. `usage`: what
+    the requests cost; scores of one text with several settings share them.
+    """
+
+    log_p: float
+    log_q: float
+    log_expert: float
+    log_antiexpert: float
+    tokens: tuple[ScoredToken, ...] = field(repr=False)
+    bytes: int
+    usage: Usage
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self._bits(self.log_p)
+
+    @property
+    def base_bits_per_byte(self) -> float:
+        return self._bits(self.log_q)
+
+    @property
+    def expert_bits_per_byte(self) -> float:
+        return self._bits(self.log_expert)
+
+    @property
+    def antiexpert_bits_per_byte(self) -> float:
+        return self._bits(self.log_antiexpert)
+
+    @property
+    def perplexity(self) -> float:
+        """Of the tuned model, per token of the base."""
+        return self._perplexity(self.log_p)
+
+    @property
+    def base_perplexity(self) -> float:
+        return self._perplexity(self.log_q)
+
+    @property
+    def expert_perplexity(self) -> float:
+        return self._perplexity(self.log_expert)
+
+    @property
+    def antiexpert_perplexity(self) -> float:
+        return self._perplexity(self.log_antiexpert)
+
+    def _bits(self, log: float) -> float:
+        return -log / math.log(2.0) / self.bytes
+
+    def _perplexity(self, log: float) -> float:
+        nats = -log / len(self.tokens)
+        return math.exp(nats) if nats < 700.0 else math.inf
+
+
+async def score(
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, settings: Sequence[Settings]
+) -> list[Score]:
+    """The score of `text` as it stands directly after `prompt`, one for each of `settings`.
+
+    One request and one pass of the pair for all of them, as long as the text fits the windows. A longer text after a
+    prompt of plain text is scored in overlapping parts. Raises InputError where the base does not score given text or
+    cannot spell this one, ContextTooLong, BaseError, PairError.
+    """
+    check(base, pairs, prompt, text)
+    scored: list[list[ScoredToken]] = [[] for _ in settings]
+    usage = Usage()
+    for window in _windows(base, pairs, prompt, text):
+        while True:
+            try:
+                part, spent = await score_window(base, pairs, window.prompt, window.text, settings, len(scored[0]))
+                break
+            except ContextTooLong:
+                if not window.shorten():
+                    raise
+        usage += spent
+        for tokens, more in zip(scored, part, strict=True):
+            tokens += more
+    return [_total(tokens, usage) for tokens in scored]
+
+
+def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> None:
+    """Raise InputError or CannotContinue if this cannot be scored; sends nothing."""
+    if not base.abilities.scores:
+        raise InputError(
+            f"{base.name} is reached through an API that does not score given text",
+            hint="Score with a completions API that can echo its prompt with log probabilities (vLLM's does), or with "
+            "the base's own weights in this process.",
+        )
+    if not text:
+        raise InputError("the text to score is empty", hint="Give at least one character.")
+    if not isinstance(prompt, str) and len(prompt) == 0:
+        raise InputError("the prompt is empty", hint="Give text, or at least one message.")
+    if isinstance(prompt, str) and not prompt:
+        raise InputError(
+            "the prompt is empty, and the first token of a text has no probability without something before it",
+            hint="Give a prompt; split_opening() takes a text's own beginning for one.",
+        )
+    check_text(text, "the text")
+    for pair in pairs:
+        pair.check(prompt, 1)
+    base.check(prompt, 1)
+    if base.vocabulary is not None:
+        _encoded(base.vocabulary, text)
+
+
+def split_opening(text: str, vocabulary: Vocabulary | None) -> tuple[str, str]:
+    """A text's own beginning as its prompt, and the rest: its first token, where the vocabulary is known, else its
+    first word.
+    """
+    if vocabulary is None:
+        found = re.match(r"\s*\S+", text)
+        return (found[0], text[len(found[0]) :]) if found else (text, "")
+    opening = b""
+    for index in vocabulary.encode([text.encode()])[0]:
+        opening += vocabulary.spelling[index] or b""
+        if opening and utf8_prefix(opening) == len(opening):
+            break
+    start = opening.decode("utf-8")
+    return start, text[len(start) :]
+
+
+def _total(tokens: Sequence[ScoredToken], usage: Usage) -> Score:
+    return Score(
+        math.fsum(token.log_p for token in tokens),
+        math.fsum(token.log_q for token in tokens),
+        math.fsum(token.log_expert for token in tokens),
+        math.fsum(token.log_antiexpert for token in tokens),
+        tuple(tokens),
+        sum(len(token.token) for token in tokens),
+        usage,
+    )
+
+
+# -- one window -------------------------------------------------------------------------------------------------------
+
+
+async def score_window(
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, settings: Sequence[Settings], place: int = 0
+) -> tuple[list[list[ScoredToken]], Usage]:
+    """The tokens of a text that fits every window, for each of `settings`. `place`: tokens scored before."""
+    positions, usage = await given_positions(base, Prefix(prompt), _given(base, prompt, text))
+    if b"".join(position.token.bytes or b"" for position in positions) != text.encode():
+        raise BadResponse(
+            f"{base.name} did not score the text as it was sent",
+            hint="A text that its tokenizer joins to the prompt cannot be told apart: let the text begin with a space, "
+            "or give the tokenizer.",
+        )
+    return await asyncio.to_thread(_weighed, base, pairs, prompt, positions, settings, place), usage
+
+
+def _given(base: Base, prompt: Prompt, text: str) -> list[Token]:
+    """The text as tokens of the base: where its vocabulary is unknown, as one that the base will cut."""
+    whole = text.encode()
+    vocabulary = base.vocabulary
+    if vocabulary is None:
+        return [Token(bytes=whole, text=text)]
+    tokens = [vocabulary.token_of(index) for index in _encoded(vocabulary, text)]
+    partial = next((i for i, t in enumerate(tokens) if utf8_prefix(t.bytes or b"") < len(t.bytes or b"")), None)
+    if partial is None or base.can_continue(Prefix(prompt, tuple(tokens[: partial + 1]))):
+        return tokens
+    merged: list[Token] = []  # sent as text, where only whole characters travel
+    waiting: list[Token] = []
+    for token in tokens:
+        waiting.append(token)
+        spelled = b"".join(part.bytes or b"" for part in waiting)
+        if utf8_prefix(spelled) == len(spelled):
+            merged.append(token if len(waiting) == 1 else Token(bytes=spelled, text=spelled.decode()))
+            waiting = []
+    return merged
+
+
+def _encoded(vocabulary: Vocabulary, text: str) -> list[int]:
+    ids = vocabulary.encode([text.encode()])[0]
+    if b"".join(vocabulary.spelling[index] or b"" for index in ids) != text.encode():
+        raise InputError(
+            "the base's vocabulary cannot write this text", hint="It has characters that no token of the base spells."
+        )
+    return ids
+
+
+async def given_positions(base: Base, prefix: Prefix, given: Sequence[Token]) -> tuple[list[Position], Usage]:
+    """The base's candidates at each token of given text, each with that token's own log q; and what it cost.
+
+    Raises BadResponse where the base tells no probability of a token.
+    """
+    found: list[Position] = []
+    usage = Usage()
+    rest = list(given)
+    while rest:
+        draft = await base.draft(Ask(prefix, 1, given=rest))
+        usage += draft.usage
+        positions = draft.positions[: draft.given]
+        if draft.usage.api_calls == 0 and any(_log_q(position) is None for position in positions):
+            # A cache does not know how the base cuts a text that was not cut here. A draft without a seed is always
+            # asked for.
+            draft = await base.draft(Ask(prefix, 1, temperature=1.0, given=rest))
+            usage += draft.usage
+            positions = draft.positions[: draft.given]
+        if not positions:
+            break
+        for position in positions:
+            log_q = _log_q(position)
+            if log_q is None or position.token.bytes is None:
+                what = "bytes" if log_q is not None else "log probability"
+                raise BadResponse(
+                    f"{base.name} does not tell the {what} of {position.token.text!r} in the given text",
+                    hint="Give the base's tokenizer; or the text begins where the server shows nothing yet.",
+                )
+            found.append(replace(position, token=_identified(position.token, base.vocabulary), logprob=log_q))
+        rest = _after(rest, positions)
+        prefix = Prefix(prefix.prompt, (*prefix.tokens, *(position.token for position in positions)))
+    return found, usage
+
+
+def _log_q(position: Position) -> float | None:
+    if position.logprob is not None:
+        return position.logprob
+    key = position.token.key
+    shown = (float(v) for other, v in zip(position.tokens, position.logprobs, strict=True) if other.key == key)
+    return next(shown, None)
+
+
+def _identified(token: Token, vocabulary: Vocabulary | None) -> Token:
+    return vocabulary.token(token.bytes) if token.id is None and vocabulary is not None and token.bytes else token
+
+
+def _after(given: Sequence[Token], positions: Sequence[Position]) -> list[Token]:
+    """What of the given text lies behind these positions."""
+    done = sum(len(position.token.bytes or b"") for position in positions)
+    for i, token in enumerate(given):
+        size = len(token.bytes or b"")
+        if done < size and done > 0:
+            rest = (token.bytes or b"")[done:]
+            return [Token(bytes=rest, text=rest.decode("utf-8", "replace")), *given[i + 1 :]]
+        if done == 0:
+            return list(given[i:])
+        done -= size
+    return []
+
+
+def _weighed(
+    base: Base,
+    pairs: Sequence[Pair],
+    prompt: Prompt,
+    positions: Sequence[Position],
+    settings: Sequence[Settings],
+    place: int,
+) -> list[list[ScoredToken]]:
+    scored: list[list[ScoredToken]] = [[] for _ in settings]
+    with opened(pairs, prompt, base.vocabulary) as sessions:
+        for j, (position, rows) in enumerate(_rows(sessions, positions)):
+            for setting, tokens in zip(settings, scored, strict=True):
+                tokens.append(_scored(position, rows, pairs, setting, place + j))
+    return scored
+
+
+def _rows(sessions: Sequence[Session], positions: Sequence[Position]) -> Iterator[tuple[Position, Sequence[Row]]]:
+    """Every position with the rows of all pairs, a few forward passes at a time."""
+    issued: list[Token] = []
+    while len(issued) < len(positions):
+        some = positions[len(issued) : len(issued) + _AT_ONCE]
+        columns = [session.score(issued, some) for session in sessions]
+        if any(len(column) < len(some) for column in columns):
+            raise BadResponse(
+                "a token of the text has no id in the base's vocabulary", hint="Is this the base's tokenizer?"
+            )
+        yield from zip(some, zip(*columns, strict=True), strict=True)
+        issued += [position.token for position in some]
+
+
+def _scored(
+    position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settings: Settings, place: int
+) -> ScoredToken:
+    token, log_q = position.token, position.logprob
+    assert log_q is not None
+    weighed = weigh_told(position, rows, pairs, settings, place, [(token, log_q)])
+    at = weighed.place_of(token)
+    log_p = -math.inf if at is None else float(weighed.log_p[at])
+    scores = weighed.scores if at is not None else rows[0].score([token])
+    i = at or 0
+    return ScoredToken(
+        token.bytes or b"",
+        log_p,
+        log_q,
+        float(scores.log_expert[i]),
+        float(scores.log_antiexpert[i]),
+        weighed.covered_mass,
+        scores.how[i],
+    )
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+class _Window:
+    """A part of a text with what it is scored after. `shorten` halves it where a window turned out to be smaller."""
+
+    def __init__(self, prompt: Prompt, units: Sequence[str], begun: bool) -> None:
+        self.prompt = prompt
+        self.units = list(units)
+        self._begun = begun  # the prompt is the text's own and may be cut, too
+
+    @property
+    def text(self) -> str:
+        return "".join(self.units)
+
+    def shorten(self) -> bool:
+        if not isinstance(self.prompt, str):
+            return False
+        shorter = self._begun and len(self.prompt) > 1
+        if shorter:
+            self.prompt = self.prompt[len(self.prompt) // 2 :]
+        if len(self.units) == 1:
+            return shorter
+        del self.units[(len(self.units) + 1) // 2 :]
+        return True
+
+
+def _windows(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> Iterator[_Window]:
+    """The parts in which a text is scored: one where it fits, else as long as they can be, each after half of the
+    last. Only after plain text: messages are part of every request, so the whole text must fit.
+    """
+    if not isinstance(prompt, str) or _fits(base, pairs, prompt, text):
+        window = _Window(prompt, _units(base.vocabulary, text), False)
+        yield window
+        if len(window.text) == len(text):
+            return
+        prompt, text, before = window.prompt, text[len(window.text) :], window.units
+    else:
+        before = []
+    units = _units(base.vocabulary, text)
+    while units:
+        context: Prompt = prompt if not before else "".join(before[len(before) // 2 :])
+        count = min(len(units), 2 * len(before)) if before else len(units)
+        while count > 1 and not _fits(base, pairs, context, "".join(units[:count])):
+            count = count * 3 // 4
+        window = _Window(context, units[:count], bool(before))
+        yield window
+        before = window.units
+        units = units[len(before) :]
+
+
+def _fits(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> bool:
+    """Whether prompt and text fit all windows whose size is known."""
+    assert isinstance(prompt, str)
+    room = base.room(Prefix(prompt))
+    if room is not None:
+        length = len(text.encode()) if base.vocabulary is None else len(_encoded(base.vocabulary, text))
+        if length + 1 > room:
+            return False
+    try:
+        for pair in pairs:
+            pair.check(prompt + text, 1)
+    except ContextTooLong:
+        return False
+    return True
+
+
+def _units(vocabulary: Vocabulary | None, text: str) -> list[str]:
+    """What a text may be cut between: tokens of the base as far as they are whole characters, else words."""
+    if vocabulary is None:
+        return re.findall(r"\s*\S+|\s+$", text)
+    units, waiting = [], b""
+    for index in _encoded(vocabulary, text):
+        waiting += vocabulary.spelling[index] or b""
+        if utf8_prefix(waiting) == len(waiting):
+            units.append(waiting.decode("utf-8"))
+            waiting = b""
+    return units

@@ -1,0 +1,100 @@
+"""Where text that travels as text would be cut into other tokens than it was written in.
+
+A base that is sent its text anew cuts it anew: asked for one token at a time, it sees what its tokenizer makes of the
+whole text. A draft sees the tokens that it wrote itself. The two agree as long as the tokenizer makes just these tokens
+of the text; from the first place on where it does not, the rest of a draft answers another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
+from blackbox_proxy.types import Draft, Prompt, Token
+
+_TAIL = 2048  # bytes at the end of a text among which there is always a place that no continuation reaches beyond
+_LONG = 256  # bytes from which on looking for a place to forget what lies before it costs less than cutting it again
+
+
+class Recut:
+    """Follows a text as it is written, from `text` on."""
+
+    def __init__(self, text: bytes, vocabulary: Vocabulary) -> None:
+        text = text[: utf8_prefix(text)][-_TAIL:]
+        while text and text[0] & 0xC0 == 0x80:  # in the middle of a character
+            text = text[1:]
+        self._vocabulary = vocabulary
+        self._text = text[vocabulary.boundary(text) :]
+        self._keys = self._cut()
+
+    def add(self, token: Token) -> bool:
+        """Whether the text up to here, sent anew, would still be the tokens that it was written in.
+
+        Of a token that ends inside a character this is not asked before the character is whole.
+        """
+        if not token.bytes:
+            return False  # leaves no trace in text, or one that nobody knows
+        self._text += token.bytes
+        self._keys.append(token.bytes if token.id is None else token.id)
+        if utf8_prefix(self._text) < len(self._text):
+            return True
+        cut = self._cut()
+        if len(cut) != len(self._keys):
+            return False
+        if any(
+            found != key and (isinstance(key, int) or self._spelling(found) != key)
+            for found, key in zip(cut, self._keys, strict=True)
+        ):
+            return False
+        if len(self._text) > _LONG:
+            self._forget()
+        return True
+
+    def _cut(self) -> list[int | bytes]:
+        return list(self._vocabulary.encode([self._text])[0]) if self._text else []
+
+    def _spelling(self, key: int | bytes) -> bytes:
+        return key if isinstance(key, bytes) else self._vocabulary.token_of(key).bytes or b""
+
+    def _forget(self) -> None:
+        """Leave out what no continuation can change."""
+        boundary, passed, count = self._vocabulary.boundary(self._text), 0, 0
+        while passed < boundary and count < len(self._keys):
+            passed += len(self._spelling(self._keys[count]))
+            count += 1
+        if passed == boundary:
+            self._text, self._keys = self._text[boundary:], self._keys[count:]
+
+
+def until_recut(draft: Draft, recut: Recut | None) -> Draft:
+    """The draft itself as long as its text is cut as it was written, else what of it answers the question.
+
+    The first position after which the text would be cut anew stays; the end of a text needs no cut.
+    """
+    for i, position in enumerate(draft.positions if recut is not None else ()):
+        if not position.token.end and recut is not None and not recut.add(position.token):
+            return replace(
+                draft, positions=draft.positions[: i + 1], finish=None, given=min(draft.given, i + 1), cut=True
+            )
+    return draft
+
+
+def after_special(text: str, vocabulary: Vocabulary) -> bytes:
+    """What of a text follows the last special token that is written out in it: nothing before can join with it."""
+    places = (text.rfind(mark) + len(mark) for mark in vocabulary.special_ids if mark and mark in text)
+    return text[max(places, default=0) :].encode("utf-8")
+
+
+def chat_opening(prompt: Prompt, vocabulary: Vocabulary) -> bytes:
+    """The text between the last special token of a rendered chat and the answer; b"" where that cannot be known."""
+    last = prompt[-1] if prompt else None
+    if isinstance(last, Mapping) and last.get("role") == "assistant":  # begun by the caller, and continued
+        return str(last.get("content") or "").encode("utf-8")
+    try:
+        ids = vocabulary.prompt_ids(prompt, "chat")
+    except Exception:  # no template, or one that refuses these roles: the server's own may still take them
+        return b""
+    special = [i for i, index in enumerate(ids) if index in vocabulary.special]
+    opening = b"".join(vocabulary.token_of(i).bytes or b"" for i in ids[special[-1] + 1 if special else 0 :])
+    return opening if utf8_prefix(opening) == len(opening) else b""

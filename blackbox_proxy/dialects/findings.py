@@ -1,0 +1,275 @@
+"""What a probe found out about an endpoint: kept in a file, and laid over a dialect when a base is opened.
+
+One JSON file for each (URL, model, API), readable by its owner only, without the key and without what may be secret in
+the URL. None in a field means that it is not known, and then the dialect's own word stands. probe.py finds it out,
+verdict.py says what follows from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from platformdirs import user_data_path
+
+from blackbox_proxy.dialects.table import DIALECTS, PROBED, After, Api, Dialect, Prefill
+from blackbox_proxy.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+VARIABLE = "BLACKBOX_PROXY_PROBES"
+"""Environment variable: 0 uses and keeps no findings, anything else but 1 is the folder for them."""
+
+EXACT = 1e-3  # nats: what arithmetic in another order makes in single precision, and then some
+_USUAL_BIAS = 300
+_IDS_OUT = {"return_tokens_as_token_ids": True}
+
+Bytes = Literal["true", "of the text", "null", "absent", "whole"]
+Parts = Literal["escaped", "replaced"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What an endpoint was seen to do. Differences (`…_drift`) are the largest of a log probability, in nats.
+
+    Which: url (without user, password and query), model, api; asked_at, ISO; dialect: the one that it was asked in.
+    apis: what each gives: "log probabilities", "text only", or why it gives nothing. owner: what it writes as
+    `owned_by`; claims: the dialect that this names; recognised: that, the URL or the caller did name one. listed:
+    whether the model is in its list. window: tokens.
+
+    k: the most `top_logprobs`, 0 where it shows none; k_how: it "named" that limit, shows no more whatever is asked
+    ("silent"), took it after refusing more ("tried"), or took all that was asked ("open"). outside: a token written
+    beyond the k is "listed" besides them, "missing", or "cut" the k short. chat_length, omit: as in `Dialect`, where
+    the server corrected them.
+    ids: of candidates: "shown" unasked, "on request", "no". bytes, parts, wrong: as in `answered.Spelling`.
+    joined: some rows stood for several tokens, of which only the last is told. overwritten: candidates that are written
+    alike took each other's place. sentinels: numbers that stood for none.
+
+    ids_in: prompts of token ids are taken. ids_drift, text_drift, prefill_drift: between a draft and its own
+    continuation from a prefix of ids, of text, of a chat message. prefill: the fields of body and message with which
+    chat continues; {} where nothing made it. keeps_space: of a message that ends in white space. repeats: the text of
+    the answer begins with what was continued.
+    echo: log probabilities of a prompt come back ("scored"), only its "text", nothing ("ignored"), or it is "refused".
+    streams: "log probabilities", only "text", or the answer comes "whole". stream_options: whether they are taken.
+    bias: "honoured", "ignored" or "refused"; reflected: in the numbers shown; bias_keys: as many were taken. named: the
+    field that names tokens to show; "" where none did.
+    after: what the numbers have been through. greedy: at temperature 0 it writes the likeliest it shows. repeated: how
+    often the same was asked, same_text and drift: whether the text was the same, and the numbers.
+    end: how the end of text shows. limits: headers about rate limits. refused: question -> why it has no answer.
+    calls: requests that the probe made; tokens as the API counted them.
+    """
+
+    url: str
+    model: str
+    api: Api
+    dialect: str
+    asked_at: str = ""
+    apis: Mapping[str, str] = field(default_factory=dict)
+    owner: str | None = None
+    claims: str | None = None
+    recognised: bool = True
+    listed: bool | None = None
+    window: int | None = None
+    k: int | None = None
+    k_how: Literal["named", "silent", "tried", "open"] | None = None
+    outside: Literal["listed", "missing", "cut"] | None = None
+    chat_length: str | None = None
+    omit: tuple[str, ...] = ()
+    ids: Literal["shown", "on request", "no"] | None = None
+    bytes: Bytes | None = None
+    parts: Parts | None = None
+    wrong: int | None = None
+    joined: bool | None = None
+    overwritten: bool | None = None
+    sentinels: tuple[float, ...] = ()
+    ids_in: bool | None = None
+    ids_drift: float | None = None
+    text_drift: float | None = None
+    prefill: Mapping[str, Any] | None = None
+    prefill_drift: float | None = None
+    keeps_space: bool | None = None
+    repeats: bool | None = None
+    echo: Literal["scored", "text", "ignored", "refused"] | None = None
+    echo_drift: float | None = None
+    echo_last: bool | None = None
+    echo_streams: bool | None = None
+    prompt_logprobs: bool | None = None
+    streams: Literal["log probabilities", "text", "whole"] | None = None
+    stream_options: bool | None = None
+    bias: Literal["honoured", "ignored", "refused"] | None = None
+    reflected: bool | None = None
+    bias_keys: int = 0
+    named: str | None = None
+    after: Literal["nothing", "temperature"] | None = None
+    greedy: bool | None = None
+    repeated: int = 0
+    same_text: bool | None = None
+    drift: float | None = None
+    end: str | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def onto(self, dialect: Dialect) -> Dialect:
+        """The dialect with what was found in place of what it says."""
+        changes = self._about_requests(dialect) | self._about_answers(dialect)
+        return replace(dialect, **changes, evidence=f"{PROBED}{self.asked_at[:10]}")
+
+    def _about_requests(self, dialect: Dialect) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        if self.chat_length is not None:
+            changes["chat_length"] = self.chat_length
+        if self.omit:
+            changes["omit"] = tuple(dict.fromkeys((*dialect.omit, *self.omit)))
+        if self.ids_in is not None:
+            changes["prefix"] = "ids" if self.ids_in and not far(self.ids_drift) else "text"
+        if self.api == "chat" and self.prefill is not None:
+            changes["prefill"] = self._prefill(dialect)
+        if self.ids is not None and dialect.native is None:
+            changes |= {"ids_out": _IDS_OUT if self.ids == "on request" else {}, "ids_shown": self.ids == "shown"}
+        if self.stream_options is False:
+            changes["usage_stream"] = {}
+        if self.named is not None:
+            changes["named"] = self.named or None
+        if self.bias is not None:
+            changes["bias_keys"] = self.bias_keys if self.bias == "honoured" else 0
+        return changes
+
+    def _prefill(self, dialect: Dialect) -> Prefill | None:
+        if not self.prefill:
+            return None
+        keeps = self.keeps_space if self.keeps_space is not None else False
+        return Prefill(self.prefill.get("body", {}), self.prefill.get("message", {}), keeps)
+
+    def _about_answers(self, dialect: Dialect) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        if self.k:
+            limit = None if self.k_how == "open" else self.k
+            changes["completions_k" if self.api == "completions" else "chat_k"] = limit
+            changes["apis"] = dialect.apis if self.api in dialect.apis else (*dialect.apis, self.api)
+        if self.echo is not None:
+            scored = self.echo == "scored"
+            changes["echo"] = {"echo": True} if scored else None
+            if not scored or self.echo_last is not None:
+                changes["echo_last"] = "echo_last" if scored and self.echo_last else None
+            if not scored or self.echo_streams is not None:
+                changes["echo_streams"] = scored and self.echo_streams
+        if self.streams is not None:
+            changes["streams"] = self.streams == "log probabilities"
+        if self.joined:
+            changes["hides_parts"] = True
+        if self.api == "chat" and self.outside is not None:
+            changes["chat_counts_own"] = self.outside == "cut"
+        if self.greedy is False or self.joined or not self.recognised:
+            changes["draws"] = False  # the last: what is switched on by default there is not known
+        if (after := self.shown_after) is not None:
+            changes["shown_after"] = after
+        return changes
+
+    @property
+    def shown_after(self) -> After | None:
+        """What the log probabilities have been through, as `Dialect` says it."""
+        if self.after == "temperature":
+            return "temperature"
+        if self.after is None or self.reflected is None:
+            return self.after
+        return "bias" if self.reflected else "nothing"
+
+
+def far(drift: float | None) -> bool:
+    """Whether a continuation was another text's; False where it could not be compared."""
+    return drift is not None and drift > 0.3
+
+
+def base_dialect(findings: Findings) -> Dialect:
+    """What the findings are laid over. Raises InputError for a dialect of a later version."""
+    if findings.dialect not in DIALECTS:
+        raise InputError(f"the findings are about an unknown dialect {findings.dialect!r}", hint="Probe again.")
+    return DIALECTS[findings.dialect]
+
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path | None:
+    """Where findings are kept; None where that is turned off."""
+    said = os.environ.get(VARIABLE, "")
+    if said == "0":
+        return None
+    return Path(said) if said not in ("", "1") else user_data_path("blackbox-proxy") / "probes"
+
+
+def file_of(url: str, model: str, api: Api) -> str:
+    """The name of the file about an endpoint. `url` without what may be secret in it."""
+    host = urlsplit(url).netloc
+    digest = hashlib.sha256("\n".join((url.rstrip("/"), model, api)).encode()).hexdigest()[:12]
+    return f"{_plain(host)}-{_plain(model)}-{api}-{digest}.json"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:40] or "_"
+
+
+def save(findings: Findings, path: Path | None = None) -> Path | None:
+    """Write them to their place, or to `path`, for this user only. None where nothing is kept. Raises InputError."""
+    home = folder()
+    if path is None and home is None:
+        return None
+    target = path or (home or Path()) / file_of(findings.url, findings.model, findings.api)
+    text = json.dumps({"schema": SCHEMA, **asdict(findings)}, indent=2, ensure_ascii=False)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".probe-")  # mode 0600
+        with os.fdopen(handle, "w", encoding="utf-8") as written:
+            written.write(text + "\n")
+        os.replace(name, target)
+    except OSError as error:
+        raise InputError(f"the findings cannot be written to {target}: {error.strerror}") from error
+    return target
+
+
+def load(path: str | os.PathLike[str]) -> Findings:
+    """Read a file. Raises InputError for what is none, or of another version."""
+    try:
+        read = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"no findings at {os.fspath(path)}: {error.strerror}", hint="Probe the endpoint.") from error
+    except ValueError as error:
+        raise InputError(f"{os.fspath(path)} is no file of findings", hint="Probe the endpoint again.") from error
+    known = {part.name for part in fields(Findings)}
+    if not isinstance(read, dict) or read.pop("schema", None) != SCHEMA or not {"url", "model", "api"} <= read.keys():
+        raise InputError(
+            f"{os.fspath(path)} was written by another version of this library", hint="Probe the endpoint again."
+        )
+    for name in ("omit", "sentinels"):
+        read[name] = tuple(read.get(name) or ())
+    return Findings(**{name: value for name, value in read.items() if name in known})
+
+
+def saved(url: str, model: str, api: Api) -> Findings | None:
+    """What was found at an endpoint before; None where it was not probed. A file that cannot be read is a warning."""
+    home = folder()
+    if home is None:
+        return None
+    path = home / file_of(url, model, api)
+    if not path.is_file():
+        return None
+    try:
+        found = load(path)
+        base_dialect(found)
+    except InputError as error:
+        _log.warning("findings are not used: %s", error)
+        return None
+    return found

@@ -1,0 +1,91 @@
+"""The equation, and the base's unseen tail. Arrays in, arrays out; natural logarithms throughout.
+
+    log p(c | x)  =  log q(c | x)  +  sum_i alpha_i * ( log E_i(c | x) - log A_i(c | x) )  -  log Z(x)
+
+with q = base, E = expert, A = anti-expert, c in the candidate set (proxy-tuning, Liu et al. 2024, arXiv 2401.08565,
+section 2; several experts as in DExperts, Liu et al. 2021, arXiv 2105.03023, section 2).
+
+The API shows q for its top k only. What it hides, r = max(0, 1 - sum q), is given to tokens outside the top k by one
+of three policies (`tail`), none of which lets an unseen token rank above a seen one before the pair has spoken. Where
+the base can be asked about tokens by name ("ask"), those that could matter are, and the rest is estimated by backoff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.types import Floats, TailPolicy
+
+_TINY = 1e-6  # less hidden mass than this is rounding (of float32, or of the decimals an API prints), not a tail
+
+
+def normalise(log_weights: Floats) -> Floats:
+    """Log weights (c,) -> log probabilities (c,)."""
+    return log_weights - logsumexp(log_weights)
+
+
+def combine(log_q: Floats, offsets: Sequence[Floats], alphas: Sequence[float]) -> Floats:
+    """log p over the candidates, shape (c,): the equation above.
+
+    `log_q` (c,) may be unnormalised; `offsets[i]` (c,) are log E_i - log A_i (log E_i where there is no anti-expert);
+    constants added to any of them change nothing. alpha_i = 0 leaves pair i out, whatever its offsets are.
+    """
+    score = np.array(log_q, dtype=np.float64)
+    for offset, alpha in zip(offsets, alphas, strict=True):
+        if alpha != 0.0:
+            score = score + alpha * offset
+    return normalise(score)
+
+
+def covered_mass(log_q: Floats) -> float:
+    """The share of the base's probability that its candidates show; at most 1 (rounding can make their sum exceed
+    it).
+    """
+    return min(1.0, float(np.exp(logsumexp(log_q))))
+
+
+def hidden_mass(log_q: Floats) -> float:
+    """r = max(0, 1 - sum q): what the base did not show."""
+    hidden = 1.0 - covered_mass(log_q)
+    return hidden if hidden > _TINY else 0.0
+
+
+def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy, cap: float | None = None) -> Floats:
+    """Estimated log q, shape (t,), of t tokens that the base did not show.
+
+    log_q (k,): the base's log probabilities of its candidates C. log_a (k,), log_a_tail (t,): the anti-expert's of
+    the same candidates and of the t tokens. -inf everywhere under "truncate" or when nothing is hidden.
+
+    - "floor": r / t each.
+    - "backoff", "ask": r * A(c) / A(not C): the hidden mass, spread as the anti-expert would spread it over what C does
+      not cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C).
+
+    All are capped at `cap`, min over C of q: the base would have shown a likelier token. It is given where C also holds
+    tokens that were asked for by name.
+    """
+    hidden = hidden_mass(log_q)
+    if policy == "truncate" or hidden == 0.0 or len(log_a_tail) == 0:
+        return np.full(len(log_a_tail), -np.inf)
+    cap = float(np.min(log_q, initial=0.0)) if cap is None else cap
+    if policy == "floor":
+        return np.full(len(log_a_tail), min(np.log(hidden / len(log_a_tail)), cap))
+    outside = max(1.0 - float(np.exp(logsumexp(log_a))), float(np.exp(logsumexp(log_a_tail))), _TINY)
+    estimate: Floats = np.minimum(np.log(hidden) + log_a_tail - np.log(outside), cap)
+    return estimate
+
+
+def mixture(rows: Sequence[Floats]) -> Floats:
+    """log of the mean of several distributions over the same tokens, shape (c,): the spread of the tail with several
+    pairs.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    stacked = np.stack(rows)
+    top = np.max(stacked, axis=0)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        result: Floats = safe + np.log(np.mean(np.exp(stacked - safe), axis=0))
+    return result

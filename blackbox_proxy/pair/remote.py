@@ -1,0 +1,356 @@
+"""The pair behind servers: `ServedPair`, for expert and anti-expert that do not fit this machine.
+
+A session asks a local model for rows after the nodes of a token tree; here each node is a text that the server is given
+as token ids, and all nodes of all positions are one request to each model. What was asked once is remembered. Only the
+tokenizer is here.
+
+Where the server shows whole rows (vLLM with --max-logprobs -1, top_logprobs=-1) the scores are those of the same models
+on this machine. Where it shows the k likeliest ids, the others that matter (a candidate's own, those on the way to
+it) are asked for by name in a second request, and what is left is spread evenly over the rest; scores that such an
+estimate went into are marked "prefix".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blackbox_proxy.api.scorer import Row, Scorer, Text
+from blackbox_proxy.background import Background
+from blackbox_proxy.errors import (
+    AccessDenied,
+    BaseError,
+    ConnectionFailed,
+    ContextTooLong,
+    InputError,
+    ModelNotFound,
+    PairServerError,
+    VocabularyMismatch,
+)
+from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.pair.alignment import Segmentations
+from blackbox_proxy.pair.models import ModelPair
+from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.types import Rendering, Usage
+
+T = TypeVar("T")
+
+KEY_VARIABLE = "BLACKBOX_PROXY_PAIR_KEY"
+_DEFAULT_K = 256
+_REMEMBERED = 4_000_000  # log probabilities of one model that are kept, 8 bytes each
+_PROBE = "The 3 naïve mice don't know  it.\n"
+
+
+_BACKGROUND = Background("blackbox-proxy-pair")  # not that of `tuner`, which may be the one that waits for a score
+
+
+class ServedPair(ModelPair):
+    """A tuned (expert) and an untuned (anti-expert) causal LM with the same vocabulary, at servers that take token ids
+    and show log probabilities by id: vLLM, or this project's `host`.
+
+    expert, antiexpert: their names there. expert_url, antiexpert_url: as http://host:8000/v1; the second is the first
+    where it is left out (one vLLM serves a model and LoRA adapters of it under several names). tokenizer: folder, hub
+    id or Vocabulary, theirs both; it is compared with the servers' own at the first request. api_key: by default
+    $BLACKBOX_PROXY_PAIR_KEY.
+
+    top_logprobs: ids that a row shows; -1 for the whole vocabulary, exact, which the server must allow (vLLM:
+    --max-logprobs -1) and which is long for a large vocabulary. None: 256, or as many as the server allows.
+    end_ids: ids that end a text besides those that the tokenizer's folder names. context: the window, if smaller
+    prompts than the server's own limit are to be refused here. Prompts are rendered here, as in TransformersPair.
+
+    Raises ModelUnavailable (tokenizer), VocabularyMismatch, InputError; while it scores PairServerError,
+    ContextTooLong.
+    """
+
+    def __init__(
+        self,
+        expert: str,
+        antiexpert: str | None = None,
+        *,
+        expert_url: str,
+        antiexpert_url: str | None = None,
+        tokenizer: str | os.PathLike[str] | Vocabulary,
+        api_key: str | None = None,
+        top_logprobs: int | None = None,
+        expert_prompt: Rendering = "raw",
+        antiexpert_prompt: Rendering = "raw",
+        end_ids: Iterable[int] = (),
+        context: int | None = None,
+        timeout: float = 60.0,
+        max_attempts: int = 5,
+        max_retry_seconds: float = 600.0,
+        trust_remote_code: bool = False,
+        segmentations: Segmentations = "canonical",
+    ) -> None:
+        if top_logprobs is not None and (isinstance(top_logprobs, bool) or top_logprobs == 0 or top_logprobs < -1):
+            raise InputError(f"top_logprobs must be at least 1, or -1 for all, not {top_logprobs!r}")
+        if context is not None and context < 1:
+            raise InputError(f"context must be positive, not {context}")
+        vocabulary = _vocabulary(tokenizer, end_ids, trust_remote_code)
+        key = api_key or os.environ.get(KEY_VARIABLE)
+
+        def at(name: str, url: str, what: str) -> RemoteModel:
+            scorer = Scorer(
+                name,
+                base_url=url,
+                api_key=key,
+                top_logprobs=top_logprobs or _DEFAULT_K,
+                # All ids are those that the model has an output for, which need not be all that the tokenizer knows.
+                least=len(vocabulary) // 2 if top_logprobs == -1 else top_logprobs or 1,
+                timeout=timeout,
+                max_attempts=max_attempts,
+                max_retry_seconds=max_retry_seconds,
+            )
+            return RemoteModel(scorer, vocabulary, what, context)
+
+        self._remote = [at(expert, expert_url, "expert")]
+        renderings = [expert_prompt]
+        if antiexpert is not None:
+            self._remote.append(at(antiexpert, antiexpert_url or expert_url, "anti-expert"))
+            renderings.append(antiexpert_prompt)
+        super().__init__(list(zip(self._remote, renderings, strict=True)), segmentations)
+
+    @property
+    def usage(self) -> Usage:
+        """What both models were asked so far: requests, tokens as the servers count them, retries; `cached_positions`
+        are rows that were known already.
+        """
+        return sum((model.usage for model in self._remote), Usage())
+
+    def close(self) -> None:
+        """Close the connections and forget what is remembered. The pair can be used again."""
+        super().close()
+        for model in self._remote:
+            model.close()
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a row: the ids that were shown, most likely first or not, and those that were named."""
+
+    shown: dict[int, float]
+    named: dict[int, float]
+
+    def __len__(self) -> int:
+        return len(self.shown) + len(self.named)
+
+
+class RemoteModel:
+    """A model at a server, as a session's model. Safe for threads: requests of several texts run side by side."""
+
+    partial = True
+
+    def __init__(self, scorer: Scorer, vocabulary: Vocabulary, what: str, context: int | None = None) -> None:
+        self._scorer = scorer
+        self._what = what
+        self._context = context
+        self.name = scorer.model
+        self.vocabulary = vocabulary
+        self.size = len(vocabulary)
+        self._all = scorer.top_logprobs == -1
+        self._real = np.array([spelling is not None for spelling in vocabulary.spelling])
+        self._rows: OrderedDict[Text, _Known] = OrderedDict()
+        self._kept = 0
+        self._checked = False
+        self._lock = threading.Lock()
+        self.usage = Usage()
+
+    def check_length(self, length: int, what: str = "the prompt") -> None:
+        if self._context is not None and length > self._context:
+            raise ContextTooLong(
+                f"{what} has {length} tokens for {self.name}, whose window is {self._context}",
+                hint="Shorten the prompt, lower max_tokens, or take a pair with a longer window.",
+            )
+
+    def text(self) -> RemoteText:
+        return RemoteText(self)
+
+    def after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
+        """Rows after these texts, (m, V); with the ids that are wanted of each of them.
+
+        At most two requests for all of them (more where there are hundreds), none for what is known. A row depends
+        on what the model shows and what is wanted here, never on what others have asked before.
+        """
+        return _BACKGROUND.run(self._after(texts, wanted))
+
+    async def _after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
+        try:
+            if not self._checked:
+                await self._compare()
+            known = self._recall(texts)
+            missing = [text for text in dict.fromkeys(texts) if text not in known]
+            if missing:
+                rows, usage = await self._scorer.after(missing)
+                self._add(usage)
+                known |= self._keep(missing, rows)
+            unknown = {text: self._unknown(known[text], ids) for text, ids in wanted.items()}
+            unknown = {text: ids for text, ids in unknown.items() if ids}
+            if unknown:
+                named, usage = await self._scorer.named(unknown)
+                self._add(usage)
+                self._name(known, named)
+        except BaseError as error:
+            raise self._failure(error) from error
+        filled = [self._filled(known[text], wanted.get(text, ())) for text in texts]
+        self._add(Usage(cached_positions=len(texts) - len(missing)))
+        return Shown(np.stack([row for row, _ in filled]), np.array([hidden for _, hidden in filled], dtype=np.float32))
+
+    async def _compare(self) -> None:
+        """Ask the server once how it cuts a text: with another tokenizer than its own every score would be noise."""
+        special = self.vocabulary.special
+        theirs = await self._scorer.cut(_PROBE)
+        ours = [i for i in self.vocabulary.prompt_ids(_PROBE) if i not in special]
+        self._add(Usage(api_calls=1))
+        if theirs is not None and [i for i in theirs if i not in special] != ours:
+            raise VocabularyMismatch(
+                f"the server of the {self._what} {self.name} cuts text into other tokens than the tokenizer given: "
+                f"{list(theirs[:6])} … instead of {list(ours[:6])} …",
+                hint="Give the tokenizer of the model that is served there.",
+            )
+        self._checked = True
+
+    def _unknown(self, known: _Known, ids: Iterable[int]) -> set[int]:
+        if self._is_whole(known):
+            return set()
+        return {i for i in ids if i not in known.shown and i not in known.named and i < self.size and self._real[i]}
+
+    def _is_whole(self, known: _Known) -> bool:
+        """Whether there are no more ids than those shown: padding among them may have taken the place of some."""
+        everything = self._all and (self._scorer.top_logprobs == -1 or max(known.shown) < self.size)
+        return everything or len(known.shown) >= self.size
+
+    def _filled(self, known: _Known, wanted: Iterable[int] = ()) -> tuple[np.ndarray[Any, np.dtype[np.float32]], float]:
+        """A row with what was shown and what is wanted, and what each of the other ids got."""
+        row = np.full(self.size, -np.inf)
+        given = {**{i: known.named[i] for i in wanted if i in known.named}, **known.shown}
+        ids = np.fromiter(given, dtype=np.int64, count=len(given))
+        values = np.fromiter(given.values(), dtype=np.float64, count=len(given))
+        inside = ids < self.size  # padding of the model's output is no id of the vocabulary
+        row[ids[inside]] = values[inside]
+        row[~self._real] = -np.inf
+        rest = self._real.copy()
+        rest[ids[inside]] = False
+        count = int(rest.sum())
+        if count == 0 or self._is_whole(known):
+            return (row - logsumexp(row)).astype(np.float32), -np.inf
+        mass = max(1.0 - float(np.exp(values).sum()), 1e-9)
+        hidden = float(np.float32(min(np.log(mass / count), min(known.shown.values()))))
+        row[rest] = hidden
+        return row.astype(np.float32), hidden
+
+    # -- what is remembered -------------------------------------------------------------------------------------------
+
+    def _recall(self, texts: Iterable[Text]) -> dict[Text, _Known]:
+        found = {}
+        with self._lock:
+            for text in texts:
+                if text in self._rows:
+                    self._rows.move_to_end(text)
+                    found[text] = self._rows[text]
+        return found
+
+    def _keep(self, texts: Sequence[Text], rows: Sequence[Row]) -> dict[Text, _Known]:
+        kept = {text: _Known(dict(row), {}) for text, row in zip(texts, rows, strict=True)}
+        with self._lock:
+            for text, known in kept.items():
+                if text not in self._rows:
+                    self._rows[text] = known
+                    self._kept += len(known)
+            while self._kept > _REMEMBERED and len(self._rows) > 1:
+                _, old = self._rows.popitem(last=False)
+                self._kept -= len(old)
+        return kept
+
+    def _name(self, known: Mapping[Text, _Known], named: Mapping[Text, Row]) -> None:
+        with self._lock:
+            for text, row in named.items():
+                before = len(known[text])
+                known[text].named = {**known[text].named, **row}  # anew: another thread may be reading the old one
+                if self._rows.get(text) is known[text]:
+                    self._kept += len(known[text]) - before
+
+    def _add(self, usage: Usage) -> None:
+        with self._lock:
+            self.usage += usage
+
+    def close(self) -> None:
+        with self._lock:
+            self._rows.clear()
+            self._kept = 0
+        _BACKGROUND.run(self._scorer.aclose())
+
+    def _failure(self, error: BaseError) -> PairServerError:
+        """The same error as one of the pair's: what is wrong, and with which of the two."""
+        hint = error.hint
+        if isinstance(error, AccessDenied):
+            hint = f"Set the environment variable {KEY_VARIABLE}, or pass api_key=…."
+        elif isinstance(error, ConnectionFailed):
+            hint = f"Check the {self._what}'s URL, that its server runs, and the network."
+        elif isinstance(error, ModelNotFound):
+            hint = f"Check the {self._what}'s name at the server (GET /v1/models), and its URL: it usually ends in /v1."
+        elif "logprobs" in str(error):
+            hint = "Leave out top_logprobs, or start the server with a higher limit (vLLM: --max-logprobs -1)."
+        status = getattr(error, "status", None)
+        return PairServerError(f"{self._what}: {error}", hint, status=status, retryable=error.retryable)
+
+
+class RemoteText:
+    """A text in a model at a server: places of it are asked for as texts of their own."""
+
+    def __init__(self, model: RemoteModel) -> None:
+        self._model = model
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
+        self._model.check_length(len(ids), "the text")
+        if not 1 <= keep <= len(ids):
+            raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
+        whole = tuple(ids)
+        texts = [whole[: len(whole) - keep + 1 + j] for j in range(keep)]
+        return self._model.after(texts, {texts[row]: set(found) for row, found in (wanted or {}).items()})
+
+    def branch(
+        self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
+    ) -> Shown:
+        texts = [tuple(ids)]
+        for parent, token in zip(parents, tokens, strict=True):
+            texts.append((*texts[parent + 1], token))
+        self._model.check_length(max(map(len, texts)), "the text")
+        named: dict[Text, set[int]] = {texts[row]: set(found) for row, found in (wanted or {}).items()}
+        if wanted is not None:
+            for parent, token in zip(parents, tokens, strict=True):
+                named.setdefault(texts[parent + 1], set()).add(token)
+        return self._model.after(texts, named)
+
+
+def _vocabulary(
+    tokenizer: str | os.PathLike[str] | Vocabulary, end_ids: Iterable[int], trust_remote_code: bool
+) -> Vocabulary:
+    if isinstance(tokenizer, Vocabulary):
+        return tokenizer
+    from blackbox_proxy.text.spelling import load_tokenizer
+
+    name = os.fspath(tokenizer)
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
+    loaded = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    return Vocabulary.from_tokenizer(loaded, end_ids=[*end_ids, *_ends_in(Path(name))])
+
+
+def _ends_in(folder: Path) -> list[int]:
+    """The ids that end a text by a model's configuration, where it lies beside the tokenizer."""
+    for name in ("generation_config.json", "config.json"):
+        with suppress(OSError, ValueError):
+            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            if ends is not None:
+                return [int(i) for i in (ends if isinstance(ends, list) else [ends])]
+    return []

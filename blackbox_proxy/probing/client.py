@@ -1,0 +1,199 @@
+"""How a probe asks: plain requests, counted and bounded, and what all their answers tell together.
+
+payload.py forbids what a dialect is not known to do; a probe is there to try it. Everything else is the package's own:
+the connection, so that the key stays secret, and its patience with a busy server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from blackbox_proxy.api.connection import Connection
+from blackbox_proxy.api.entries import malformed
+from blackbox_proxy.api.limits import Limiter
+from blackbox_proxy.api.native import native_answer
+from blackbox_proxy.api.parse import decode_body
+from blackbox_proxy.api.retry import with_retries
+from blackbox_proxy.api.streaming import usage_of
+from blackbox_proxy.dialects.table import Api, Dialect
+from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached
+from blackbox_proxy.probing.answers import Answered, Spelling, read
+from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.types import Usage
+
+_ODDITIES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+Sent = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""A prompt: text, token ids, or messages."""
+
+
+class Noting(Limiter):
+    """Keeps what the headers of answers say about limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers: dict[str, str] = {}
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        super().learn(headers)
+        self.headers |= {
+            name.lower(): value
+            for name, value in headers.items()
+            if "ratelimit" in name.lower() or name.lower() == "retry-after"
+        }
+
+
+@dataclass(slots=True)
+class Purse:
+    """What a probe may spend, and what it has spent. Raises BudgetReached where that is all."""
+
+    max_calls: int
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def count(self) -> None:
+        if self.calls >= self.max_calls:
+            raise BudgetReached(f"the probe's {self.max_calls} requests are used up", hint="Allow more of them.")
+        self.calls += 1
+
+
+class Asker:
+    """Requests to one API of one endpoint. A refusal that names a field which this server calls otherwise, or does
+    not take, changes the dialect, and the request is sent again.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        api: Api,
+        model: str,
+        dialect: Dialect,
+        url: str,
+        *,
+        vocabulary: Vocabulary | None,
+        purse: Purse,
+        max_attempts: int,
+    ) -> None:
+        self.connection = connection
+        self.api = api
+        self.model = model
+        self.dialect = dialect
+        self.url = url
+        self.vocabulary = vocabulary
+        self.spelling = Spelling()
+        self.ended: Answered | None = None
+        self.purse = purse
+        self._max_attempts = max_attempts
+
+    async def ask(self, prompt: Sent, n: int, k: int | None, *, temperature: float = 0.0, **fields: Any) -> Answered:
+        """At most n tokens with k candidates each, None for no log probabilities. Raises BaseError, BudgetReached."""
+        arguments, body = await self._patient(prompt, n, k, temperature, fields)
+        try:
+            if self.dialect.native is not None:
+                body = native_answer(body, arguments)
+            self.purse.usage += replace(usage_of(body), api_calls=0)
+            answer = read(body)
+            self.spelling.note(answer.choice, self.vocabulary)
+        except _ODDITIES as error:  # JSON of a shape that nobody has thought of
+            raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
+        if answer.finish in ("stop", "eos", "eos_token") and not fields.get("echo"):
+            self.ended = answer
+        return answer
+
+    async def _patient(
+        self, prompt: Sent, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], object]:
+        while True:
+            arguments = self.arguments(prompt, n, k, temperature, fields)
+            try:
+                body, _ = await with_retries(
+                    lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
+                    max_attempts=self._max_attempts,
+                    max_seconds=60.0,
+                )
+                return arguments, body
+            except BadRequest as refusal:
+                if not self._corrected(str(refusal)):
+                    raise
+
+    async def _send(self, arguments: dict[str, Any]) -> object:
+        self.purse.count()
+        return decode_body(await self.connection.send(arguments), self.url)
+
+    def _corrected(self, refusal: str) -> bool:
+        """Whether a refusal tells how the request has to look."""
+        if self.api == "chat" and self.dialect.chat_length == "max_tokens" and "max_completion_tokens" in refusal:
+            self.dialect = replace(self.dialect, chat_length="max_completion_tokens")
+            return True
+        if "top_p" in refusal and "top_p" not in self.dialect.omit:
+            self.dialect = replace(self.dialect, omit=(*self.dialect.omit, "top_p"))
+            return True
+        return False
+
+    def arguments(
+        self, prompt: Sent, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The request as the client takes it."""
+        dialect = self.dialect
+        made: dict[str, Any] = {"model": self.model, "temperature": temperature, "top_p": 1.0}
+        if self.api == "completions":
+            made |= {"prompt": prompt, "max_tokens": n}
+            made |= {} if k is None else {"logprobs": k}
+        else:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            made |= {"messages": messages, dialect.chat_length: n}
+            by_number = dialect.chat_logprobs == "number"
+            made |= {} if k is None else {"logprobs": k} if by_number else {"logprobs": True, "top_logprobs": k}
+        for name in dialect.omit:
+            made.pop(name, None)
+        extra = {**dialect.extra_body, **fields}
+        return {**made, "extra_body": extra} if extra else made
+
+    async def stream(self, prompt: Sent, n: int, k: int, **fields: Any) -> tuple[int, int, bool]:
+        """How many events of the answer had text or rows, how many rows they had in all, and whether the usage came; no
+        events where the answer did not stream. Raises BaseError, BudgetReached.
+        """
+        self.purse.count()
+        arguments = self.arguments(prompt, n, k, 0.0, fields) | {"stream": True}
+        events = rows = 0
+        usage: Usage | None = None
+        async with self.connection.open(arguments) as answer:
+            if not answer.streams:
+                await answer.body()
+                return 0, 0, False
+            async with aclosing(_events(answer)) as chunks:
+                async for chunk in chunks:
+                    found = chunk.get("usage")
+                    usage = usage_of(chunk) if isinstance(found, Mapping) else usage
+                    if not chunk.get("choices"):
+                        if chunk.get("error"):
+                            raise BadResponse(f"an error inside the stream: {str(chunk['error'])[:200]}")
+                        continue
+                    try:
+                        part = read(chunk)
+                        self.spelling.note(part.choice, self.vocabulary)
+                    except _ODDITIES as error:
+                        raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
+                    delta = part.choice.get("delta")
+                    said = part.text or (delta.get("content") if isinstance(delta, Mapping) else "")
+                    events += bool(said or part.rows)
+                    rows += len(part.rows)
+        self.purse.usage += replace(usage or Usage(), api_calls=0)
+        return events, rows, usage is not None
+
+
+async def _events(answer: Any) -> Any:
+    async for chunk in answer:
+        if isinstance(chunk, Mapping):
+            yield chunk
+
+
+def said(error: Exception) -> str:
+    """An error in one short line, without the URL that everybody knows."""
+    text = " ".join(str(error).split())
+    status = getattr(error, "status", None)
+    _, refused, words = text.partition(f"({status}): ") if status else ("", "", text)
+    return (f"{status}: {words}" if refused else text)[:200]

@@ -1,0 +1,255 @@
+"""How `host` behaves like another server: what serve/ reads, as data, one entry for each dialect.
+
+Emulated is what a client can stumble over: caps, refusals, fields that are ignored without a word, how tokens and their
+bytes are written, what stands for a missing number, how the end of a text shows, whether an answer is continued. Not
+emulated: samplers that are on by default (except a penalty on repetition, which bends greedy text too), a window, rate
+limits, wording of errors. Each entry is what the server's source, documentation or answers say, as in dialects.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from blackbox_proxy.dialects.table import ALIASES, DIALECTS, After, Api
+from blackbox_proxy.errors import InputError
+
+_OPENAI_FIELDS = frozenset(
+    {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stream", "stop", "logprobs"}
+    | {"top_logprobs", "presence_penalty", "frequency_penalty", "response_format", "tools"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation:
+    """A server's behaviour; the defaults are `host`'s own.
+
+    Requests. completions_k, chat_k: the most log probabilities per token, None for the host's own limit. scores: the
+    APIs that give any; others answer without, whatever is asked. strict: the only fields that are known, others are
+    refused; None where unknown ones are ignored. ignored: fields that are dropped without a word. refused: fields that
+    are refused, all values or those listed. echo: the prompt comes back with log probabilities, as text only, not at
+    all ("ignored"), or is refused where log probabilities are asked for. ids_in: prompts of token ids are taken.
+    seed: the name of that field. chat_logprobs: "number" where chat takes k in `logprobs`. prefill: what makes chat
+    continue a message of the assistant at the end: `continue_final_message` with `add_generation_prompt: false`
+    ("asked") or without it ("alone"), nothing ("trailing"),
+    `prefix: true` in that message ("marked"), or it cannot ("none": such a message is followed by a new turn).
+    strips: spaces at its end are lost. zero: `max_tokens: 0` with an echo writes one token all the same.
+    penalty: the penalty on repetition where `penalty_field` is not sent.
+
+    Answers. columns: completions have the four columns, else the list of objects that chat has; chat_columns: the
+    other way round for chat. partial: how a token that is no whole UTF-8 is written, its bytes escaped or replaced.
+    last_wins: of several candidates written alike a column keeps the last. bytes: the true ones, null, no such field,
+    or those of the token as it is written ("text"). ids: the field of a candidate that has its id. end: the entry of
+    the end of text is left out, written, has an empty text, or is there if vLLM's fields for ids were sent ("asked").
+    special: special tokens are written out; else their text is empty. outside_listed: a drawn token beyond the k joins
+    the candidates of a column. chat_counts_own: in chat it takes the last place. outside: what its log probability is
+    given as, None for the real one. lowest: what stands for a log probability whose probability rounds to 0. after:
+    what log probabilities have been through. repeats_prefill: the text begins with what was continued.
+
+    Places. roots: the paths below which the routes lie, "{model}" for any name. native: SGLang's route, if it is there.
+    key_header: the header that has the key, None for the usual one. owned_by: in the list of models.
+    """
+
+    completions_k: int | None = None
+    chat_k: int | None = None
+    scores: tuple[Api, ...] = ("completions", "chat")
+    strict: frozenset[str] | None = None
+    ignored: frozenset[str] = frozenset()
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    echo: Literal["scored", "text", "ignored", "refused"] = "scored"
+    ids_in: bool = True
+    seed: str | None = "seed"
+    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
+    prefill: Literal["asked", "alone", "trailing", "marked", "none"] = "asked"
+    strips: bool = False
+    zero: bool = False
+    penalty: float = 1.0
+    penalty_field: str = "repeat_penalty"
+    columns: bool = True
+    chat_columns: bool = False
+    partial: Literal["escaped", "replaced"] = "escaped"
+    last_wins: bool = False
+    bytes: Literal["true", "null", "absent", "text"] = "true"
+    ids: Literal["id", "token_id"] | None = None
+    end: Literal["asked", "omitted", "written", "empty"] = "asked"
+    special: bool = True
+    outside_listed: bool = True
+    chat_counts_own: bool = False
+    outside: float | None = None
+    lowest: float = -9999.0
+    after: After = "nothing"
+    repeats_prefill: bool = False
+    roots: tuple[str, ...] = ("/v1",)
+    native: str | None = None
+    key_header: str | None = None
+    owned_by: str = "blackbox_proxy"
+
+    @property
+    def most(self) -> int:
+        """The most log probabilities per token of any API; 20 where there is no limit."""
+        return max(20 if k is None else k for k in (self.completions_k, self.chat_k))
+
+
+_EXTENSIONS = frozenset({"return_tokens_as_token_ids", "return_token_ids", "logprob_token_ids", "echo_last"})
+_LOWEST_FLOAT = -3.4028234663852886e38
+
+_OPENAI = Emulation(
+    ignored=_EXTENSIONS,
+    echo="refused",
+    prefill="none",
+    bytes="true",
+    end="omitted",
+    outside=-9999.0,
+)
+
+EMULATIONS: Mapping[str, Emulation] = {
+    "host": Emulation(),
+    "openai": _OPENAI,
+    "azure": replace(_OPENAI, roots=("/openai/deployments/{model}", "/openai/v1")),
+    "vllm": Emulation(
+        ignored=frozenset({"echo_last"}),
+        strips=True,
+        partial="replaced",
+        last_wins=True,
+        bytes="text",
+        end="written",
+        chat_counts_own=True,
+    ),
+    "sglang": Emulation(
+        ignored=_EXTENSIONS,
+        echo="text",
+        prefill="alone",
+        strips=True,
+        partial="replaced",
+        end="written",
+        lowest=_LOWEST_FLOAT,
+        after="temperature",
+    ),
+    "llama-server": Emulation(
+        ignored=_EXTENSIONS,
+        echo="ignored",
+        prefill="trailing",
+        columns=False,
+        partial="replaced",
+        ids="id",
+        end="empty",
+        special=False,
+        outside_listed=False,
+        lowest=_LOWEST_FLOAT,
+        repeats_prefill=True,
+    ),
+    "llama-cpp-python": Emulation(
+        ignored=_EXTENSIONS,
+        ids_in=False,
+        prefill="none",
+        zero=True,
+        penalty=1.1,
+        partial="replaced",
+        last_wins=True,
+        bytes="null",
+        end="omitted",
+        special=False,
+    ),
+    "tgi": Emulation(
+        scores=("chat",),
+        ignored=_EXTENSIONS | {"logit_bias", "echo"},
+        refused={"top_p": (1, 0)},
+        echo="ignored",
+        ids_in=False,
+        prefill="trailing",
+        strips=True,
+        partial="replaced",
+        bytes="absent",
+        end="written",
+        outside_listed=False,
+        after="temperature",
+    ),
+    "together": Emulation(
+        ignored=_EXTENSIONS, echo="ignored", ids_in=False, prefill="none", chat_columns=True, partial="replaced"
+    ),
+    "fireworks": Emulation(
+        ignored=_EXTENSIONS - {"echo_last"}, prefill="none", partial="replaced", ids="token_id", end="written"
+    ),
+    "deepseek": Emulation(
+        ignored=_EXTENSIONS | {"logit_bias"},
+        echo="text",
+        ids_in=False,
+        prefill="marked",
+        strips=True,
+        partial="replaced",
+        end="omitted",
+        outside=-9999.0,
+        roots=("/beta", "/v1"),
+    ),
+    "mistral": Emulation(
+        scores=("chat",),
+        strict=_OPENAI_FIELDS | {"random_seed", "safe_prompt", "prompt_mode", "parallel_tool_calls"},
+        ids_in=False,
+        prefill="marked",
+        strips=True,
+        partial="replaced",
+        ids="token_id",
+        end="omitted",
+    ),
+    "openrouter": Emulation(
+        ignored=_EXTENSIONS | {"logit_bias", "echo"},
+        echo="ignored",
+        ids_in=False,
+        prefill="trailing",
+        strips=True,
+        partial="replaced",
+        end="omitted",
+        roots=("/api/v1", "/v1"),
+    ),
+    "ollama": Emulation(
+        scores=("chat",),
+        ignored=_EXTENSIONS | {"logit_bias"},
+        echo="ignored",
+        ids_in=False,
+        prefill="none",
+        penalty=1.1,
+        penalty_field="",
+        partial="replaced",
+        bytes="text",
+        end="omitted",
+        outside_listed=False,
+    ),
+    "trtllm": Emulation(
+        strict=_OPENAI_FIELDS
+        | {"seed", "stream_options", "logit_bias", "echo", "best_of", "suffix", "user", "top_k", "min_p"}
+        | {"repetition_penalty", "return_token_ids", "max_completion_tokens", "add_special_tokens", "min_tokens"},
+        ignored=_EXTENSIONS,
+        echo="text",
+        prefill="none",
+        partial="replaced",
+        bytes="text",
+        end="written",
+    ),
+    # No dialect of its own: there is nothing to ask it for.
+    "transformers-serve": Emulation(scores=(), ignored=_EXTENSIONS, echo="ignored", ids_in=False, prefill="none"),
+}
+
+
+def emulation_of(name: str) -> Emulation:
+    """How a host behaves under this name, a dialect's. Raises InputError.
+
+    What the dialect says about the server (limits, names of fields, routes) is taken from there.
+    """
+    known = DIALECTS.get(ALIASES.get(name, name))
+    base = "sglang" if name == "sglang-generate" else ALIASES.get(name, name)
+    if base not in EMULATIONS:
+        raise InputError(f"unknown dialect {name!r}", hint=f"Known: {', '.join(sorted(EMULATIONS))}.")
+    found = EMULATIONS[base]
+    if known is None or base == "host":
+        return found
+    return replace(
+        found,
+        completions_k=known.completions_k,
+        chat_k=known.chat_k,
+        seed=known.seed,
+        chat_logprobs=known.chat_logprobs,
+        native="/generate" if base == "sglang" else None,
+        key_header=known.key_header,
+        owned_by=known.owners[0] if known.owners else base,
+    )
