@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.openai import OpenAIBase
     from blackbox_proxy.pair.transformers import TransformersPair
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROMPT = "The mayor of New York"
 ROUTES: list[tuple[str, Api]] = [(name, api) for name, dialect in DIALECTS.items() for api in dialect.apis]
 

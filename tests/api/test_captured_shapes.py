@@ -22,7 +22,7 @@ from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Prompt, Token, joined
 
-CAPTURED = Path(__file__).parents[1] / "servers" / "captured"
+CAPTURED = Path(__file__).parents[2] / "servers" / "captured"
 SERVERS = ("vllm", "llama-server", "llama-cpp-python")
 WITH_IDS = ("vllm", "llama-server")
 SHOWS_END = WITH_IDS

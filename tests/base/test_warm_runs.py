@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_decode import TablePair
+from test_loop import TablePair
 from toys import toy_vocabulary
 
 from blackbox_proxy.api.recut import Recut, until_recut

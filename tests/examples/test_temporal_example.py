@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from toys import words
 from typer.testing import CliRunner
 
-FOLDER = Path(__file__).parents[1] / "examples" / "temporal_adaptation"
+FOLDER = Path(__file__).parents[2] / "examples" / "temporal_adaptation"
 
 
 def script(name: str) -> ModuleType:

@@ -214,7 +214,7 @@ def test_errors_explain_themselves() -> None:
 
 
 def test_example_wraps_an_api(hosted: Callable[[int], str], models: dict[str, str]) -> None:
-    example = Path(__file__).parents[1] / "examples" / "wrap_an_api.py"
+    example = Path(__file__).parents[2] / "examples" / "wrap_an_api.py"
     arguments = ["big", hosted(5), models["digits-expert"], models["digits-antiexpert"], "The mayor of"]
     done = subprocess.run(
         [sys.executable, str(example), *arguments], capture_output=True, text=True, timeout=120, check=False

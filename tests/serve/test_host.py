@@ -25,7 +25,7 @@ import openai
 import pytest
 import torch
 from openai import AsyncOpenAI
-from test_local_base import END_TEXT, TEXTS, build_tiny
+from test_local import END_TEXT, TEXTS, build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError, ModelUnavailable, ServerFailed
@@ -1267,7 +1267,7 @@ def test_a_host_does_not_outlive_its_parent(folder: Path) -> None:
         "print(host.url, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", program, str(folder)],
         stdin=subprocess.PIPE,

@@ -18,7 +18,7 @@ import pytest
 
 from blackbox_proxy.errors import InputError
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 def script(name: str) -> ModuleType:
