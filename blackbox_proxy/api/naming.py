@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox_proxy.api.entries import plain_entry, token_of
+from blackbox_proxy.api.entries import plain_token, token_of
 from blackbox_proxy.api.positions import rows_of
 from blackbox_proxy.api.streaming import choice_of, usage_of
 from blackbox_proxy.errors import InputError
@@ -109,7 +109,7 @@ def has_logprobs(body: object) -> bool:
     return choice is not None and bool(rows_of(choice.get("logprobs")))
 
 
-def text_only(body: object, *, n: int, top_logprobs: int, vocabulary: Vocabulary | None) -> Draft:
+def text_only(body: object, vocabulary: Vocabulary | None) -> Draft:
     """The one token of an answer without log probabilities, known by its text; no candidates.
 
     An empty text that stopped is the end; half a character has unknown bytes, since only a replacement is shown.
@@ -118,6 +118,6 @@ def text_only(body: object, *, n: int, top_logprobs: int, vocabulary: Vocabulary
     message = choice.get("message")
     text = (message.get("content") if isinstance(message, Mapping) else choice.get("text")) or ""
     ended = text == "" and choice.get("finish_reason") == "stop"
-    token = END if ended else token_of(plain_entry(text, None), vocabulary, literal=text)
+    token = END if ended else token_of(plain_token(text, None), vocabulary, literal=text)
     positions = () if not text and not ended else (Position(token, None, (), np.empty(0)),)
     return Draft(positions, "stop" if ended else "length", usage_of(body))

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from blackbox_proxy.api.echo import Echo
 from blackbox_proxy.api.retry import lost, reported
 from blackbox_proxy.api.streaming import Incremental, choice_of, usage_of
-from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft
 
 
@@ -33,24 +31,13 @@ def decode_body(content: bytes, url: str) -> object:
     return body
 
 
-def parse(
-    body: object,
-    *,
-    n: int,
-    top_logprobs: int,
-    vocabulary: Vocabulary | None = None,
-    echo: Echo | None = None,
-    shows_end: bool = True,
-    beyond: int = 0,
-) -> Draft:
-    """The draft in a completion or chat completion; `n` positions and k = `top_logprobs` candidates were asked for.
+def parse(body: object, reader: Incremental) -> Draft:
+    """The draft in a completion or chat completion, read by a new reader, which knows what was asked for.
 
     `finish` is "stop" where the API says that the text ended after the last position, whether or not that position is
-    the end itself. `usage` counts one call, and tokens where the API does. `echo`: what the answer repeats first.
-    Raises BadResponse and NoLogprobs.
+    the end itself. `usage` counts one call, and tokens where the API does. Raises BadResponse and NoLogprobs.
     """
     choice_of(body)
-    reader = Incremental(n, top_logprobs, vocabulary, echo, shows_end=shows_end, beyond=beyond)
     positions = reader.feed(body)
     last, finish = reader.finish()
     return Draft((*positions, *last), finish, usage_of(body), reader.given)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
 from blackbox_proxy.types import Draft, Prompt, Token
 
@@ -80,21 +81,33 @@ def until_recut(draft: Draft, recut: Recut | None) -> Draft:
     return draft
 
 
+def recut_of(sent: Sent, settings: Settings) -> Recut | None:
+    """What watches a draft, where a later request sends its text and the server cuts that anew; else None."""
+    vocabulary = settings.vocabulary
+    if vocabulary is None or sent.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
+        return None
+    if settings.api == "completions":
+        return Recut(after_special(str(sent.before), vocabulary), vocabulary)
+    return Recut(chat_opening(sent.ask.prefix.prompt, settings) + sent.ask.prefix.generated, vocabulary)
+
+
 def after_special(text: str, vocabulary: Vocabulary) -> bytes:
     """What of a text follows the last special token that is written out in it: nothing before can join with it."""
     places = (text.rfind(mark) + len(mark) for mark in vocabulary.special_ids if mark and mark in text)
     return text[max(places, default=0) :].encode("utf-8")
 
 
-def chat_opening(prompt: Prompt, vocabulary: Vocabulary) -> bytes:
+def chat_opening(prompt: Prompt, settings: Settings) -> bytes:
     """The text between the last special token of a rendered chat and the answer; b"" where that cannot be known."""
     last = prompt[-1] if prompt else None
     if isinstance(last, Mapping) and last.get("role") == "assistant":  # begun by the caller, and continued
         return str(last.get("content") or "").encode("utf-8")
+    vocabulary = settings.vocabulary
     try:
-        ids = vocabulary.prompt_ids(prompt, "chat")
+        ids = settings.prompt_ids(prompt, "chat")
     except Exception:  # no template, or one that refuses these roles: the server's own may still take them
         return b""
+    assert vocabulary is not None
     special = [i for i, index in enumerate(ids) if index in vocabulary.special]
     opening = b"".join(vocabulary.token_of(i).bytes or b"" for i in ids[special[-1] + 1 if special else 0 :])
     return opening if utf8_prefix(opening) == len(opening) else b""

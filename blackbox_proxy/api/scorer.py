@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.entries import plain_entry
+from blackbox_proxy.api.entries import plain_token
 from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.parse import decode_body
 from blackbox_proxy.api.retry import named_limit, with_retries
@@ -205,7 +205,7 @@ def _column(choice: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _id(key: str) -> int:
-    index = plain_entry(key, None).id
+    index = plain_token(key, None).id
     if index is None:
         raise BadResponse(
             f"the server of the model names tokens by their text ({key[:40]!r}), not by their ids",

@@ -110,7 +110,7 @@ def read(chunks: list[Any], known: Vocabulary | None, n: int = 10) -> tuple[list
 @pytest.mark.parametrize("name", BODIES)
 def test_every_way_of_cutting_an_answer(name: str, known: bool, vocabulary: Vocabulary) -> None:
     body, spelling = BODIES[name], vocabulary if known else None
-    whole = parse(body, n=10, top_logprobs=5, vocabulary=spelling)
+    whole = parse(body, Incremental(10, 5, spelling))
     for chunks in cuts(body):
         positions, finish, reader = read(chunks, spelling)
         assert finish == whole.finish
