@@ -30,7 +30,7 @@ def ids_of(token: Token, vocabulary: Vocabulary | None) -> tuple[int, ...]:
     return () if token.id is None else (token.id,)
 
 
-def named(tokens: Sequence[Token], row: Floats, vocabulary: Vocabulary) -> Floats:
+def from_row(tokens: Sequence[Token], row: Floats, vocabulary: Vocabulary) -> Floats:
     """log q (t,) of tokens from a whole row (V,) of it, nats; NaN for a token without an id."""
     return _gathered(tokens, lambda index: float(row[index]) if index < len(row) else None, vocabulary)
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from blackbox_proxy.api.retry import lost, reported
+from blackbox_proxy.api.retry import error_in_body, truncated
 from blackbox_proxy.api.streaming import Incremental, choice_of, usage_of
 from blackbox_proxy.types import Draft
 
 
 def decode_body(content: bytes, url: str) -> object:
     """The JSON of a body. Raises what can be asked for again: BadResponse where it is no JSON (a gateway's page, a body
-    cut short), and what `reported` makes of an `error` in it.
+    cut short), and what `error_in_body` makes of an `error` in it.
     """
     try:
         body: object = json.loads(content)
     except (ValueError, RecursionError):
         shown = " ".join(content[:400].decode("utf-8", "replace").split())[:80]
-        raise lost(
+        raise truncated(
             f"the API answered with something that is not a completion: {shown!r}",
             hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url, usually ending in /v1.",
         ) from None
     if isinstance(body, Mapping) and body.get("error"):
-        raise reported(body["error"], url)
+        raise error_in_body(body["error"], url)
     return body
 
 

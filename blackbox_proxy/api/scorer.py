@@ -25,7 +25,7 @@ from blackbox_proxy.errors import BadRequest, BadResponse, InputError
 from blackbox_proxy.types import Usage
 
 Text = tuple[int, ...]
-Row = Mapping[int, float]
+Logprobs = Mapping[int, float]
 """id -> log probability, nats; not of all ids."""
 
 _PROMPTS = 256  # of one request
@@ -77,7 +77,7 @@ class Scorer:
             limiter=limiter or Limiter(),
         )
 
-    async def after(self, texts: Sequence[Text]) -> tuple[list[Row], Usage]:
+    async def after(self, texts: Sequence[Text]) -> tuple[list[Logprobs], Usage]:
         """The likeliest ids after each text."""
         while True:
             k = self.top_logprobs
@@ -90,7 +90,7 @@ class Scorer:
                     raise
                 self.top_logprobs = limit
 
-    async def named(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
+    async def reveal(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
         """Text -> id -> log probability, of these ids at least."""
         if self._names:
             try:
@@ -110,9 +110,9 @@ class Scorer:
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    async def _rows(self, texts: Sequence[Text], fields: Mapping[str, Any]) -> tuple[list[Row], Usage]:
+    async def _rows(self, texts: Sequence[Text], fields: Mapping[str, Any]) -> tuple[list[Logprobs], Usage]:
         choices, usage = await self._asked(texts, {"max_tokens": 1, **fields})
-        rows: list[Row] = []
+        rows: list[Logprobs] = []
         for choice in choices:
             tops = _column(choice, "top_logprobs")
             if not tops or not isinstance(tops[0], Mapping):

@@ -26,8 +26,9 @@ import numpy as np
 import pytest
 
 from blackbox_proxy.base.cache.base import CachedBase
+from blackbox_proxy.base.cache.file import VERSION
 from blackbox_proxy.base.cache.rows import export
-from blackbox_proxy.base.cache.store import VERSION, Store
+from blackbox_proxy.base.cache.store import Store
 from blackbox_proxy.errors import InputError, ServerFailed
 from blackbox_proxy.protocols import Abilities, Ask, Base
 from blackbox_proxy.types import Draft, Generation, Position, Prefix, Prompt, Token, Usage
@@ -476,7 +477,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(file: Path) -> None:
 def test_no_room_and_a_busy_file_end_no_run(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("blackbox_proxy.base.cache.store._BUSY", 0.05)
+    monkeypatch.setattr("blackbox_proxy.base.cache.file._BUSY", 0.05)
     base = Told()
     with cached(base, file) as one:
         asyncio.run(one.draft(Ask(Prefix("p"), 3)))
