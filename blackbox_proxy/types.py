@@ -109,8 +109,8 @@ class Draft:
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
     (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
     positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
-    `cut`: what the base wrote after the last position answers another question (its text, sent anew, would be other
-    tokens there), so that no draft goes on from there.
+    `cut`: what the base wrote after the last position does not count, and no draft goes on from there: its text, sent
+    anew, would be other tokens (one "ab" where it wrote "a" and then "b").
     """
 
     positions: tuple[Position, ...]

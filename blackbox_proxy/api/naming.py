@@ -35,9 +35,11 @@ def from_row(tokens: Sequence[Token], row: Floats, vocabulary: Vocabulary) -> Fl
     return _gathered(tokens, lambda index: float(row[index]) if index < len(row) else None, vocabulary)
 
 
-def from_position(tokens: Sequence[Token], position: Position, vocabulary: Vocabulary | None) -> Floats:
-    """log q (t,) of tokens from the candidates that a position shows; NaN for those that are not among them."""
-    listed = [*zip(position.tokens, position.logprobs.tolist(), strict=True), (position.token, position.logprob)]
+def from_draft(tokens: Sequence[Token], draft: Draft, vocabulary: Vocabulary | None) -> Floats:
+    """log q (t,) of tokens from the candidates that a draft shows first; NaN for those that are not among them."""
+    listed: list[tuple[Token, float | None]] = []
+    for position in draft.positions[:1]:
+        listed = [*zip(position.tokens, position.logprobs.tolist(), strict=True), (position.token, position.logprob)]
     shown = {token.id: value for token, value in reversed(listed) if token.id is not None and value is not None}
     return _gathered(tokens, shown.get, vocabulary)
 
@@ -61,10 +63,6 @@ def given_logprobs(tokens: Sequence[Token], drafts: Sequence[Draft]) -> Floats:
             logprob = draft.positions[0].logprob
             values[place] = np.nan if logprob is None else logprob
     return values
-
-
-def none_told(tokens: Sequence[Token]) -> Floats:
-    return np.full(len(tokens), np.nan)
 
 
 def in_requests(tokens: Sequence[Token], vocabulary: Vocabulary, limit: int) -> Iterator[list[Token]]:

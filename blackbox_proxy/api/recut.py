@@ -1,8 +1,9 @@
 """Where text that travels as text would be cut into other tokens than it was written in.
 
 A base that is sent its text anew cuts it anew: asked for one token at a time, it sees what its tokenizer makes of the
-whole text. A draft sees the tokens that it wrote itself. The two agree as long as the tokenizer makes just these tokens
-of the text; from the first place on where it does not, the rest of a draft answers another question.
+whole text. A draft sees the tokens that it wrote itself. Say it wrote "a" and then "b", and the tokenizer makes one
+token "ab" of that text: what the draft says after its "b" is not what a later request would be told after "ab". So a
+draft counts up to the first place where the two differ, and no further.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ class Recut:
 
 
 def until_recut(draft: Draft, recut: Recut | None) -> Draft:
-    """The draft itself as long as its text is cut as it was written, else what of it answers the question.
+    """The draft as far as its text, sent anew, would be cut into the tokens that it was written in.
 
-    The first position after which the text would be cut anew stays; the end of a text needs no cut.
+    The position that makes the difference stays (the "b" of "a", "b" where "ab" is one token): its candidates follow
+    "a" in both. The end of a text is never sent.
     """
     for i, position in enumerate(draft.positions if recut is not None else ()):
         if not position.token.end and recut is not None and not recut.add(position.token):

@@ -1,10 +1,10 @@
 """What can go wrong on the way to the API, and what waiting cures.
 
 `translated` turns every exception of openai-python and httpx2 into the one of `errors` that says what to do,
-`error_in_body` an error that came inside a 200, `truncated` a body that did not arrive whole; `with_retries` repeats a
-call while its error is retryable, waiting as long as the server asks. Only the request and the arrival of its answer
-belong inside: what an answer means is read outside, because a parser that fails in there would buy the same tokens
-again.
+`error_in_body` an error that came inside a 200, `truncated` a body that did not arrive whole (`decode_body` finds
+both); `with_retries` repeats a call while its error is retryable, waiting as long as the server asks. Only the request
+and the arrival of its answer belong inside: what an answer means is read outside (streaming.py), because a parser that
+fails in there would buy the same tokens again.
 
 Each retry is one line of this module's logger (INFO): attempt, kind of error, wait. Never the error's own words, which
 are the server's and may repeat the prompt.
@@ -13,6 +13,7 @@ are the server's and may repeat the prompt.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import re
@@ -317,6 +318,23 @@ def error_in_body(error: object, url: str) -> BaseError:
             f"{url} refuses the request ({status}): {said}", hint="Its message names the reason.", status=status
         )
     return ServerFailed(f"{url} failed while it wrote: {said}", hint="Try again later.", status=status)
+
+
+def decode_body(content: bytes, url: str) -> object:
+    """The JSON of a body. Raises what can be asked for again: BadResponse where it is no JSON (a gateway's page, a body
+    cut short), and what `error_in_body` makes of an `error` in it.
+    """
+    try:
+        body: object = json.loads(content)
+    except (ValueError, RecursionError):
+        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:80]
+        raise truncated(
+            f"the API answered with something that is not a completion: {shown!r}",
+            hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url, usually ending in /v1.",
+        ) from None
+    if isinstance(body, Mapping) and body.get("error"):
+        raise error_in_body(body["error"], url)
+    return body
 
 
 def truncated(what: str, hint: str) -> BadResponse:

@@ -4,7 +4,7 @@ A position is released as soon as nothing that may still come can change it. Two
 end of the text is one only if nothing follows, and the last token of a text that "stop" ended is the end, whatever it
 looks like, if it added nothing to the text. So a position is held back while its token is spelled like an end, or
 while the text so far does not go beyond the tokens before it; at most one, the last, is held at a time. A whole answer
-is one chunk (parse.py), so that streamed and whole answers cannot differ.
+is one chunk (`parse`), so that streamed and whole answers cannot differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from blackbox_proxy.api.positions import (
 from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.errors import BadResponse, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import FinishReason, Position, Usage
+from blackbox_proxy.types import Draft, FinishReason, Position, Usage
 
 _STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
@@ -224,6 +224,18 @@ def reader_of(sent: Sent, settings: Settings) -> Incremental:
         beyond=dialect.beyond,
         kept=settings.kept,
     )
+
+
+def parse(body: object, reader: Incremental) -> Draft:
+    """The draft in a completion or chat completion, read by a new reader, which knows what was asked for.
+
+    `finish` is "stop" where the API says that the text ended after the last position, whether or not that position is
+    the end itself. `usage` counts one call, and tokens where the API does. Raises BadResponse and NoLogprobs.
+    """
+    choice_of(body)
+    positions = reader.feed(body)
+    last, finish = reader.finish()
+    return Draft((*positions, *last), finish, usage_of(body), reader.given)
 
 
 def _adds_nothing(position: Position, before: bytes | None, text: str | None) -> bool:

@@ -1,8 +1,8 @@
 """A base behind an OpenAI-compatible API. opening.py makes it from checked arguments.
 
 One draft is one request. sent.py says what travels, payload.py builds the request, connection.py sends it, retry.py
-sends it again where that helps; parse.py reads the answer, streaming.py one that arrives in parts, and recut.py says
-where it stops being an answer to what will be asked next. single.py asks about tokens by name.
+sends it again where that helps; streaming.py reads the answer, in one piece or as it arrives, and recut.py says where
+its tokens stop being those that a later request would send. single.py asks about tokens by name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
 from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.meter import Meter, sent_tokens
 from blackbox_proxy.api.native import native_answer
-from blackbox_proxy.api.parse import decode_body, parse
 from blackbox_proxy.api.payload import draws_what_it_shows, request
 from blackbox_proxy.api.recut import recut_of, until_recut
-from blackbox_proxy.api.retry import named_limit, note_break, refuses_streams, with_retries
+from blackbox_proxy.api.retry import decode_body, named_limit, note_break, refuses_streams, with_retries
 from blackbox_proxy.api.sent import Sent, Settings, can_continue, carried, check, prompt_length
-from blackbox_proxy.api.streaming import Incremental, reader_of, usage_of
+from blackbox_proxy.api.streaming import Incremental, parse, reader_of, usage_of
 from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.single import OneToken
 from blackbox_proxy.dialects.table import PROBED

@@ -15,20 +15,18 @@ import numpy as np
 
 from blackbox_proxy.api.naming import (
     BIAS_LIMIT,
-    from_position,
+    from_draft,
     given_logprobs,
     has_logprobs,
     ids_of,
     in_requests,
     logit_bias,
-    none_told,
     text_only,
     without_logprobs,
 )
-from blackbox_proxy.api.parse import parse
 from blackbox_proxy.api.payload import request
 from blackbox_proxy.api.sent import Settings, carried
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, InputError, NoLogprobs
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
@@ -100,7 +98,7 @@ class OneToken(ABC):
         for some in in_requests(tokens, vocabulary, dialect.named_limit):
             ids = [index for token in some for index in ids_of(token, vocabulary)]
             draft = await self._one(Ask(prefix, 1), {dialect.named: ids}, len(ids) + 1)
-            told.append(from_position(some, draft.positions[0], vocabulary) if draft.positions else none_told(some))
+            told.append(from_draft(some, draft, vocabulary))
             usage += draft.usage
         return Revealed(np.concatenate(told), usage)
 

@@ -1,6 +1,6 @@
 """What a probe reads in an answer: pure functions over plain JSON.
 
-A draft is read for its meaning (parse.py); here the question is what the server *does*: how it writes tokens, which
+A draft is read for its meaning (streaming.py); here the question is what the server *does*: how it writes tokens, which
 numbers stand for none, whether two answers say the same.
 """
 

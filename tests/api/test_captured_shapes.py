@@ -16,8 +16,7 @@ import pytest
 from api_server import Asking, Server
 from starlette.responses import Response
 
-from blackbox_proxy.api.parse import parse
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadRequest, BaseError, ContextTooLong, ModelNotFound, NoLogprobs
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.vocabulary import Vocabulary

@@ -11,10 +11,9 @@ from api_answers import END, TURN, legacy
 from api_server import Asking, Server
 
 from blackbox_proxy.api.echo import Echo, EchoedIds, EchoedText
-from blackbox_proxy.api.parse import parse
 from blackbox_proxy.api.payload import request
 from blackbox_proxy.api.sent import Sent, Settings, carried
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.dialects.table import DIALECTS, Dialect
 from blackbox_proxy.errors import BadResponse, InputError, NoLogprobs
 from blackbox_proxy.protocols import Ask

@@ -12,8 +12,8 @@ from api_answers import END, TURN, chat, entry, legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackbox_proxy.api.parse import decode_body, parse
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.retry import decode_body
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs, ServerFailed
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Position, Token, Usage

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from api_answers import END, TURN, chat, entry, legacy
 
-from blackbox_proxy.api.parse import parse
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Usage

@@ -13,18 +13,21 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
-from blackbox_proxy.base.cache.keeping import Keeping, alone, held, later
-from blackbox_proxy.base.cache.reading import Reading, Wanted, draw_of, root_of
-from blackbox_proxy.base.cache.rows import GREEDY, digest, packed, reveal_key, token_to
-from blackbox_proxy.base.cache.store import MAX_BYTES, Store, StoredRow, new_owner
+from blackbox_proxy.base.cache.reading import Reading, Wanted, draw_of, logprob_of, root_of
+from blackbox_proxy.base.cache.rows import GREEDY, STOP, Drawn, after, digest, drawn_to, packed, reveal_key, token_to
+from blackbox_proxy.base.cache.store import LEASE, MAX_BYTES, Store, StoredRow, new_owner
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.protocols import Ask, Base, Revealed
-from blackbox_proxy.types import Draft, Prefix, Token, Usage
+from blackbox_proxy.types import Draft, FinishReason, Position, Prefix, Token, Usage
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.1  # seconds between two looks for what somebody else is asking for
@@ -89,10 +92,7 @@ class CachedBase(BaseAround):
             return not np.isnan(values).any() or self.store.claim(claim, owner)
 
         try:
-            wait = _FIRST_WAIT
-            while not await asyncio.wrap_future(self.store.submit(look)):
-                await asyncio.sleep(wait)
-                wait = min(wait * 1.5, _LONGEST_WAIT)
+            await self._waited(look)
             missing = [int(place) for place in np.flatnonzero(np.isnan(values))]
             usage = Usage()
             if missing:
@@ -104,15 +104,15 @@ class CachedBase(BaseAround):
                         len(prefix.tokens),
                         wanted.start,
                         json.dumps(token_to(tokens[place])),
-                        packed(alone(tokens[place], float(values[place]))),
+                        packed(_alone(tokens[place], float(values[place]))),
                     )
                     for place in missing
                     if not np.isnan(values[place])
                 ]
-                later(self.store, self.store.put, wanted.root, entries)
+                _later(self.store, self.store.put, wanted.root, entries)
             return Revealed(values, usage)
         finally:
-            later(self.store, self.store.release, owner)
+            _later(self.store, self.store.release, owner)
 
     async def aclose(self) -> None:
         """Close the base and the file. Both can be used again."""
@@ -136,8 +136,8 @@ class CachedBase(BaseAround):
                 if served is not None:
                     yield served
                     return
-            kept = Keeping(self.store, wanted, owner)
-            with held(self.store, owner) as hold:
+            kept = _Keeping(self.store, wanted, owner)
+            with _held(self.store, owner) as hold:
                 async with aclosing(send()) as parts:
                     async for part in parts:
                         kept.add(part)
@@ -147,28 +147,139 @@ class CachedBase(BaseAround):
                 kept.end()
         finally:
             if owner is not None:
-                later(self.store, self.store.release, owner)
+                _later(self.store, self.store.release, owner)
 
     async def _served(self, wanted: Wanted, owner: str) -> Draft | None:
         """What the cache has; None once it is ours to ask. Waits while somebody else asks for the same."""
+        found = await self._waited(partial(self._look, wanted, owner))
+        return None if isinstance(found, bool) else found
+
+    async def _waited(self, look: Callable[[], _T]) -> _T:
+        """What `look` says on the store's thread, as soon as that is not False."""
         wait = _FIRST_WAIT
-        while True:
-            found = await asyncio.wrap_future(self.store.submit(self._look, wanted, owner))
-            if not isinstance(found, bool):
-                return found
-            if found:
-                return None
+        while (found := await asyncio.wrap_future(self.store.submit(look))) is False:
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, _LONGEST_WAIT)
+        return found
 
     def _look(self, wanted: Wanted, owner: str) -> Draft | bool:
         """On the store's thread. A draft from the rows; else whether what is missing is now claimed by `owner`."""
         store, claim = self.store, wanted.claim(wanted.start)
         drawn = wanted.draw != GREEDY
-        # A sampled draft is only served when it is complete: its rest hangs on the seed and on where it began.
+        # A sampled draft is only served when it is complete: what it draws depends on its seed and on where it began.
         if not (drawn and store.claimed(claim)) and (draft := self._reading.draft(wanted)) is not None:
             return draft
         with store.together():
             if not (drawn and store.claimed(claim)) and (draft := self._reading.draft(wanted)) is not None:
                 return draft
             return store.claim(claim, owner)
+
+
+class _Keeping:
+    """An answer on its way into the store, part by part."""
+
+    def __init__(self, store: Store, wanted: Wanted, owner: str | None) -> None:
+        self._store = store
+        self._wanted = wanted
+        self._owner = owner
+        self._key, self._before = wanted.start, wanted.before
+        self._last: Token | None = wanted.prefix.tokens[-1] if wanted.prefix.tokens else None
+        self._place = len(wanted.prefix.tokens)
+        self._draw: bytes | None = None
+        self._own = False
+        self._finish: FinishReason | None = None
+
+    def add(self, part: Draft) -> None:
+        """Keep these positions. Whoever waits for the first of them can go on; a greedy claim moves to what is next."""
+        rows: list[tuple[StoredRow, Position | None]] = []
+        for i, position in enumerate(part.positions):
+            drawn = Drawn(position.token, position.logprob, part.cut and i + 1 == len(part.positions))
+            rows.append((self._stored(i >= part.given, drawn_to(drawn)), position))
+            if i < part.given and position.logprob is not None and logprob_of(position.token, position) is None:
+                rows.append((self._told(position), _alone(position.token, position.logprob)))
+            self._move(position.token)
+        if part.finish is not None:
+            self._finish = part.finish
+        if rows:
+            self._write(rows)
+
+    def end(self) -> None:
+        """The answer is complete: if the base ended its text without showing the end, that is worth knowing, too."""
+        if self._finish == "stop" and not (self._last is not None and self._last.end) and self._owner is not None:
+            self._write([(self._stored(True, STOP), None)])
+
+    def _stored(self, own: bool, drawn: str) -> StoredRow:
+        if own and not self._own:
+            self._own, self._draw = True, self._wanted.draw_at(self._key)
+        token = None if self._last is None else json.dumps(token_to(self._last))
+        kept = own and self._draw is not None
+        return StoredRow(
+            self._key,
+            self._place,
+            self._before,
+            token,
+            b"",
+            self._draw if kept else None,
+            drawn if kept else None,
+        )
+
+    def _told(self, position: Position) -> StoredRow:
+        """A row of its own for a given token that is not among the candidates."""
+        spelled = json.dumps(token_to(position.token))
+        return StoredRow(reveal_key(self._key, position.token), self._place, self._key, spelled, b"")
+
+    def _move(self, token: Token) -> None:
+        self._before, self._key, self._last = self._key, after(self._key, token), token
+        self._place += 1
+
+    def _write(self, rows: list[tuple[StoredRow, Position | None]]) -> None:
+        wanted = self._wanted
+        claim = wanted.claim(self._key if wanted.draw == GREEDY else wanted.start)
+
+        def write() -> None:
+            entries = [row if position is None else row._replace(value=packed(position)) for row, position in rows]
+            self._store.put(wanted.root, entries, self._owner, claim)
+
+        _later(self._store, write)
+
+
+def _alone(token: Token, logprob: float) -> Position:
+    return Position(token, None, (token,), np.array([logprob]))
+
+
+def _later(store: Store, work: Callable[..., None], *arguments: Any) -> None:
+    """On the store's thread, without waiting for it."""
+    with suppress(RuntimeError):  # the interpreter is on its way out; the claim runs out by itself
+        store.submit(work, *arguments).add_done_callback(_look_at)
+
+
+def _look_at(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.warning("the cache could not keep an answer", exc_info=error)
+
+
+class _held:
+    """Renews a claim while its owner waits for the base."""
+
+    def __init__(self, store: Store, owner: str | None) -> None:
+        self._store = store
+        self._owner = owner
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Callable[[bool], None]:
+        self._hold(True)
+        return self._hold
+
+    def __exit__(self, *_: object) -> None:
+        self._hold(False)
+
+    def _hold(self, on: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if on and self._owner is not None:
+            self._timer = asyncio.get_running_loop().call_later(LEASE / 3, self._renew, self._owner)
+
+    def _renew(self, owner: str) -> None:
+        _later(self._store, self._store.renew, owner)
+        self._hold(True)
