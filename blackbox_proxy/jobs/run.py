@@ -178,11 +178,12 @@ def defaults_for(tuner: Generates, settings: Mapping[str, Any] | None, decoding:
 def _settings_of(tuner: Generates) -> dict[str, Any]:
     """What a tuner says of itself that its texts depend on, in a form that is the same in the next process."""
     pairs = [repr(pair) if " at 0x" not in repr(pair) else type(pair).__name__ for pair in getattr(tuner, "pairs", ())]
+    equation = getattr(tuner, "equation", None)
     alphas = [
-        a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(tuner, "alphas", ())
+        a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(equation, "alphas", ())
     ]
     base = getattr(getattr(tuner, "base", None), "name", "")
-    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(tuner, "tail", "")}
+    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(equation, "tail", "")}
 
 
 def _check_numbers(concurrency: int, limit: int | None) -> None:

@@ -122,7 +122,7 @@ def _position(columns: list[tuple[bytes, float, float, float, How]], shown: int,
     q, e, a = (np.log(np.array(column)) for column in probabilities)
     offset = np.where([kind == "neutral" for kind in how], 0.0, e - a)
     tokens = tuple(Token(bytes=text, text=text.decode()) for text in spelled)
-    return Weighed(tokens, shown, q, combine(q, [offset], [alpha]), Scores(e, a, offset, how), 0.95)
+    return Weighed(tokens, shown, q, combine(q, [offset], [alpha]), (Scores(e, a, offset, how),), 0.95)
 
 
 def _vocabulary(*spelled: bytes) -> Vocabulary:
