@@ -119,8 +119,9 @@ class Draft:
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
     (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
     positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
-    `cut`: what the base wrote after the last position answers another question (its text, sent anew, would be other
-    tokens there), so that no draft goes on from there.
+    `cut`: no draft goes on from the last position, since the text would be cut into other tokens when it is sent anew.
+    Say the base wrote two spaces as two tokens, and its tokenizer makes one token of both: what it wrote behind the
+    second space it would not write behind that token.
     """
 
     positions: tuple[Position, ...]

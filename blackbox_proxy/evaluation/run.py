@@ -26,7 +26,7 @@ from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.compare import Table, table_of, warnings_of
 from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
-from blackbox_proxy.evaluation.systems import ROLES, Panel, Role, Row, System, Way
+from blackbox_proxy.evaluation.systems import ROLES, Answered, Panel, Role, System, Way
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
 from blackbox_proxy.maths.equation import alpha_at
 from blackbox_proxy.prices import Prices
@@ -54,7 +54,7 @@ class Evaluation:
     """
 
     tables: tuple[Table, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Answered, ...]
     bad: tuple[str, ...]
     usage: Usage
     seconds: float
@@ -218,9 +218,9 @@ async def _cached(base: Base) -> AsyncIterator[Base]:
 
 async def _answer(
     panel: Panel, tasks: Sequence[Task], concurrency: int, observe: Callable[[Progress], None] | None
-) -> list[Row]:
+) -> list[Answered]:
     """Every task's row, in order."""
-    found: dict[int, Row] = {}
+    found: dict[int, Answered] = {}
     todo = iter(enumerate(tasks))
     told = Progress(len(tasks))
 

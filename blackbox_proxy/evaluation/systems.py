@@ -86,7 +86,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Answered:
     """One task with what each system made of it, by the system's key."""
 
     task: Task
@@ -185,7 +185,7 @@ class Panel:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def answer(self, task: Task) -> Row:
+    async def answer(self, task: Task) -> Answered:
         """What every system makes of a task. An error is an outcome; those that every further row would meet as well
         are raised.
         """
@@ -193,7 +193,7 @@ class Panel:
         if task.kind == "question":
             for system in self.systems:
                 outcomes |= await _guarded(self._say(task, system), [system])
-            return Row(task, outcomes)
+            return Answered(task, outcomes)
         ask = self._choose if task.kind == "choice" else self._score
         # One request is enough for all systems but the ceiling, which is another model.
         shared = [system for system in self.systems if system.role != "ceiling"]
@@ -202,7 +202,7 @@ class Panel:
         if self._ceiling is not None:
             ceiling = [system for system in self.systems if system.role == "ceiling"]
             outcomes |= await _guarded(ask(self._ceiling, task, ceiling), ceiling)
-        return Row(task, {system.key: outcomes[system.key] for system in self.systems})
+        return Answered(task, {system.key: outcomes[system.key] for system in self.systems})
 
     def _equations(self, systems: Sequence[System]) -> list[Equation]:
         """One for each alpha; alpha 0 where there is none, since something must be asked for."""

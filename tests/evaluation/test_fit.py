@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,20 @@ def test_the_disagreement_is_that_of_the_tuned_model_at_the_base_s_own_places(
                 total += 1
         assert (fit.tokens, round(fit.disagreement * total)) == (total, changed)
         assert fit.covered_mass == pytest.approx(1.0)
+
+
+def test_the_tuners_own_equation_is_measured(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """With a tail of no tokens p moves as far from q as without a tail, and less far than with one of 32."""
+
+    def divergence(**equation: Any) -> float:
+        tuner = ProxyTuner(api_base(), pairs("same"), 2.0, **equation)
+        return measure_fit(tuner, PROMPTS[:2], max_tokens=6).divergence
+
+    assert divergence(tail_size=0) == divergence(tail="truncate")
+    assert divergence(tail_size=0) != pytest.approx(divergence(), rel=1e-3)
+    assert divergence(tail_size=32) == divergence()
 
 
 def _batch(ids: tuple[int, ...]) -> object:
