@@ -84,7 +84,7 @@ def test_law_6_a_warm_run_costs_nothing_and_says_the_same(
     pairs: Callable[[str], TransformersPair],
     file: Path,
 ) -> None:
-    from test_few_calls import PROMPTS, tuner
+    from asking import PROMPTS, tuner
     from toys import Always
 
     from blackbox_proxy import Drafting
@@ -147,7 +147,7 @@ def test_a_sweep_of_alpha_costs_little_more_than_its_texts_demand(
     """With models that change most of what the base would write. Less than two runs for nearby values; a wider sweep
     leads to texts that share less: greedy texts that have parted have no prefix in common. `-s` prints the figures.
     """
-    from test_few_calls import PROMPTS
+    from asking import PROMPTS
 
     from blackbox_proxy import Drafting, ProxyTuner
     from blackbox_proxy.tuner import run
