@@ -134,10 +134,10 @@ def _same(expected: Position, came: Position, how: How, where: str) -> bool:
     for key in one.keys() | other.keys():
         a, b = one.get(key, least), other.get(key, least)
         expect(abs(a - b) <= how.tolerance or max(a, b) <= least + how.tolerance, f"log q = {a} of {key}", b, where)
-    a, b = expected.token.key, came.token.key
-    if a == b:
+    key, other_key = expected.token.key, came.token.key
+    if key == other_key:
         return True
-    tie = a in one and b in one and abs(one[a] - one[b]) <= how.tolerance
+    tie = key in one and other_key in one and abs(one[key] - one[other_key]) <= how.tolerance
     expect(tie, f"the token {expected.token}", came.token, where)
     return False
 
@@ -189,7 +189,9 @@ async def a_stream_is_the_draft_in_parts(fresh: Fresh, prompt: Prompt, how: How)
     _same_positions(whole.positions, came.positions, how, "streamed")
     if [position.token for position in whole.positions] == [position.token for position in came.positions]:
         expect(came.finish == whole.finish, f"finish {whole.finish!r}", repr(came.finish), "the last part")
-        expect(_spent(came.usage) == _spent(whole.usage), whole.usage, came.usage, "the usage of all parts")
+        # what a stream is closed before is not written
+        spent = _spent(replace(came.usage, completion_tokens=whole.usage.completion_tokens) if came.cut else came.usage)
+        expect(spent == _spent(whole.usage), whole.usage, came.usage, "the usage of all parts")
     asked = parts[0].usage.api_calls + parts[0].usage.cached_positions
     expect(asked >= 1 or not came.positions, "the request in its usage", parts[0].usage, "the first part")
     return True

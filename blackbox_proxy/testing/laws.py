@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Law = TypeVar("Law", bound=Callable[..., object])
+P = TypeVar("P")
 
 _LONGEST = 600  # characters of a value in a sentence
 
@@ -34,3 +38,18 @@ def broken(law: Callable[..., object], what: str, prompt: object, error: Asserti
     """The error of a broken law, with the law and the prompt at which it was broken."""
     sentence = " ".join((law.__doc__ or "").split())
     return AssertionError(f"{what} breaks {law.__name__} ({sentence}) at the prompt {prompt!r}.\n{error}")
+
+
+def put(laws: Sequence[Law], prompts: Sequence[P], holds: Callable[[Law, P], bool], what: str) -> tuple[str, ...]:
+    """Put each law to `what` at each prompt; the names of those of which `holds` said that they could be put."""
+    kept = []
+    for law in laws:
+        applied = False
+        for prompt in prompts:
+            try:
+                applied = holds(law, prompt) or applied
+            except AssertionError as error:
+                raise broken(law, what, prompt, error) from None
+        if applied:
+            kept.append(law.__name__)
+    return tuple(kept)

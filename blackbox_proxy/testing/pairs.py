@@ -10,7 +10,7 @@ import numpy as np
 
 from blackbox_proxy.errors import InputError, PairError
 from blackbox_proxy.protocols import Pair, Row, Session
-from blackbox_proxy.testing.laws import How, broken, expect
+from blackbox_proxy.testing.laws import How, expect, put
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Scores, Token
 from blackbox_proxy.types import How as Kind
@@ -57,17 +57,7 @@ def check_equal_models(pair: Pair, base_vocabulary: Vocabulary, prompts: Sequenc
 
 
 def _check(pair: Pair, base: Vocabulary, prompts: Sequence[str], laws: Sequence[PairLaw], how: How) -> tuple[str, ...]:
-    kept = []
-    for law in laws:
-        applied = False
-        for prompt in prompts:
-            try:
-                applied = law(pair, _written(prompt, base, how), how) or applied
-            except AssertionError as error:
-                raise broken(law, "the pair", prompt, error) from None
-        if applied:
-            kept.append(law.__name__)
-    return tuple(kept)
+    return put(laws, prompts, lambda law, prompt: law(pair, _written(prompt, base, how), how), "the pair")
 
 
 def _written(prompt: str, base: Vocabulary, how: How) -> Text:

@@ -12,7 +12,7 @@ import numpy as np
 from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.protocols import Ask, Base
-from blackbox_proxy.testing.laws import How, broken, expect
+from blackbox_proxy.testing.laws import How, expect, put
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Draft, Generation, Prefix, Prompt, joined
 
@@ -30,17 +30,9 @@ def check_tuner(
     Greedy texts of `How.tokens` tokens, with one pair. Returns the names of the laws that could be put to it. Raises
     AssertionError, and what the tuner itself raises. Tuners are not closed: they may share their pair.
     """
-    kept = []
-    for law in TUNER_LAWS if laws is None else laws:
-        applied = False
-        for prompt in prompts:
-            try:
-                applied = law(make_tuner, prompt, How(**how)) or applied
-            except AssertionError as error:
-                raise broken(law, "the tuner", prompt, error) from None
-        if applied:
-            kept.append(law.__name__)
-    return tuple(kept)
+    return put(
+        TUNER_LAWS if laws is None else laws, prompts, lambda law, at: law(make_tuner, at, How(**how)), "the tuner"
+    )
 
 
 def alpha_zero_is_the_base(make: Make, prompt: Prompt, how: How) -> bool:
