@@ -151,7 +151,7 @@ def test_a_failed_training_leaves_nothing_behind(
 
 @pytest.mark.slow
 def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The claims of the README on its table: pytest -m slow tests/test_demo.py (minutes)."""
+    """The claims of the README on its table: pytest -m slow tests/demo (minutes)."""
     from blackbox_proxy.demo.run import run_demo
 
     out = io.StringIO()
