@@ -15,6 +15,8 @@ import blackbox_proxy
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "blackbox_proxy"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+FLOORS, KNOWN = PAGE.partition("## Floors and rooms")[2].split("## What each may know")
+TABLE = re.findall(r"^\| (\d+) \| (.*) \|$", FLOORS, re.M)
 MOST_OF_A_MODULE, MOST_OF_A_ROOM, MOST_OF_A_TEST = 450, 3_000, 600  # lines
 
 # What is being mended: empty when the house is done.
@@ -89,17 +91,14 @@ def room(module: str) -> str:
 
 @cache
 def floors() -> Mapping[str, int]:
-    table = re.findall(r"^\| (\d+) \| (.*) \|$", PAGE, re.M)
-    return {name: int(floor) for floor, names in table for name in re.findall(r"`(\w+)`", names)}
+    return {name: int(floor) for floor, names in TABLE for name in re.findall(r"`(\w+)`", names)}
 
 
 def test_the_page_names_every_room_once() -> None:
-    named = Counter(
-        name for names in re.findall(r"^\| \d+ \| (.*) \|$", PAGE, re.M) for name in re.findall(r"`(\w+)`", names)
-    )
+    named = Counter(name for _, names in TABLE for name in re.findall(r"`(\w+)`", names))
     assert named == Counter({room(name) for name in modules()} - {""})
     for name in floors():
-        assert re.search(rf"^\|[^|]*`{name}`", PAGE.partition("## What each may know")[2], re.M) or name in (
+        assert re.search(rf"^\|[^|]*`{name}`", KNOWN, re.M) or name in (
             "version",
             "background",
             "prices",
