@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from blackbox_proxy.errors import InputError, PairError
 from blackbox_proxy.protocols import Pair, Row, Session
 from blackbox_proxy.testing.laws import How, expect, put
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import END, Position, Scores, Token
+from blackbox_proxy.types import END, Floats, Position, Scores, Token
 from blackbox_proxy.types import How as Kind
 
 _FEW = 12  # words of the vocabulary that stand among the candidates of each position
@@ -76,11 +76,14 @@ def _written(prompt: str, base: Vocabulary, how: How) -> Text:
 
 def _scores(session: Session, row: Row, tokens: Sequence[Token]) -> Scores:
     """The models' own numbers: what a row has estimated is summed."""
-    scores = row.score(tokens)
-    if getattr(scores, "error", np.zeros(0)).any():
-        session.refine([(row, tokens)])
-        scores = row.score(tokens)
-    return scores
+    if _error(row.score(tokens)).any():
+        cast(Any, session).refine([(row, tokens)])
+    return row.score(tokens)
+
+
+def _error(scores: Scores) -> Floats:
+    error: Floats = getattr(scores, "error", np.zeros(len(scores.offset)))
+    return error
 
 
 def _same(expected: Scores, came: Scores, how: How, where: str) -> None:
@@ -165,6 +168,33 @@ def a_draft_taken_back_leaves_nothing(pair: Pair, text: Text, how: How) -> bool:
     return True
 
 
+def what_is_refined_is_known_better(pair: Pair, text: Text, how: How) -> bool:
+    """Where a row estimates, refining tokens makes none of their errors larger; refined again they are the same."""
+    session = pair.open(text.prompt, text.vocabulary)
+    estimated = False
+    for row, position in zip(session.score([], text.positions), text.positions, strict=True):
+        before = _error(row.score(position.tokens))
+        after = _scores(session, row, position.tokens)
+        expect((_error(after) <= before).all(), f"errors of at most {before}", _error(after), "refined")
+        _same(after, _scores(session, row, position.tokens), how, "refined again")
+        estimated = estimated or bool(before.any())
+    return estimated
+
+
+def reading_ahead_changes_nothing(pair: Pair, text: Text, how: How) -> bool:
+    """A session that has read the prompt, and then a part of the text, before it is asked scores the same."""
+    plain, ahead = (pair.open(text.prompt, text.vocabulary) for _ in range(2))
+    if not hasattr(ahead, "read"):
+        return False
+    for place, position in enumerate(text.positions):
+        (row,) = plain.score(text.tokens[:place], [position])
+        expected = _scores(plain, row, position.tokens)
+        ahead.read(text.tokens[:place])
+        (row,) = ahead.score(text.tokens[:place], [position])
+        _same(expected, _scores(ahead, row, position.tokens), how, f"position {place}, read before")
+    return True
+
+
 def texts_do_not_disturb_each_other(pair: Pair, text: Text, how: How) -> bool:
     """A session scores the same while another text is scored between its requests, and after that one is closed."""
     alone, one = (pair.open(text.prompt, text.vocabulary) for _ in range(2))
@@ -229,6 +259,8 @@ PAIR_LAWS: tuple[PairLaw, ...] = (
     the_order_of_candidates_changes_nothing,
     n_positions_at_once_are_n_single_ones,
     a_draft_taken_back_leaves_nothing,
+    what_is_refined_is_known_better,
+    reading_ahead_changes_nothing,
     texts_do_not_disturb_each_other,
     events_are_disjoint,
     proposals_are_likely_words_of_the_base,
