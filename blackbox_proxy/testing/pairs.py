@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -137,7 +137,8 @@ def the_order_of_candidates_changes_nothing(pair: Pair, text: Text, how: How) ->
     (row,) = session.score([], text.positions[:1])
     tokens = list(text.positions[0].tokens)
     there, back = _scores(session, row, tokens), _scores(session, row, tokens[::-1])
-    turned = Scores(back.log_expert[::-1], back.log_antiexpert[::-1], back.offset[::-1], back.how[::-1])
+    columns = {name: getattr(back, name)[::-1] for name in ("log_expert", "log_antiexpert", "offset", "how")}
+    turned = replace(back, **columns)
     _same(there, turned, how, "the other way round")
     return True
 
