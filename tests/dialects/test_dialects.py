@@ -391,14 +391,6 @@ def test_some_servers_ignore_what_they_do_not_know(emulated: Callable[[str], str
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_the_readme_shows_the_table() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = "<!-- dialects -->", "<!-- /dialects -->"
-    assert text.count(begin) == text.count(end) <= 1
-    if begin in text:
-        assert text.partition(begin)[2].partition(end)[0].strip() == support.markdown()
-
-
 def test_the_command_prints_the_table() -> None:
     for arguments, expected in (([], support.text()), (["--markdown"], support.markdown())):
         result = CliRunner().invoke(app, ["dialects", *arguments])
