@@ -312,7 +312,7 @@ def test_a_broken_base_is_caught_and_the_law_named(law: str, break_it: Callable[
 
 
 class ChangedPair:
-    """A pair whose rows are changed by `row(row, session, place, place in the draft)`; `checks`: whether it looks at prompts."""
+    """A pair whose rows are changed by `row(row, session, place, place in the draft)`."""
 
     def __init__(self, pair: Pair, row: Callable[..., Row] = lambda row, *_: row, checks: bool = True) -> None:
         self.pair, self.row, self.checks = pair, row, checks
