@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from blackbox_proxy.demo import models as demo_models_module
-from blackbox_proxy.demo.evaluate import Answer, Row, Task, gap_closed, row_of, score, tasks
+from blackbox_proxy.demo.evaluate import Answer, Figures, Task, gap_closed, row_of, score, tasks
 from blackbox_proxy.demo.models import demo_models, is_built
 from blackbox_proxy.demo.recipe import Recipe
 from blackbox_proxy.demo.world import build_world, held_out_lines, leaks, library_text, news_text, questions, reports
@@ -90,7 +90,7 @@ def test_rows_and_the_gap() -> None:
     row = row_of("some", WORLD, todo, [Answer("x", 1, 4), Answer("n", 2, 4), Answer("z", 1, 2)])
     assert row.scores == {"changed": 0.5, "unchanged": 1.0, "free": 0.0}
     assert row.calls_per_token == 0.4
-    base, ceiling = (Row("", {"changed": c, "unchanged": 1.0, "free": 0.0}, 0.0, ()) for c in (0.1, 0.9))
+    base, ceiling = (Figures("", {"changed": c, "unchanged": 1.0, "free": 0.0}, 0.0, ()) for c in (0.1, 0.9))
     assert gap_closed(row, base, ceiling, "changed") == pytest.approx(0.5)
     assert gap_closed(row, base, base, "changed") is None
 
