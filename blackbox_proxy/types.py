@@ -155,17 +155,19 @@ class Scores:
 
     `log_expert`, `log_antiexpert`: log mass of the event "the base's next token is this one", nats. `offset` is their
     difference: the log ratio that `combine` multiplies by alpha. `how` says where each offset came from: "exact" (the
-    event's own mass), "prefix" (the mass of the longest part of the token that could be scored), "neutral" (offset 0,
-    nothing is known of the token).
+    event's own mass), "estimated" (from the row after the text alone), "prefix" (the mass of the longest part of the
+    token that could be scored), "neutral" (offset 0, nothing is known of the token). `error` (c,): how far each offset
+    may be off, nats; 0 where it is what the models say.
     """
 
     log_expert: Floats
     log_antiexpert: Floats
     offset: Floats
     how: tuple[How, ...]
+    error: Floats
 
 
-How = Literal["exact", "prefix", "neutral"]
+How = Literal["exact", "estimated", "prefix", "neutral"]
 TailPolicy = Literal["truncate", "floor", "backoff", "ask"]
 
 

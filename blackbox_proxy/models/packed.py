@@ -66,8 +66,9 @@ class KV:
 class Segment:
     """What one text wants read: `ids` (q,) behind its cache, and the logits at the places `keep` among them.
 
-    parents: None where the ids are a chain; else the node that each id follows, -1 for the end of the cache. Nodes of
-    the tree see their ancestors only, and stand at the place that their depth gives them.
+    parents: None where the ids are a chain; else the node that each id follows; -1 is the end of the cache, -2 the
+    token before that, and so on. Nodes of the tree see what is before them on their way, and stand where their depth
+    puts them.
     """
 
     kv: KV
@@ -84,11 +85,14 @@ class Segment:
             self.places = list(range(past, past + q))
             return
         self.places = [0] * q
-        seen = torch.eye(q, dtype=torch.bool)
+        seen = torch.cat([torch.zeros(q, past, dtype=torch.bool), torch.eye(q, dtype=torch.bool)], dim=1)
         for i, parent in enumerate(self.parents):
-            self.places[i] = past if parent < 0 else self.places[parent] + 1
             if parent >= 0:
+                self.places[i] = self.places[parent] + 1
                 seen[i] |= seen[parent]
+            else:
+                self.places[i] = past + parent + 1
+                seen[i, : self.places[i]] = True
         self._seen = seen
 
     def mask(self, window: int | None, groups: int, device: torch.device) -> torch.Tensor | None:
@@ -100,10 +104,9 @@ class Segment:
     def _mask(self, window: int | None, groups: int, device: torch.device) -> torch.Tensor | None:
         past, q = self.kv.length, len(self.ids)
         within = window is None or max(self.places) < window
-        if q == 1 and within:
+        if q == 1 and within and self.places[0] == past:
             return None
-        new = torch.ones(q, q, dtype=torch.bool).tril() if self._seen is None else self._seen
-        allowed = torch.cat([torch.ones(q, past, dtype=torch.bool), new], dim=1)
+        allowed = torch.ones(q, past + q, dtype=torch.bool).tril(past) if self._seen is None else self._seen.clone()
         if not within and window is not None:
             at = torch.tensor(self.places)
             allowed &= at[:, None] - torch.cat([torch.arange(past), at])[None, :] < window

@@ -59,7 +59,7 @@ class Trunk:
         """Have these ids in the cache; nothing is asked about them."""
         if self.lm.trees and len(ids) > 0:
             with self.lock, self._alone(list(ids), 0):
-                self._fill(list(ids), leave=0)
+                self._fill(list(ids), leave=0, whole=True)
 
     def advance(self, ids: Sequence[int], keep: int = 1) -> torch.Tensor:
         """Read `ids` (the whole text); log probabilities (keep, V) of what follows its last `keep` tokens."""
@@ -76,22 +76,27 @@ class Trunk:
     def logits(
         self, ids: Sequence[int], parents: Sequence[int] = (), tokens: Sequence[int] = (), keep: int = 1
     ) -> torch.Tensor:
-        """Logits (keep + m, outputs) of what follows the last `keep` tokens of `ids`, and each node of the tree.
+        """Logits (keep + m, outputs) of what follows the last `keep` tokens of `ids`, and each node of a tree.
 
-        One pass where the model takes packs. Nodes that continue the text in a row, from the first on, stay read.
-        Raises ContextTooLong.
+        A node follows an earlier one, or (-1) the end of the text, (-2) its last token but one, and so on. One pass
+        where the model takes packs. Nodes that continue the text in a row, from the first on, stay read. Raises
+        ContextTooLong.
         """
         depth = [0] * len(tokens)
         for i, parent in enumerate(parents):
-            depth[i] = 1 if parent < 0 else depth[parent] + 1
+            depth[i] = parent + 2 if parent < 0 else depth[parent] + 1
         self.lm.check_length(len(ids) + max(depth, default=0), "the text")
-        if not 1 <= keep <= len(ids):
+        if not 0 <= keep <= len(ids) or not (keep or tokens):
             raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
         with self.lock:
             if self.lm.trees:
                 return self._packed(list(ids), parents, tokens, keep)
-            rows = self._in_dynamic(ids, keep)
-            return torch.cat([rows, self._branch_in_batch(ids, parents, tokens)]) if tokens else rows
+            parts = [self._in_dynamic(ids, keep)] if keep else []
+            if tokens and min(parents) < -1:
+                parts += [self.lm.plain(way)[-1:] for way in _ways(ids, parents, tokens)]
+            elif tokens:
+                parts.append(self._branch_in_batch(ids, parents, tokens))
+            return torch.cat(parts)
 
     # -- packs ----------------------------------------------------------------------------------------------------
 
@@ -104,7 +109,7 @@ class Trunk:
             n = len(rest)
             tree = None
             if chain < m:
-                tree = [*range(-1, n - 1), *(n - 1 if parent < 0 else n + parent for parent in parents)]
+                tree = [*range(-1, n - 1), *(n + parent for parent in parents)]
             found = self._pass([*rest, *tokens], [*range(n - keep, n), *range(n, n + m)], tree)
         self._kv.length -= m - chain
         self.ids = [*ids, *tokens[:chain]]
@@ -119,16 +124,16 @@ class Trunk:
         with self._slots.reading:
             yield
 
-    def _fill(self, ids: list[int], leave: int) -> list[int]:
-        """Have of `ids` in the cache what other texts have read, and all but a last part that fits into one pass; what
-        is still to be read, at least the last `leave`.
+    def _fill(self, ids: list[int], leave: int, whole: bool = False) -> list[int]:
+        """Have of `ids` in the cache what other texts have read, and all but a last part that fits into one pass
+        (with `whole` that, too); what is still to be read, at least the last `leave`.
         """
         shared = min(_shared(self.ids, ids), len(ids) - leave)
         if len(ids) - leave - shared >= _WORTH_COPYING and self._slots is not None:
             shared = self._borrowed(self._slots, ids, shared, leave)
         self._kv.length = min(self._kv.length, shared)
         self.ids = ids[:shared]
-        while len(ids) - len(self.ids) > (_CHUNK + leave if leave else 0):
+        while len(ids) - len(self.ids) > (0 if whole else _CHUNK + leave):
             part = ids[len(self.ids) : len(self.ids) + _CHUNK][: len(ids) - leave - len(self.ids)]
             self._pass(part, [len(part) - 1], None)
             self.ids = ids[: len(self.ids) + len(part)]
@@ -175,6 +180,8 @@ class Trunk:
         width = max(len(path) for path in leaves)
         padded = [[tokens[i] for i in path] + [tokens[path[-1]]] * (width - len(path)) for path in leaves]
         if self.lm.caches:
+            if self.ids != list(ids):
+                self._in_dynamic(ids, 1)
             cache = copy.deepcopy(self._dynamic)
             cache.batch_repeat_interleave(len(leaves))
             rows = self.lm.forward(torch.tensor(padded, device=self.lm.device), cache)
@@ -258,3 +265,12 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
     if one == other[: len(one)]:
         return len(one)
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _ways(ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> list[list[int]]:
+    """The whole text up to each node."""
+    ways: list[list[int]] = []
+    for parent, token in zip(parents, tokens, strict=True):
+        before = ways[parent] if parent >= 0 else list(ids[: len(ids) + parent + 1])
+        ways.append([*before, token])
+    return ways

@@ -319,6 +319,11 @@ class Alignment:
         """The usual spelling of a text; None where the local vocabulary cannot write it."""
         return next(iter(self._spellings(text)), None)
 
+    def canonicals(self, texts: Sequence[bytes]) -> list[Path | None]:
+        """The usual spellings of several texts, cut in one batch."""
+        self._spell(texts)
+        return [self.canonical(text) for text in texts]
+
     def _all_paths(self, tail: bytes) -> set[Path]:
         """Every path that agrees with the tail and whose text after x may still begin a longer token of the base."""
         paths: set[Path] = {()}

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.pair.side import Shown, Side, Wanted, scores_of, side_by_side, with_end
+from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.pair.side import Side, Wanted, scores_of, side_by_side, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens
-from blackbox_proxy.types import How, Position, Scores, Token
+from blackbox_proxy.types import Floats, How, Position, Scores, Token
 
 _NAMED = 128  # candidates of one place, the likeliest first, that a model is asked about where it did not show them
 _SHARED = 64  # ids that the expert finds likeliest, of which the anti-expert is asked in advance
@@ -40,12 +41,12 @@ class PlainSession:
             shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
         more = [self._asking(text[: len(text) - n + 1 + j], wanted[j]) for j in range(n)]
-        return [_PlainRow([_row(found, j) for found in shown], ends, self._base, more[j]) for j in range(n)]
+        return [_PlainRow([(found, j) for found in shown], ends, self._base, more[j]) for j in range(n)]
 
-    def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Shown]:
+    def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Outputs]:
         """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
 
-        def one(i: int) -> Shown:
+        def one(i: int) -> Outputs:
             side = self._sides[i]
             ends = set(side.ends.tolist())
             named = None if wanted is None else {j: ends.union(ids) for j, ids in wanted.items()}
@@ -54,10 +55,10 @@ class PlainSession:
         with self._running:
             return side_by_side(self._sides, one)
 
-    def _asking(self, text: Sequence[int], wanted: set[int]) -> Callable[[Iterable[int]], list[Shown]]:
+    def _asking(self, text: Sequence[int], wanted: set[int]) -> Callable[[Iterable[int]], list[Outputs]]:
         """Asks for further ids after a text."""
 
-        def more(ids: Iterable[int]) -> list[Shown]:
+        def more(ids: Iterable[int]) -> list[Outputs]:
             wanted.update(ids)
             return self._advance(text, 1, {0: wanted})
 
@@ -67,75 +68,87 @@ class PlainSession:
         ids, _ = _ids_of(tokens[:_NAMED], self._base)
         return [i for i in ids.tolist() if 0 <= i < self._sides[0].model.size]
 
+    def read(self, issued: Sequence[Token]) -> None:
+        ids = [token.id for token in issued if token.id is not None]
+        for side in self._sides:
+            side.text.read([*side.prompt, *ids])
+
+    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
+        """Every score is the models' own already."""
+
     def close(self) -> None:
+        for side in self._sides:
+            side.text.close()
         self._sides = ()
 
 
-def _row(found: Shown, j: int) -> Shown:
-    return Shown(found.rows[j : j + 1], found.hidden[j : j + 1])
-
-
-def _likeliest(found: Shown, j: int, count: int) -> list[int]:
+def _likeliest(found: Outputs, j: int, count: int) -> list[int]:
     """The `count` likeliest ids that a model has shown itself at a place."""
-    row = np.where(found.rows[j] == found.hidden[j], -np.inf, found.rows[j])
-    top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
-    return [int(i) for i in top[np.argsort(-row[top], kind="stable")] if np.isfinite(row[i])]
+    return [int(i) for i in found.top(j, count)[0]]
 
 
 class _PlainRow:
     def __init__(
         self,
-        shown: Sequence[Shown],
+        shown: Sequence[tuple[Outputs, int]],
         ends: Sequence[Ids],
         base: Vocabulary,
-        more: Callable[[Iterable[int]], list[Shown]],
+        more: Callable[[Iterable[int]], list[Outputs]],
     ) -> None:
-        self._shown = list(shown)
+        self._shown = list(shown)  # of each model what it says, and the place in it
         self._ends = ends
         self._base = base
         self._more = more
-        self._partial = any(np.isfinite(found.hidden[0]) for found in shown)
+        self._partial = any(np.isfinite(found.hidden[place]) for found, place in shown)
         self.limit: int | None = _NAMED if self._partial else None
         self._log_end = [
-            logsumexp(found.rows[0][ids].astype(np.float64)) for found, ids in zip(shown, ends, strict=True)
+            logsumexp(found.gather(np.full(len(ids), place), ids))
+            for (found, place), ids in zip(shown, ends, strict=True)
         ]
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
         how: list[How] = ["exact"] * len(tokens)
+        columns = self._columns(ids)
         if self._partial:
-            estimated = self._estimated(ids)
+            estimated = self._estimated(ids, columns)
             if estimated.any():
-                self._shown = self._more(ids[estimated][:_NAMED].tolist())
-                estimated = self._estimated(ids)
+                self._shown = [(found, 0) for found in self._more(ids[estimated][:_NAMED].tolist())]
+                columns = self._columns(ids)
+                estimated = self._estimated(ids, columns)
             how = ["prefix" if guess else "exact" for guess in (estimated & ~ending).tolist()]
-        columns = []
-        for found, log_end in zip(self._shown, self._log_end, strict=True):
-            row = found.rows[0]
-            known = (ids >= 0) & (ids < len(row))
-            column = np.where(known, row[np.where(known, ids, 0)].astype(np.float64), -np.inf)
+        for column, log_end in zip(columns, self._log_end, strict=True):
             column[ending] = log_end
-            columns.append(column)
         return scores_of(columns, how)
 
-    def _estimated(self, ids: Ids) -> NDArray[np.bool_]:
+    def _columns(self, ids: Ids) -> list[Floats]:
+        """The log probabilities of these ids under each model, (c,); -inf for those outside its vocabulary."""
+        columns = []
+        for found, place in self._shown:
+            known = np.flatnonzero((ids >= 0) & (ids < len(self._base)))
+            column = np.full(len(ids), -np.inf)
+            column[known] = found.gather(np.full(len(known), place), ids[known])
+            columns.append(column)
+        return columns
+
+    def _estimated(self, ids: Ids, columns: Sequence[Floats]) -> NDArray[np.bool_]:
         """Of which ids a model showed nothing, (c,)."""
         result = np.zeros(len(ids), dtype=np.bool_)
-        for found in self._shown:
-            row = found.rows[0]
-            known = (ids >= 0) & (ids < len(row))
-            result |= known & (row[np.where(known, ids, 0)] == found.hidden[0]) & bool(np.isfinite(found.hidden[0]))
+        for (found, place), column in zip(self._shown, columns, strict=True):
+            hidden = float(found.hidden[place])
+            result |= np.isfinite(hidden) & (column == hidden)
         return result
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         model = min(model, len(self._shown) - 1)
-        row = self._shown[model].rows[0].copy()
-        row[row == self._shown[model].hidden[0]] = -np.inf  # what was not shown is not proposed
-        row[self._ends[model]] = -np.inf
-        top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
-        top = top[np.argsort(-row[top], kind="stable")]
-        proposed = [(self._base.token_of(int(i)), float(row[i])) for i in top if np.isfinite(row[i])]
-        return with_end(proposed, self._log_end[model], count)
+        found, place = self._shown[model]
+        ends = self._ends[model]
+        ids, values = found.top(place, count + len(ends))
+        real = ~np.isin(ids, ends) & np.isfinite(values)
+        proposed = [
+            (self._base.token_of(int(i)), float(value)) for i, value in zip(ids[real], values[real], strict=True)
+        ]
+        return with_end(proposed[:count], self._log_end[model], count)
 
 
 def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.bool_]]:
