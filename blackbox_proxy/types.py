@@ -164,7 +164,11 @@ class Scores:
     log_antiexpert: Floats
     offset: Floats
     how: tuple[How, ...]
-    error: Floats
+    error: Floats = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if len(self.error) != len(self.offset):
+            object.__setattr__(self, "error", np.zeros(len(self.offset)))
 
 
 How = Literal["exact", "estimated", "prefix", "neutral"]

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from blackbox_proxy.pair.alignment import Alignment
+from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
 
+TOP = 128  # ids of a node that are looked at one by one, the likeliest first
 _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
-_MOST = 512  # ids of a node that are looked at one by one, the likeliest first
+_LOG_LEAST = math.log(_LEAST)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,7 @@ class Way:
 
     @property
     def nodes(self) -> list[Path]:
+        """Where something has to be known: at each place on the way, and behind the token."""
         return [self.path[:end] for end in range(len(self.path) + 1)]
 
 
@@ -57,76 +60,79 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way
 class Contended:
     """Log masses of contended tokens at one position under one model, on the scale of the row after x.
 
-    rows: the log probabilities (V,) after each node that is known, by path; at_x: the path that spells the tail.
+    places: what the model says after each node that is known, by path; at_x: the path that spells the tail.
     """
 
-    def __init__(self, alignment: Alignment, tail: bytes, at_x: Path, rows: Mapping[Path, Floats]) -> None:
+    def __init__(
+        self, alignment: Alignment, tail: bytes, at_x: Path, places: Mapping[Path, tuple[Outputs, int]]
+    ) -> None:
         self._alignment = alignment
         self._tail = tail
         self._at_x = at_x
-        self._rows = rows
-        self._log_x = self._log_path(at_x)
+        self._places = places
         self._bridges: dict[Path, float] = {}
 
-    def _log_path(self, path: Path) -> float:
-        return float(sum(self._rows[path[:end]][path[end]] for end in range(len(path))))
-
-    def mass(self, way: Way, covering: Ids) -> float:
-        """The mass of a token, not below 0; `covering` are the ids of R."""
-        tail, local = self._tail, self._alignment.local
-        at_x = self._rows[self._at_x]
-        total = float(np.exp(at_x[covering]).sum())
-        own = self._goes_on(way.token, way.path)
-        if way.path[: len(self._at_x)] == self._at_x and len(way.path) == len(self._at_x) + 1:
-            return max(total - math.exp(at_x[way.path[-1]]) * own, 0.0)
-        for path, text in zip(way.nodes[:-1], way.texts[:-1], strict=True):
-            if path == self._at_x:
+    def mass(self, way: Way, covered: float) -> float:
+        """The mass of a token, not below 0; `covered` is its R."""
+        at_x, path = self._at_x, way.path
+        if len(path) == len(at_x) + 1 and path[:-1] == at_x:  # the usual case: one local token
+            own = self._probability(at_x, [path[-1]])[0]
+            return max(covered - own * self._goes_on(way), 0.0)
+        total, log_x = covered, self._log_path(at_x)
+        for end, text in enumerate(way.texts[:-1]):
+            node = path[:end]
+            if node == at_x:
                 continue
-            missing, after = tail[len(text) :], text[len(tail) :]
-            if len(text) < len(tail):
-                self._bridges[path] = self._bridge(path, missing)
-            ids = local.beginning_with(missing + way.token[len(after) :])
-            completing = self._leading(path, ids, missing, after, way.token)
-            scale = math.exp(self._log_path(path) - self._log_x)
-            exactly = way.path[len(path)] if len(path) + 1 == len(way.path) else -1
-            for index, probability in completing:
-                total += scale * probability * (1.0 - own if index == exactly else 1.0)
+            missing, after = self._tail[len(text) :], text[len(self._tail) :]
+            scale = math.exp(self._log_path(node) - log_x)
+            if missing:
+                self._bridges[node] = scale * self._bridge(node, missing)
+            whole = end + 1 == len(path)
+            for index, probability in self._completing(node, missing, after, way.token):
+                kept = 1.0 - self._goes_on(way) if whole and index == path[end] else 1.0
+                total += scale * probability * kept
         return total
 
     def normaliser(self) -> float:
         """1 + what bridges the end of x, relative to the mass of the path that spells x."""
         return 1.0 + sum(self._bridges.values())
 
+    def _log_path(self, path: Path) -> float:
+        return sum(math.log(max(self._probability(path[:end], [path[end]])[0], 1e-300)) for end in range(len(path)))
+
+    def _probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
+        outputs, place = self._places[path]
+        found: Floats = np.exp(outputs.gather(np.full(len(ids), place), np.asarray(ids, dtype=np.int64)))
+        return found
+
     def _bridge(self, path: Path, missing: bytes) -> float:
+        """What a node writes across the end of x."""
         local = self._alignment.local
         ids = local.beginning_with(missing)
         exact = local.id_of(missing)
-        ids = ids[ids != exact] if exact is not None else ids
-        own = float(np.exp(self._rows[path][ids]).sum()) if len(ids) else 0.0
-        return own * math.exp(self._log_path(path) - self._log_x)
+        return float(self._probability(path, ids[ids != exact] if exact is not None else ids).sum())
 
-    def _leading(self, path: Path, ids: Ids, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
-        """Of these ids those that make `token` the first one, with their probability."""
-        likely = self._likely(path, ids)
+    def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
+        """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
+        ids = self._alignment.local.beginning_with(missing + token[len(after) :])
+        found = self._probability(path, ids)
+        likely = np.flatnonzero(found > _LEAST)
+        if len(likely) > TOP:
+            likely = likely[np.argsort(-found[likely], kind="stable")[:TOP]]
         spelling = self._alignment.local.spelling
-        firsts = self._alignment.base.first([after + (spelling[i] or b"")[len(missing) :] for i in likely])
-        row = self._rows[path]
-        return [(i, math.exp(row[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
+        texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
+        firsts = self._alignment.base.first(texts)
+        return [(int(ids[i]), float(found[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
 
-    def _goes_on(self, token: bytes, path: Path) -> float:
-        """The share of what follows the token at its own node that makes a longer token of the base of it."""
-        row = self._rows.get(path)
-        if row is None:
-            return 0.0
-        likely = self._likely(path, np.arange(len(row)))
-        spelling = self._alignment.local.spelling
-        written = [i for i in likely if spelling[i]]
-        firsts = self._alignment.base.first([token + (spelling[i] or b"") for i in written])
-        return float(sum(math.exp(row[i]) for i, first in zip(written, firsts, strict=True) if first != token))
-
-    def _likely(self, path: Path, ids: Ids) -> list[int]:
-        values = self._rows[path][ids]
-        likely = np.flatnonzero(values > math.log(_LEAST))
-        if len(likely) > _MOST:
-            likely = likely[np.argsort(-values[likely], kind="stable")[:_MOST]]
-        return [int(i) for i in ids[likely]]
+    def _goes_on(self, way: Way) -> float:
+        """The share of what follows a token at its own node that makes a longer token of the base of it."""
+        outputs, place = self._places[way.path]
+        ids, values = outputs.top(place, TOP)
+        spelling, longer = self._alignment.local.spelling, self._alignment.longer
+        likely = [
+            (text, value)
+            for text, value in ((spelling[int(i)], value) for i, value in zip(ids, values, strict=True))
+            if text and value > _LOG_LEAST and longer(way.token + text[:1])
+        ]
+        firsts = self._alignment.base.first([way.token + text for text, _ in likely])
+        return float(sum(math.exp(v) for (_, v), first in zip(likely, firsts, strict=True) if first != way.token))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,13 +37,15 @@ _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class Relations(NamedTuple):
-    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above), and the first
-    id of its usual spelling, -1 where it has none.
+    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above), the first id
+    of its usual spelling (-1 where it has none), and whether the local tokenizer goes on from it to write a longer
+    token of the base ("2" before "23").
     """
 
     covering: Ids
     leading: Ids
     begins: int
+    goes_on: bool
 
 
 class Crossing:
@@ -54,6 +57,7 @@ class Crossing:
         self._known: dict[bytes, Relations] = {}
         self._order, self._starts = _NONE, dict[bytes, tuple[int, int]]()
         self._first: list[bytes] | None = None
+        self._passed: frozenset[int] | None = None  # ids that the usual spelling of some base token goes on from
         if isinstance(base, Vocabulary):
             self._tabulate(base)
 
@@ -66,7 +70,7 @@ class Crossing:
                 known = self._known = {}  # whoever reads the old one goes on with it
                 missing = list(dict.fromkeys(tokens))
             for token, begins in zip(missing, self._begins(missing), strict=True):
-                known[token] = Relations(self._covering(token), self._leading(token), begins)
+                known[token] = Relations(self._covering(token), self._leading(token), begins, self._goes_on(token))
         return [known[token] for token in tokens]
 
     def first(self, ids: Sequence[int]) -> list[bytes]:
@@ -80,7 +84,12 @@ class Crossing:
     def _begins(self, tokens: Sequence[bytes]) -> list[int]:
         whole = [token for token in tokens if utf8_prefix(token) == len(token)]
         paths = dict(zip(whole, self.local.encode(whole), strict=True))
-        return [paths[token][0] if paths.get(token) else -1 for token in tokens]
+        return [paths[token][0] if paths.get(token) else self._longest(token) for token in tokens]
+
+    def _longest(self, token: bytes) -> int:
+        """The longest local token that begins a token which no tokenizer cuts, because it is part of a character."""
+        found = (self.local.id_of(token[:end]) for end in range(len(token), 0, -1))
+        return next((index for index in found if index is not None), -1)
 
     def _leading(self, token: bytes) -> Ids:
         ids = [self.local.id_of(token[:end]) for end in range(1, len(token))]
@@ -94,24 +103,32 @@ class Crossing:
         longer = [self.local.beginning_with(token + more) for more in self.base.extensions(token)] if len(ids) else []
         return ids[~np.isin(ids, np.concatenate(longer))] if longer else ids
 
+    def _goes_on(self, token: bytes) -> bool:
+        if self._passed is None:
+            return bool(self.base.extensions(token))
+        own = self.local.id_of(token)
+        return own is None or own in self._passed
+
     # -- the table ------------------------------------------------------------------------------------------------
 
     def _tabulate(self, base: Vocabulary) -> None:
         spelling = self.local.spelling
         written = [index for index, text in enumerate(spelling) if text]
-        codes = _kept_table(self.local, base, written)
+        kept = _kept_table(self.local, base, written)
         events = [text for text in dict.fromkeys(base.spelling) if text]
         first = [b""] * len(spelling)
-        if codes is None:
+        if kept is None:
             known = {text: code for code, text in enumerate(events)}
             firsts = base.first([spelling[index] or b"" for index in written])
             codes = np.array([known.get(text, -1) for text in firsts], dtype=np.int32)
-            _keep_table(self.local, base, codes)
-            for index, text in zip(written, firsts, strict=True):
-                first[index] = text
+            whole = [text for text in events if utf8_prefix(text) == len(text)]
+            passed = np.array(sorted({path[0] for path in self.local.encode(whole) if len(path) > 1}), dtype=np.int32)
+            _keep_table(self.local, base, codes, passed)
         else:
-            for index, code in zip(written, codes.tolist(), strict=True):
-                first[index] = events[code] if code >= 0 else (spelling[index] or b"")
+            codes, passed = kept
+        for index, code in zip(written, codes.tolist(), strict=True):
+            first[index] = events[code] if code >= 0 else (spelling[index] or b"")
+        self._passed = frozenset(passed.tolist())
         order = np.argsort(codes, kind="stable")
         ordered = codes[order]
         borders = np.flatnonzero(np.diff(ordered, prepend=-2, append=len(events) + 1))
@@ -131,17 +148,18 @@ def _path(local: Vocabulary, base: Vocabulary) -> Path | None:
         return None
     folder = user_cache_path("blackbox-proxy") / "tables" if wished == "1" else Path(wished)
     name = hashlib.sha256(f"1 {local.fingerprint} {base.fingerprint}".encode()).hexdigest()[:32]
-    return folder / f"{name}.npy"
+    return folder / f"{name}.npz"
 
 
-def _kept_table(local: Vocabulary, base: Vocabulary, written: Sequence[int]) -> Ids | None:
+def _kept_table(local: Vocabulary, base: Vocabulary, written: Sequence[int]) -> tuple[Ids, Ids] | None:
     """The table from the file, if there is one and what it says of some of the tokens is true."""
     path = _path(local, base)
     if path is None or not path.is_file():
         return None
     try:
-        codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(path, allow_pickle=False) as kept:
+            codes, passed = kept["codes"], kept["passed"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     events = [text for text in dict.fromkeys(base.spelling) if text]
     if codes.dtype != np.int32 or codes.shape != (len(written),) or not len(written):
@@ -152,17 +170,17 @@ def _kept_table(local: Vocabulary, base: Vocabulary, written: Sequence[int]) -> 
     firsts = base.first([local.spelling[written[place]] or b"" for place in some])
     told = [events[codes[place]] if codes[place] >= 0 else None for place in some]
     same = all(code is None or code == text for code, text in zip(told, firsts, strict=True))
-    return codes if same else None
+    return (codes, passed) if same else None
 
 
-def _keep_table(local: Vocabulary, base: Vocabulary, codes: Ids) -> None:
+def _keep_table(local: Vocabulary, base: Vocabulary, codes: Ids, passed: Ids) -> None:
     path = _path(local, base)
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
-            np.save(file, codes, allow_pickle=False)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, codes=codes, passed=passed)
         os.replace(file.name, path)
     except OSError:  # a table that cannot be kept is made again
         return

@@ -312,7 +312,7 @@ def test_vllm(top_logprobs: int, models: dict[str, str]) -> None:
     if len(given) != 4:
         pytest.skip("BLACKBOX_PROXY_SERVER_VLLM_PAIR does not name a served pair: URL FOLDER URL FOLDER")
     expert_url, expert, antiexpert_url, antiexpert = given
-    local = TransformersPair(expert, antiexpert, device="cpu")
+    local = TransformersPair(expert, antiexpert, device="cpu", exact=True)
     urls = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
     bases = {"same": TransformersBase(expert, top_logprobs=20, device="cpu")}
     if top_logprobs == -1:
