@@ -31,7 +31,8 @@ from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens, is_ids

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from blackbox_proxy.models.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.side import Shown, Wanted

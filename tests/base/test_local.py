@@ -19,7 +19,8 @@ from blackbox_proxy.base.local import Slots, TransformersBase
 from blackbox_proxy.base.showing import draw, top
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Abilities, Ask, Base
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
 from blackbox_proxy.types import Position, Prefix, Token

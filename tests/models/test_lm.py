@@ -9,7 +9,8 @@ import torch
 from toys import ARCHITECTURES, save, tiny_model, toy_vocabulary, train_tokenizer
 
 from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
-from blackbox_proxy.models.lm import CausalLM, Trunk, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.loading import load_causal_lm
 
 LETTERS = "abcdefghij"
 VOCABULARY = toy_vocabulary(list(LETTERS), [])
