@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from blackbox_proxy.errors import InputError, ModelUnavailable
 from blackbox_proxy.models.lm import CausalLM
-from blackbox_proxy.text.spelling import load_tokenizer
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.spelling import from_tokenizer, load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,7 +59,7 @@ def load_causal_lm(
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = model.config.eos_token_id if ends is None else ends
     end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return CausalLM(model, Vocabulary.from_tokenizer(tokenizer, end_ids=end_ids), name)
+    return CausalLM(model, from_tokenizer(tokenizer, end_ids=end_ids), name)
 
 
 def _pick_device(device: str) -> str:

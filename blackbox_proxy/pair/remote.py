@@ -40,6 +40,7 @@ from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.text.spelling import from_tokenizer, load_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering, Usage
 
@@ -337,13 +338,11 @@ def _vocabulary(
 ) -> Vocabulary:
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
-    from blackbox_proxy.text.spelling import load_tokenizer
-
     name = os.fspath(tokenizer)
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser())
     loaded = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    return Vocabulary.from_tokenizer(loaded, end_ids=[*end_ids, *_ends_in(Path(name))])
+    return from_tokenizer(loaded, end_ids=[*end_ids, *_ends_in(Path(name))])
 
 
 def _ends_in(folder: Path) -> list[int]:

@@ -38,7 +38,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def from_pretrained(name: str, *, trust_remote_code: bool = False) -> Vocabulary:
+    """The vocabulary of a Hugging Face folder or hub id. Raises ModelUnavailable."""
+    return from_tokenizer(load_tokenizer(name, trust_remote_code=trust_remote_code))
+
+
 def from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
+    """The vocabulary of a tiktoken encoding or its name, e.g. "cl100k_base". Raises ModelUnavailable."""
     import tiktoken
 
     if isinstance(encoding, str):
@@ -112,7 +118,11 @@ def as_text(prompt: Any, rendering: Rendering, chat: Callable[[list[Any]], str] 
     return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
 
 
-def from_tokenizer(tokenizer: Any, end_ids: Iterable[int]) -> Vocabulary:
+def from_tokenizer(tokenizer: PreTrainedTokenizerBase, *, end_ids: Iterable[int] = ()) -> Vocabulary:
+    """The vocabulary of a fast Hugging Face tokenizer; `end_ids` are added to those that the tokenizer itself names.
+
+    Raises ModelUnavailable if the tokenizer is slow, or changes text so that its tokens do not spell it back.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelUnavailable(
             "this model has only a slow (pure Python) tokenizer",

@@ -1,9 +1,8 @@
 """A model's spelling: id <-> bytes, its end ids, and how it cuts text into tokens.
 
-`Vocabulary` is made from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in for a base
-whose tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question alignment
-asks of a base: *which token comes first when this text is cut?* Nothing here imports torch, and transformers and
-tiktoken only when a vocabulary is loaded from them.
+`Vocabulary` is made by spelling.py, from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in
+for a base whose tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question
+alignment asks of a base: *which token comes first when this text is cut?*
 """
 
 from __future__ import annotations
@@ -13,20 +12,17 @@ import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.text.memo import Memo
 from blackbox_proxy.types import Prompt, Rendering, Token
-
-if TYPE_CHECKING:
-    import tiktoken
-    from transformers import PreTrainedTokenizerBase
 
 Ids = NDArray[np.int64]
 _APOSTROPHES = ("'", "’")
-_MEMO_LIMIT = 500_000
+_FIRST_TOKENS = 500_000  # texts of which the first token is remembered
 
 
 def is_unfinished(text: bytes) -> bool:
@@ -128,8 +124,8 @@ class Vocabulary:
         self._encode = encode
         self._pretokens = pretokens
         self._render = render
-        self._first: dict[bytes, bytes] = {}
-        self._tokens: dict[int, Token] = {}
+        self._first: Memo[bytes, bytes] = Memo(_FIRST_TOKENS)
+        self._tokens: dict[int, Token] = {}  # of this vocabulary's own ids, so it cannot grow beyond them
         self._less_preferred = frozenset(less_preferred)
 
     def __len__(self) -> int:
@@ -137,30 +133,6 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} ids, {self.fingerprint[:12]})"
-
-    @classmethod
-    def from_pretrained(cls, name: str, *, trust_remote_code: bool = False) -> Vocabulary:
-        """The vocabulary of a Hugging Face folder or hub id. Raises ModelUnavailable."""
-        from blackbox_proxy.text.spelling import load_tokenizer
-
-        return cls.from_tokenizer(load_tokenizer(name, trust_remote_code=trust_remote_code))
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, end_ids: Iterable[int] = ()) -> Vocabulary:
-        """From a fast Hugging Face tokenizer; `end_ids` are added to those that the tokenizer itself names.
-
-        Raises ModelUnavailable if the tokenizer is slow, or changes text so that its tokens do not spell it back.
-        """
-        from blackbox_proxy.text.spelling import from_tokenizer
-
-        return from_tokenizer(tokenizer, end_ids)
-
-    @classmethod
-    def from_tiktoken(cls, encoding: str | tiktoken.Encoding) -> Vocabulary:
-        """From a tiktoken encoding or its name, e.g. "cl100k_base". Raises ModelUnavailable."""
-        from blackbox_proxy.text.spelling import from_tiktoken
-
-        return from_tiktoken(encoding)
 
     # -- id <-> bytes ---------------------------------------------------------------------------------------------
 
@@ -171,9 +143,12 @@ class Vocabulary:
         """The token of an id. An id outside the vocabulary, or a hole, is a token without bytes."""
         found = self._tokens.get(index)
         if found is None:
-            spelling = self.spelling[index] if 0 <= index < len(self.spelling) else None
+            known = 0 <= index < len(self.spelling)
+            spelling = self.spelling[index] if known else None
             text = self.special.get(index) or (spelling or b"").decode("utf-8", "replace")
-            found = self._tokens[index] = Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+            found = Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+            if known:
+                self._tokens[index] = found
         return found
 
     def id_of(self, spelling: bytes) -> int | None:
@@ -299,16 +274,17 @@ class Vocabulary:
     # -- Cutter ---------------------------------------------------------------------------------------------------
 
     def first(self, texts: Sequence[bytes]) -> list[bytes]:
-        missing = list(dict.fromkeys(text for text in texts if text not in self._first))
-        if missing:
-            if len(self._first) > _MEMO_LIMIT:
-                self._first.clear()
-                missing = list(dict.fromkeys(texts))
-            whole = [utf8_prefix(text) for text in missing]
-            cut = self._encode([text[:end].decode("utf-8") for text, end in zip(missing, whole, strict=True)])
-            for text, end, ids in zip(missing, whole, cut, strict=True):
-                self._first[text] = self._first_of(text, end, ids)
-        return [self._first[text] for text in texts]
+        found = self._first.find(texts)
+        if None not in found:
+            return found  # type: ignore[return-value]
+        missing = list(dict.fromkeys(text for text, first in zip(texts, found, strict=True) if first is None))
+        whole = [utf8_prefix(text) for text in missing]
+        cut = self._encode([text[:end].decode("utf-8") for text, end in zip(missing, whole, strict=True)])
+        firsts = {
+            text: self._first.keep(text, self._first_of(text, end, ids))
+            for text, end, ids in zip(missing, whole, cut, strict=True)
+        }
+        return [firsts[text] if first is None else first for text, first in zip(texts, found, strict=True)]
 
     def _first_of(self, text: bytes, whole: int, ids: list[int]) -> bytes:
         token = (self.spelling[ids[0]] or b"") if ids else b""
