@@ -50,6 +50,14 @@ class CausalLM:
                 hint="Shorten the prompt, lower max_tokens, or take a local pair with a longer window.",
             )
 
+    def over(self, vocabulary: Vocabulary, holes: Sequence[int]) -> CausalLM:
+        """The same weights with the ids of another vocabulary, those in `holes` without any mass."""
+        other = copy.copy(self)
+        other.vocabulary = vocabulary
+        other.size = len(vocabulary)
+        other._holes = torch.tensor(holes, dtype=torch.long, device=self.device)
+        return other
+
     @torch.inference_mode()
     def forward(
         self,

@@ -8,19 +8,22 @@ alignment asks of a base: *which token comes first when this text is cut?*
 from __future__ import annotations
 
 import codecs
-import hashlib
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from blackbox_proxy.text.added import AddedWords
+from blackbox_proxy.text.kept import digest, kept
 from blackbox_proxy.text.memo import Memo
+from blackbox_proxy.text.table import Arrays, Sorted, Table, joined_up, range_of, split
+from blackbox_proxy.text.table import Ids as Ids
 from blackbox_proxy.types import Prompt, Rendering, Token
 
-Ids = NDArray[np.int64]
+Encode = Callable[[list[str]], list[list[int]]]
 _APOSTROPHES = ("'", "’")
 _FIRST_TOKENS = 500_000  # texts of which the first token is remembered
 
@@ -63,70 +66,52 @@ class Cutter(Protocol):
         ...
 
 
-def _range(keys: Sequence[bytes], prefix: bytes) -> tuple[int, int]:
-    """Where the sorted `keys` that begin with `prefix` start and end."""
-    low = bisect_left(keys, prefix)
-    stem = prefix.rstrip(b"\xff")
-    if not stem:
-        return low, len(keys)
-    return low, bisect_left(keys, stem[:-1] + bytes([stem[-1] + 1]), low)
-
-
-class _Sorted:
-    """Byte strings in order, so that all those beginning with a prefix are one range."""
-
-    def __init__(self, keys: Iterable[bytes]) -> None:
-        self.keys = sorted(set(keys))
-
-    def longest(self, text: bytes) -> bytes | None:
-        """The longest key that `text` begins with."""
-        best, low, high = None, 0, len(self.keys)
-        for end in range(1, len(text) + 1):
-            prefix = text[:end]
-            low = bisect_left(self.keys, prefix, low, high)
-            if low == high or not self.keys[low].startswith(prefix):
-                break
-            if self.keys[low] == prefix:
-                best = prefix
-        return best
-
-    def extensions(self, text: bytes) -> list[bytes]:
-        low, high = _range(self.keys, text)
-        shortest: list[bytes] = []
-        for key in self.keys[low:high]:
-            rest = key[len(text) :]
-            if rest and not (shortest and rest.startswith(shortest[-1])):
-                shortest.append(rest)
-        return shortest
-
-
 class Vocabulary:
     """A known vocabulary of V ids.
 
     `spelling[i]` is the bytes of id i, b"" for special tokens (they add no text), None for ids that mean nothing (holes
-    and padding). `special` maps the special ids to how they are written; `end_ids` are those that end a text.
+    and padding). `special` maps the special ids to how they are written; `end_ids` are those that end a text, some of
+    which may be ordinary words as well. `added`: the ids of ordinary words that are cut out of a text before anything
+    else, `lonely` those that do not count beside a letter; `recut` makes an `encode` that does not know some of them.
+    `digest` names the files that the tokenizer is from.
     """
 
     def __init__(
         self,
-        spelling: Sequence[bytes | None],
+        spelling: Sequence[bytes | None] | Table,
         *,
         special: Mapping[int, str],
         end_ids: Iterable[int],
-        encode: Callable[[list[str]], list[list[int]]],
+        encode: Encode,
         pretokens: Callable[[str], list[int]],
         render: Callable[[Any, Rendering], list[int]],
-        less_preferred: Iterable[int] = (),
+        added: Mapping[int, str] | None = None,
+        lonely: Collection[int] = (),
+        recut: Callable[[Collection[int]], Encode] | None = None,
+        digest: str | None = None,
     ) -> None:
-        self.spelling = tuple(spelling)
+        self._table = spelling if isinstance(spelling, Table) else Table(spelling)
         self.special = dict(special)
         self.end_ids = frozenset(end_ids)
+        self.added = dict(added or {})
+        self.digest = digest
         self._encode = encode
         self._pretokens = pretokens
         self._render = render
+        self._lonely = frozenset(lonely)
+        self._recut = recut
+        self._unknown: frozenset[int] = frozenset()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Everything that depends on the table, the ends and the added words."""
+        self.spelling = self._table.spelling
         self._first: Memo[bytes, bytes] = Memo(_FIRST_TOKENS)
         self._tokens: dict[int, Token] = {}  # of this vocabulary's own ids, so it cannot grow beyond them
-        self._less_preferred = frozenset(less_preferred)
+        lonely = [word for index, word in self.added.items() if index in self._lonely]
+        self._words = AddedWords(self.added.values(), lonely)
+        ordinary = [i for i in self.end_ids if i < len(self.spelling) and self.spelling[i]]
+        self._ending_words: Ids | None = np.array(sorted(ordinary), dtype=np.int64) if ordinary else None
 
     def __len__(self) -> int:
         return len(self.spelling)
@@ -134,10 +119,44 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} ids, {self.fingerprint[:12]})"
 
+    # -- the same with something changed --------------------------------------------------------------------------
+
+    def without(self, ids: Collection[int]) -> Vocabulary:
+        """The same, but that these added words mean nothing: text is not cut into them any more."""
+        if not ids:
+            return self
+        if self._recut is None or not all(index in self.added for index in ids):
+            raise ValueError("only added words can be left out")
+        other = copy.copy(self)
+        other._unknown = self._unknown.union(ids)
+        spelling = [None if index in other._unknown else text for index, text in enumerate(self.spelling)]
+        other._table = Table(spelling, self._table.rare)
+        other.added = {index: word for index, word in self.added.items() if index not in other._unknown}
+        other._encode = self._recut(other._unknown)
+        other.digest = None
+        other._prepare()
+        return other
+
+    def resized(self, size: int, end_ids: Iterable[int]) -> Vocabulary:
+        """The same with so many ids (those added mean nothing but the end, where they are ends) and these ends."""
+        other = copy.copy(self)
+        other.end_ids = frozenset(end_ids)
+        more = [b"" if index in other.end_ids else None for index in range(len(self), size)]
+        if more:
+            other._table = Table([*self.spelling, *more], self._table.rare)
+        other._prepare()
+        return other
+
+    def prompted_as(self, other: Vocabulary) -> Vocabulary:
+        """The same, but that prompts are rendered as `other` renders them."""
+        mixed = copy.copy(self)
+        mixed._render = other._render
+        return mixed
+
     # -- id <-> bytes ---------------------------------------------------------------------------------------------
 
     def token(self, spelling: bytes) -> Token:
-        return Token(id=self._by_bytes.get(spelling), bytes=spelling, text=spelling.decode("utf-8", "replace"))
+        return Token(id=self._table.by_bytes.get(spelling), bytes=spelling, text=spelling.decode("utf-8", "replace"))
 
     def token_of(self, index: int) -> Token:
         """The token of an id. An id outside the vocabulary, or a hole, is a token without bytes."""
@@ -152,49 +171,30 @@ class Vocabulary:
         return found
 
     def id_of(self, spelling: bytes) -> int | None:
-        return self._by_bytes.get(spelling)
+        return self._table.by_bytes.get(spelling)
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
         """How each special token is written -> its id."""
         return {text: index for index, text in self.special.items()}
 
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        found: dict[bytes, int] = {}
-        for index, spelling in enumerate(self.spelling):
-            if spelling and (spelling not in found or found[spelling] in self._less_preferred):
-                found[spelling] = index
-        return found
-
-    @cached_property
-    def _sorted(self) -> _Sorted:
-        return _Sorted(spelling for spelling in self.spelling if spelling)
-
-    @cached_property
-    def _ranges(self) -> tuple[list[bytes], Ids]:
-        order = sorted((spelling, index) for index, spelling in enumerate(self.spelling) if spelling)
-        return [spelling for spelling, _ in order], np.array([index for _, index in order], dtype=np.int64)
-
     def beginning_with(self, prefix: bytes) -> Ids:
-        """The ids of all tokens whose bytes begin with `prefix`: one range of the vocabulary in byte order."""
-        keys, ids = self._ranges
-        low, high = _range(keys, prefix)
-        return ids[low:high]
+        """The ids of all tokens whose bytes begin with `prefix`, but for those that end a text: one range of the
+        vocabulary in byte order.
+        """
+        low, high = range_of(self._table.in_order, prefix)
+        ids = self._table.order[low:high]
+        return ids if self._ending_words is None else ids[~np.isin(ids, self._ending_words)]
 
-    @cached_property
+    @property
     def longest(self) -> int:
         """Length in bytes of the longest token."""
-        return max((len(spelling) for spelling in self.spelling if spelling), default=0)
+        return self._table.longest
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A digest of id -> bytes over the ordinary tokens: equal exactly where two vocabularies spell alike."""
-        digest = hashlib.sha256()
-        for index, spelling in enumerate(self.spelling):
-            if spelling:
-                digest.update(b"%d:%d:" % (index, len(spelling)) + spelling)
-        return digest.hexdigest()
+        return self._table.fingerprint
 
     def spells_like(self, other: Vocabulary) -> bool:
         """Whether both map the same ids to the same bytes; special tokens and padding may differ."""
@@ -224,12 +224,24 @@ class Vocabulary:
 
         Two reasons make a place safe: the pre-tokenizer starts its last piece there; or no token of the vocabulary
         contains the two bytes on both sides of it, and the text from there on is split as before (always so without a
-        pre-tokenizer, and between two letters with one).
+        pre-tokenizer, and between two letters with one). Added words go before both: they are cut out first, so a place
+        behind one is safe, and none is where one has begun.
         """
         text = text[: utf8_prefix(text)]
-        if not text:
-            return 0
+        if not self._words:
+            return self._boundary(text, text.decode("utf-8")) if text else 0
         whole = text.decode("utf-8")
+        start, end = self._words.open_part(whole)
+        part = whole[start:end]
+        before = len(whole[:start].encode("utf-8"))
+        place = before + (self._boundary(part.encode("utf-8"), part) if part else 0)
+        for found in (place, before):
+            if not self._words.cannot_begin(whole, len(text[:found].decode("utf-8"))):
+                return found
+        return 0
+
+    def _boundary(self, text: bytes, whole: str) -> int:
+        """`boundary` of a text that the added words leave alone."""
         start = self._last_final_piece(text, self._pretokens(whole))
         place = len(text)
         for before, after in zip(whole[-2::-1], whole[:0:-1], strict=True):
@@ -237,7 +249,7 @@ class Vocabulary:
             if place <= start:
                 break
             as_before = not self._splits or (before.isalpha() and after.isalpha())
-            if as_before and not self._joined[text[place - 1], text[place]]:
+            if as_before and not self._table.joined[text[place - 1], text[place]]:
                 return place
         return start
 
@@ -259,18 +271,6 @@ class Vocabulary:
         """Whether there is a pre-tokenizer that cuts text into pieces."""
         return len(self._pretokens("two words\n2")) > 1
 
-    @cached_property
-    def _joined(self) -> NDArray[np.bool_]:
-        """(256, 256): whether some token contains byte a followed by byte b."""
-        joined = np.zeros((256, 256), dtype=np.bool_)
-        spellings = [spelling for spelling in self.spelling if spelling and len(spelling) > 1]
-        everything = np.frombuffer(b"".join(spellings), dtype=np.uint8)
-        last = np.cumsum([len(spelling) for spelling in spellings], dtype=np.int64) - 1
-        inside = np.ones(max(len(everything) - 1, 0), dtype=np.bool_)
-        inside[last[:-1]] = False
-        joined[everything[:-1][inside], everything[1:][inside]] = True
-        return joined
-
     # -- Cutter ---------------------------------------------------------------------------------------------------
 
     def first(self, texts: Sequence[bytes]) -> list[bytes]:
@@ -291,11 +291,40 @@ class Vocabulary:
         if token and (len(token) < whole or whole == len(text)):
             return token
         # What is left is part of a character: no tokenizer cuts that, so take the longest token it begins with.
-        longest = self._sorted.longest(text) or b""
+        longest = self._table.sorted.longest(text) or b""
         return max(token, longest, key=len) or text[:1]
 
     def extensions(self, text: bytes) -> list[bytes]:
-        return self._sorted.extensions(text)
+        return self._table.sorted.extensions(text)
+
+    # -- two vocabularies -----------------------------------------------------------------------------------------
+
+    def on_the_way_to(self, base: Vocabulary) -> frozenset[bytes]:
+        """The texts that this tokenizer has written when it is about to go on with a token of `base`.
+
+        Seconds for a large vocabulary; kept in the user's cache where it is known which files this one is from.
+        """
+        key = None if self.digest is None else digest([self.digest, *map(str, sorted(self._unknown)), base.fingerprint])
+        return kept(key, _texts, lambda: self._find_on_the_way(base), _arrays)
+
+    def _find_on_the_way(self, base: Vocabulary) -> frozenset[bytes]:
+        whole = [text for text in {*base.spelling} if text and utf8_prefix(text) == len(text)]
+        found = set()
+        for ids in self.encode(whole):
+            written = b""
+            for index in ids[:-1]:
+                written += self.spelling[index] or b""
+                found.add(written)
+        return frozenset(found)
+
+
+def _texts(arrays: Arrays) -> frozenset[bytes]:
+    return frozenset(text for text in split(arrays["bytes"], arrays["lengths"]) if text is not None)
+
+
+def _arrays(texts: Collection[bytes]) -> Arrays:
+    everything, lengths = joined_up(sorted(texts))
+    return {"bytes": everything, "lengths": lengths}
 
 
 class VocabularyTokens(Sequence[Token]):
@@ -327,7 +356,7 @@ class LearnedVocabulary:
     """
 
     def __init__(self) -> None:
-        self._sorted = _Sorted(())
+        self._sorted = Sorted(())
         self._known: set[bytes] = set()
 
     def learn(self, spellings: Iterable[bytes]) -> None:
