@@ -30,7 +30,8 @@ from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.models.trunk import Slots
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.text.prompts import check_text

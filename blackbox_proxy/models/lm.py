@@ -6,22 +6,17 @@ are left out.
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
-from blackbox_proxy.models.packed import Reader
+from blackbox_proxy.errors import ContextTooLong
+from blackbox_proxy.models.packed import Reader, reader_of
 from blackbox_proxy.models.trunk import Trunk
-from blackbox_proxy.text.spelling import load_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CausalLM:
@@ -31,7 +26,7 @@ class CausalLM:
     `caches`: a cut-back cache gives the same numbers as none. `trees`: several continuations, and several texts, can
     share one forward pass (packed.py). Both are measured on the loaded model, not read from its name.
 
-    reader: who runs the weights, where two models share them; active: entered around each pass (an adapter on or off).
+    active: entered around each pass, where two models share their weights (an adapter on or off).
     """
 
     def __init__(
@@ -40,13 +35,12 @@ class CausalLM:
         vocabulary: Vocabulary,
         name: str = "model",
         *,
-        reader: Reader | None = None,
         active: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
         self.name = name
-        self.reader = reader or Reader(model)
+        self.reader: Reader = reader_of(model)
         self.active = active
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
@@ -66,6 +60,14 @@ class CausalLM:
                 f"{what} has {length} tokens for {self.name}, whose window is {self.context}",
                 hint="Shorten the prompt, lower max_tokens, or take a local pair with a longer window.",
             )
+
+    def over(self, vocabulary: Vocabulary, holes: Sequence[int]) -> CausalLM:
+        """The same weights with the ids of another vocabulary, those in `holes` without any mass."""
+        other = copy.copy(self)
+        other.vocabulary = vocabulary
+        other.size = len(vocabulary)
+        other._holes = torch.tensor(holes, dtype=torch.long, device=self.device)
+        return other
 
     @torch.inference_mode()
     def forward(self, ids: torch.Tensor, cache: Any | None, keep: int = 0) -> torch.Tensor:
@@ -128,61 +130,3 @@ def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     tolerance = 2e-3 if found.is_cpu else 0.15  # nats; reduced precision on accelerators reorders its sums
     real = wanted > wanted.max() - 12.0
     return bool((found[real] - wanted[real]).abs().max() < tolerance)
-
-
-def load_causal_lm(
-    name: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-) -> CausalLM:
-    """A model from a folder or hub id: safetensors only, and no code of the model's own unless `trust_remote_code`.
-
-    device: "auto" takes an accelerator where there is one. dtype: "auto" is float32 on the CPU, the weights' own type
-    elsewhere; or "float32", "bfloat16", "float16". Raises ModelUnavailable, InputError.
-    """
-    name = os.fspath(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    path = Path(name).expanduser()
-    if looks_local and not path.is_dir():
-        raise ModelUnavailable(f"there is no folder {name}", hint="Give a model's folder, or a Hugging Face hub id.")
-    if path.is_dir():
-        name = str(path)
-        if not (path / "config.json").is_file():
-            raise ModelUnavailable(
-                f"{name} has no config.json, so it is not a model's folder",
-                hint="Save the model there with save_pretrained; a PEFT adapter must be merged first.",
-            )
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}", hint=f"Use auto, {', '.join(_DTYPES)}.")
-    device = _pick_device(device)
-    wanted: Any = _DTYPES.get(dtype) or (torch.float32 if device == "cpu" else "auto")
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=wanted, use_safetensors=True, trust_remote_code=trust_remote_code
-        ).to(device)
-    except Exception as error:  # transformers raises OSError, ValueError, ImportError … for one and the same cause
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelUnavailable(
-            f"no causal language model could be loaded from {name!r}: {reason}",
-            hint="It needs config.json and model.safetensors (pickled weights are not loaded); "
-            "code of the model's own runs only with trust_remote_code.",
-        ) from error
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = model.config.eos_token_id if ends is None else ends
-    end_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return CausalLM(model, Vocabulary.from_tokenizer(tokenizer, end_ids=end_ids), name)
-
-
-def _pick_device(device: str) -> str:
-    if device != "auto":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r} is not available", hint='Use "auto" or "cpu".') from error
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

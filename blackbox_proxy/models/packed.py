@@ -11,6 +11,7 @@ name of this package's own, and is used only while a pack is read.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -209,7 +210,7 @@ class Reader:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self._model = weakref.ref(model)
         self.running = threading.Lock()  # held while the weights are in use, by whomever
         self._config = model.config.get_text_config(decoder=True)
         self._mutex = threading.Lock()
@@ -283,7 +284,9 @@ class Reader:
     @torch.inference_mode()
     def _run(self, pack: Sequence[_Job]) -> None:
         segments = [job.segment for job in pack]
-        device = next(self.model.parameters()).device
+        model = self._model()
+        assert model is not None, "whoever reads holds the weights"
+        device = next(model.parameters()).device
         ids = torch.tensor([[i for segment in segments for i in segment.ids]], device=device)
         places = torch.tensor([[place for segment in segments for place in segment.places]], device=device)
         keep, start = [], 0
@@ -291,7 +294,7 @@ class Reader:
             keep += [start + place for place in segment.keep]
             start += len(segment.ids)
         with self.running, pack[0].active(), _packing(self._config, segments):
-            logits = self.model(
+            logits = model(
                 input_ids=ids,
                 position_ids=places,
                 past_key_values=_Passed(),
@@ -306,3 +309,16 @@ class Reader:
             job.segment.kv.length += len(job.segment.ids)
             job.logits = logits[first : first + size]
             first += size
+
+
+_READERS: weakref.WeakKeyDictionary[Any, Reader] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def reader_of(model: Any) -> Reader:
+    """The one reader of these weights: whoever runs them waits for it, so that nobody changes them under another."""
+    with _making:
+        found = _READERS.get(model)
+        if found is None:
+            found = _READERS[model] = Reader(model)
+        return found

@@ -76,7 +76,7 @@ class Contended:
         """The mass of a token, not below 0; `covered` is its R."""
         at_x, path = self._at_x, way.path
         if len(path) == len(at_x) + 1 and path[:-1] == at_x:  # the usual case: one local token
-            own = self._probability(at_x, [path[-1]])[0]
+            own = float(self._probability(at_x, [path[-1]])[0])
             return max(covered - own * self._goes_on(way), 0.0)
         total, log_x = covered, self._log_path(at_x)
         for end, text in enumerate(way.texts[:-1]):
@@ -98,7 +98,8 @@ class Contended:
         return 1.0 + sum(self._bridges.values())
 
     def _log_path(self, path: Path) -> float:
-        return sum(math.log(max(self._probability(path[:end], [path[end]])[0], 1e-300)) for end in range(len(path)))
+        steps = (float(self._probability(path[:end], [path[end]])[0]) for end in range(len(path)))
+        return math.fsum(math.log(max(step, 1e-300)) for step in steps)
 
     def _probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]

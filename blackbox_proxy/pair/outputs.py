@@ -64,7 +64,8 @@ class Logits:
         return len(self._logits)
 
     def row(self, place: int) -> Rows:
-        row: Rows = np.asarray(self._logits[place].cpu().numpy() - np.float32(self._norm[place]))
+        row: Rows = np.array(self._logits[place].cpu().numpy(), dtype=np.float32)
+        row -= np.float32(self._norm[place])
         return row
 
     def gather(self, places: Ids, ids: Ids) -> Floats:

@@ -12,12 +12,10 @@ estimate went into are marked "prefix".
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +39,8 @@ from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.outputs import Outputs, Shown
 from blackbox_proxy.pair.side import Wanted
+from blackbox_proxy.text.files import declared_ends
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering, Usage
 
@@ -346,20 +346,7 @@ def _vocabulary(
 ) -> Vocabulary:
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
-    from blackbox_proxy.text.spelling import load_tokenizer
-
     name = os.fspath(tokenizer)
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser())
-    loaded = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    return Vocabulary.from_tokenizer(loaded, end_ids=[*end_ids, *_ends_in(Path(name))])
-
-
-def _ends_in(folder: Path) -> list[int]:
-    """The ids that end a text by a model's configuration, where it lies beside the tokenizer."""
-    for name in ("generation_config.json", "config.json"):
-        with suppress(OSError, ValueError):
-            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            if ends is not None:
-                return [int(i) for i in (ends if isinstance(ends, list) else [ends])]
-    return []
+    return from_pretrained(name, end_ids=[*end_ids, *declared_ends(name)], trust_remote_code=trust_remote_code)

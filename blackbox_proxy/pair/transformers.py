@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_both, load_causal_lm
 from blackbox_proxy.models.trunk import Slots, Trunk
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.outputs import Logits, Outputs
+from blackbox_proxy.pair.sharing import shared
 from blackbox_proxy.pair.side import Wanted
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
@@ -17,7 +21,8 @@ from blackbox_proxy.types import Rendering
 class TransformersPair(ModelPair):
     """A tuned (expert) and an untuned (anti-expert) causal LM with the same vocabulary, on this machine.
 
-    expert, antiexpert: folder or hub id (safetensors only), or a loaded CausalLM. Without anti-expert, log A = 0.
+    expert, antiexpert: folder or hub id (safetensors only), or a loaded CausalLM. Without anti-expert, log A = 0. An
+    expert that is a PEFT adapter (LoRA) is put onto the anti-expert's weights, which are then both models.
     `expert_prompt` and `antiexpert_prompt` say how each is shown the prompt: "raw", "chat" (its own template) or a
     function from the prompt to text. exact: with another tokenizer, sum every candidate over all ways to write it, in
     place of estimating first and summing what could matter. slots: how many texts each model keeps read. Raises
@@ -26,8 +31,8 @@ class TransformersPair(ModelPair):
 
     def __init__(
         self,
-        expert: str | CausalLM,
-        antiexpert: str | CausalLM | None = None,
+        expert: str | os.PathLike[str] | CausalLM,
+        antiexpert: str | os.PathLike[str] | CausalLM | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -38,18 +43,37 @@ class TransformersPair(ModelPair):
         exact: bool = False,
         slots: int = 8,
     ) -> None:
-        def load(model: str | CausalLM) -> _Local:
-            if isinstance(model, CausalLM):
-                return _Local(model, slots)
-            loaded = load_causal_lm(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            return _Local(loaded, slots)
-
-        models = [(load(expert), expert_prompt)]
-        if antiexpert is not None:
-            models.append((load(antiexpert), antiexpert_prompt))
+        loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        lms = _loaded(expert, antiexpert, loading)
+        prompts = (expert_prompt, antiexpert_prompt)[: len(lms)]
+        models = [(_Local(lm, slots), shown) for lm, shown in zip(_sharing(lms), prompts, strict=True)]
         super().__init__(models, segmentations, exact)
-        self.models: tuple[tuple[CausalLM, Rendering], ...] = tuple((each.lm, shown) for each, shown in models)
+        self.models: tuple[tuple[CausalLM, Rendering], ...] = tuple(zip(lms, prompts, strict=True))
         """Expert and, if there is one, anti-expert, with how each is shown a prompt: to run them by themselves."""
+
+
+def _loaded(
+    expert: str | os.PathLike[str] | CausalLM,
+    antiexpert: str | os.PathLike[str] | CausalLM | None,
+    loading: Mapping[str, Any],
+) -> list[CausalLM]:
+    if not isinstance(expert, CausalLM) and antiexpert is not None and not isinstance(antiexpert, CausalLM):
+        both = load_both(expert, antiexpert, **loading)
+        if both is not None:
+            return list(both)
+    given = [expert] if antiexpert is None else [expert, antiexpert]
+    return [model if isinstance(model, CausalLM) else load_causal_lm(model, **loading) for model in given]
+
+
+def _sharing(lms: Sequence[CausalLM]) -> Sequence[CausalLM]:
+    """The same models over the vocabulary that they share. Raises VocabularyMismatch."""
+    if len(lms) < 2:
+        return lms
+    found = shared(lms[0].vocabulary, lms[1].vocabulary, (lms[0].name, lms[1].name))
+    if found is None:
+        return lms
+    parts = zip(lms, found.vocabularies, found.holes, strict=True)
+    return [lm.over(vocabulary, holes) for lm, vocabulary, holes in parts]
 
 
 class _Local:

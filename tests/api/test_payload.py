@@ -13,7 +13,7 @@ from api_answers import END, TURN, make_vocabulary
 from blackbox_proxy.api.payload import RESERVED, Settings, can_continue, check, prompt_length, request, travels
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect, Prefill
 from blackbox_proxy.errors import BlackboxError, CannotContinue, ContextTooLong, InputError
-from blackbox_proxy.text.spelling import as_text
+from blackbox_proxy.text.prompts import as_text
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END as END_TOKEN
 from blackbox_proxy.types import Prefix, Prompt, Token

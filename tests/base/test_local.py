@@ -19,10 +19,12 @@ from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.base.showing import draw, top
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.models.trunk import Slots
 from blackbox_proxy.protocols import Abilities, Ask, Base
-from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
+from blackbox_proxy.text.spelling import from_tokenizer
+from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import Position, Prefix, Token
 
 TEXTS = (
@@ -222,7 +224,7 @@ async def test_echo_of_one_token_reads_nothing(base: TransformersBase) -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba"])
 async def test_other_architectures_with_and_without_a_cache(architecture: str) -> None:
     model = tiny_model(architecture, 300, seed=3)
-    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
+    vocabulary = from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
     lm = CausalLM(model, vocabulary, architecture)
     base = TransformersBase(lm, top_logprobs=4)
     prompt = list(range(40, 60))
@@ -386,7 +388,7 @@ async def test_a_stream_is_the_draft_in_one_part(base: TransformersBase) -> None
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
 async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
     model = tiny_model(architecture, 300, seed=3)
-    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
+    vocabulary = from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
     base = TransformersBase(CausalLM(model, vocabulary, architecture))
     given = [vocabulary.token_of(index) for index in range(70, 76)]
     draft = await base.draft(Ask(Prefix(list(range(40, 60))), 3, given=given))

@@ -10,7 +10,8 @@ from toys import ARCHITECTURES, save, tiny_model, toy_vocabulary, train_tokenize
 
 from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.models import packed
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.models.trunk import Trunk
 
 LETTERS = "abcdefghij"

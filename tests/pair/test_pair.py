@@ -17,11 +17,12 @@ from transformers import LlamaConfig
 from blackbox_proxy.errors import ContextTooLong, InputError, VocabularyMismatch
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Scores, Token
 
-BASE = Vocabulary.from_tokenizer(train_tokenizer("bytes", 500))
-LOCALS = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}
+BASE = from_tokenizer(train_tokenizer("bytes", 500))
+LOCALS = {kind: from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}
 
 
 def lm(vocabulary: Vocabulary, seed: int, context: int = 512) -> CausalLM:
