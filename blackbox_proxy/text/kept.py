@@ -51,8 +51,8 @@ def kept(key: str | None, read: Callable[[Arrays], T], make: Callable[[], T], ar
         return make()
     path = home / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return read({name: file[name] for name in file.files})
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return read({name: found[name] for name in found.files})
     except FileNotFoundError:
         pass
     except Exception as error:  # numpy and zipfile raise whatever they come across in a broken file
