@@ -29,6 +29,11 @@ class Outputs(Protocol):
     @property
     def hidden(self) -> Rows: ...
 
+    @property
+    def width(self) -> int:
+        """V."""
+        ...
+
     def __len__(self) -> int: ...
 
     def row(self, place: int) -> Rows:
@@ -60,12 +65,16 @@ class Logits:
     def hidden(self) -> Rows:
         return np.full(len(self), -np.inf, dtype=np.float32)
 
+    @property
+    def width(self) -> int:
+        return int(self._logits.shape[1])
+
     def __len__(self) -> int:
         return len(self._logits)
 
     def row(self, place: int) -> Rows:
         row: Rows = np.array(self._logits[place].cpu().numpy(), dtype=np.float32)
-        row -= np.float32(self._norm[place])
+        np.subtract(row, np.float32(self._norm[place]), out=row)
         return row
 
     def gather(self, places: Ids, ids: Ids) -> Floats:
@@ -90,11 +99,16 @@ class Shown:
     rows: Rows
     hidden: Rows
 
+    @property
+    def width(self) -> int:
+        return int(self.rows.shape[1])
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def row(self, place: int) -> Rows:
-        return self.rows[place]
+        row: Rows = self.rows[place]
+        return row
 
     def gather(self, places: Ids, ids: Ids) -> Floats:
         return self.rows[places, ids].astype(np.float64)

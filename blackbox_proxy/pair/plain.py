@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -26,6 +26,9 @@ class PlainSession:
         self._sides = sides
         self._base = base
         self._running = running
+        self._text: list[int] = []
+        self._rows: list[_PlainRow] = []
+        self._wanted: dict[int, set[int]] = {}
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         drafted = [position.token.id for position in positions]
@@ -40,8 +43,18 @@ class PlainSession:
                 wanted[j] = {*self._named(position.tokens), *_likeliest(shown[0], j, _SHARED)}
             shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
-        more = [self._asking(text[: len(text) - n + 1 + j], wanted[j]) for j in range(n)]
-        return [_PlainRow([(found, j) for found in shown], ends, self._base, more[j]) for j in range(n)]
+        self._text, self._wanted = text, wanted
+        self._rows = [_PlainRow([(found, j) for found in shown], ends, self._base) for j in range(n)]
+        return list(self._rows)
+
+    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
+        for row, tokens in wanted:
+            j = next(j for j, other in enumerate(self._rows) if other is row)
+            ids, _ = _ids_of(tokens, self._base)
+            self._wanted[j].update(ids[self._rows[j].estimated(ids)][:_NAMED].tolist())
+        shown = self._advance(self._text, len(self._rows), self._wanted)
+        for j, known in enumerate(self._rows):
+            known.shown = [(found, j) for found in shown]
 
     def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Outputs]:
         """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
@@ -55,15 +68,6 @@ class PlainSession:
         with self._running:
             return side_by_side(self._sides, one)
 
-    def _asking(self, text: Sequence[int], wanted: set[int]) -> Callable[[Iterable[int]], list[Outputs]]:
-        """Asks for further ids after a text."""
-
-        def more(ids: Iterable[int]) -> list[Outputs]:
-            wanted.update(ids)
-            return self._advance(text, 1, {0: wanted})
-
-        return more
-
     def _named(self, tokens: Sequence[Token]) -> Iterable[int]:
         ids, _ = _ids_of(tokens[:_NAMED], self._base)
         return [i for i in ids.tolist() if 0 <= i < self._sides[0].model.size]
@@ -72,9 +76,6 @@ class PlainSession:
         ids = [token.id for token in issued if token.id is not None]
         for side in self._sides:
             side.text.read([*side.prompt, *ids])
-
-    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
-        """Every score is the models' own already."""
 
     def close(self) -> None:
         for side in self._sides:
@@ -93,12 +94,11 @@ class _PlainRow:
         shown: Sequence[tuple[Outputs, int]],
         ends: Sequence[Ids],
         base: Vocabulary,
-        more: Callable[[Iterable[int]], list[Outputs]],
     ) -> None:
-        self._shown = list(shown)  # of each model what it says, and the place in it
+        self.shown = list(shown)  # of each model what it says, and the place in it
         self._ends = ends
+        self._size = min(found.width for found, _ in shown)
         self._base = base
-        self._more = more
         self._partial = any(np.isfinite(found.hidden[place]) for found, place in shown)
         self.limit: int | None = _NAMED if self._partial else None
         self._log_end = [
@@ -108,40 +108,37 @@ class _PlainRow:
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
-        how: list[How] = ["exact"] * len(tokens)
         columns = self._columns(ids)
-        if self._partial:
-            estimated = self._estimated(ids, columns)
-            if estimated.any():
-                self._shown = [(found, 0) for found in self._more(ids[estimated][:_NAMED].tolist())]
-                columns = self._columns(ids)
-                estimated = self._estimated(ids, columns)
-            how = ["prefix" if guess else "exact" for guess in (estimated & ~ending).tolist()]
+        estimated = self._unshown(columns) & ~ending
+        how: list[How] = ["prefix" if guess else "exact" for guess in estimated.tolist()]
         for column, log_end in zip(columns, self._log_end, strict=True):
             column[ending] = log_end
-        return scores_of(columns, how)
+        return scores_of(columns, how, np.where(estimated, np.inf, 0.0))
+
+    def estimated(self, ids: Ids) -> NDArray[np.bool_]:
+        """Of which ids a model showed nothing, (c,)."""
+        return self._unshown(self._columns(ids))
 
     def _columns(self, ids: Ids) -> list[Floats]:
         """The log probabilities of these ids under each model, (c,); -inf for those outside its vocabulary."""
         columns = []
-        for found, place in self._shown:
-            known = np.flatnonzero((ids >= 0) & (ids < len(self._base)))
+        known = np.flatnonzero((ids >= 0) & (ids < self._size))
+        for found, place in self.shown:
             column = np.full(len(ids), -np.inf)
             column[known] = found.gather(np.full(len(known), place), ids[known])
             columns.append(column)
         return columns
 
-    def _estimated(self, ids: Ids, columns: Sequence[Floats]) -> NDArray[np.bool_]:
-        """Of which ids a model showed nothing, (c,)."""
-        result = np.zeros(len(ids), dtype=np.bool_)
-        for (found, place), column in zip(self._shown, columns, strict=True):
+    def _unshown(self, columns: Sequence[Floats]) -> NDArray[np.bool_]:
+        result = np.zeros(len(columns[0]), dtype=np.bool_)
+        for (found, place), column in zip(self.shown if self._partial else (), columns, strict=False):
             hidden = float(found.hidden[place])
             result |= np.isfinite(hidden) & (column == hidden)
         return result
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
-        model = min(model, len(self._shown) - 1)
-        found, place = self._shown[model]
+        model = min(model, len(self.shown) - 1)
+        found, place = self.shown[model]
         ends = self._ends[model]
         ids, values = found.top(place, count + len(ends))
         real = ~np.isin(ids, ends) & np.isfinite(values)

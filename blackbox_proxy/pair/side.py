@@ -167,6 +167,7 @@ def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) ->
 
 def scores_of(columns: Sequence[Floats], how: Sequence[How], error: Floats | None = None) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
+    error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
     the others.
@@ -179,6 +180,5 @@ def scores_of(columns: Sequence[Floats], how: Sequence[How], error: Floats | Non
     if len(columns) == 1 and not known.all():
         offset[~known] = offset[known].min() if known.any() else 0.0
     kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
-    return Scores(
-        expert, antiexpert, offset, kinds, np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
-    )
+    error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
+    return Scores(expert, antiexpert, offset, kinds, error)
