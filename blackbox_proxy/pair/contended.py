@@ -1,13 +1,14 @@
 """The masses of a few tokens at one position, summed beyond the row after x: what estimated.py cannot leave open.
 
-For a token c the local tokenizer's own spelling of tail + c is followed (`ways`): where it bridges the end of x (" Yor"
-and "k" are written " York"), where it writes c in pieces, and what goes on from c to a longer token of the base.
-Relative to the mass of the path that spells x,
+What bridges the end of x ("Yor" and "k" are written " York") is written at nodes before it. Those that the tail's own
+spelling passes are known, so their share is part of every estimate (`Bridges`):
 
-    M(c)  =  R(c | x)  -  what goes on from c's own node  +  what completes c from the other nodes on its way
+    R'(c | x)  =  ( R(c | x)  +  sum over nodes before x of  p(node) / p(x) * p(what completes x and c | node) ) / Z
+    Z          =  1  +  the same sum over all that bridges the end of x
 
-and everything at this position is divided by 1 + what bridges the end of x. Ways that the local tokenizer would not
-write itself are left out; alignment.py has them all.
+For a contended token the local tokenizer's own spelling of tail + c is followed (`ways`): where that leaves the tail's,
+where it writes c in pieces, and what goes on from c to a longer token of the base. Ways that the local tokenizer would
+not write itself are left out; alignment.py has them all.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way
     return found
 
 
-class Contended:
-    """Log masses of contended tokens at one position under one model, on the scale of the row after x.
+class Bridges:
+    """One position under one model: what the nodes before the end of x write across it, and the rows after its nodes.
 
     places: what the model says after each node that is known, by path; at_x: the path that spells the tail.
     """
@@ -68,55 +69,68 @@ class Contended:
     ) -> None:
         self._alignment = alignment
         self._tail = tail
-        self._at_x = at_x
         self._places = places
-        self._bridges: dict[Path, float] = {}
+        self.at_x = at_x
+        self._log_x = self.log_path(at_x)
+        written = 0
+        self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
+        self.total = 0.0
+        for end in range(len(at_x)):
+            missing = tail[written:]
+            scale = math.exp(min(self.log_path(at_x[:end]) - self._log_x, 700.0))
+            share = scale * self.across(at_x[:end], missing)
+            if share > _LEAST:
+                self._before.append((at_x[:end], missing, scale))
+                self.total += share
+            written += len(alignment.local.spelling[at_x[end]] or b"")
 
-    def mass(self, way: Way, covered: float) -> float:
-        """The mass of a token, not below 0; `covered` is its R."""
-        at_x, path = self._at_x, way.path
-        if len(path) == len(at_x) + 1 and path[:-1] == at_x:  # the usual case: one local token
-            own = float(self._probability(at_x, [path[-1]])[0])
-            return max(covered - own * self._goes_on(way), 0.0)
-        total, log_x = covered, self._log_path(at_x)
-        for end, text in enumerate(way.texts[:-1]):
-            node = path[:end]
-            if node == at_x:
-                continue
-            missing, after = self._tail[len(text) :], text[len(self._tail) :]
-            scale = math.exp(self._log_path(node) - log_x)
-            if missing:
-                self._bridges[node] = scale * self._bridge(node, missing)
-            whole = end + 1 == len(path)
-            for index, probability in self._completing(node, missing, after, way.token):
-                kept = 1.0 - self._goes_on(way) if whole and index == path[end] else 1.0
-                total += scale * probability * kept
-        return total
+    def mass(self, token: bytes) -> float:
+        """What the nodes before the end of x add to the mass of a token."""
+        return math.fsum(
+            scale * probability
+            for node, missing, scale in self._before
+            for _, probability in self.completing(node, missing, b"", token)
+        )
 
-    def normaliser(self) -> float:
-        """1 + what bridges the end of x, relative to the mass of the path that spells x."""
-        return 1.0 + sum(self._bridges.values())
+    def likely(self, count: int) -> list[tuple[bytes, float]]:
+        """Tokens that are written across the end of x, with log masses: the `count` likeliest ways at each node."""
+        spelling, found = self._alignment.local.spelling, []
+        for node, missing, scale in self._before:
+            ids = self._alignment.local.beginning_with(missing)
+            values = self.probability(node, ids)
+            best = np.argsort(-values, kind="stable")[:count]
+            texts = [((spelling[int(ids[i])] or b"")[len(missing) :], float(values[i])) for i in best]
+            texts = [(text, value) for text, value in texts if text and value > _LEAST]
+            firsts = self._alignment.base.first([text for text, _ in texts])
+            found += [(first, math.log(scale * value)) for first, (_, value) in zip(firsts, texts, strict=True)]
+        return found
 
-    def _log_path(self, path: Path) -> float:
-        steps = (float(self._probability(path[:end], [path[end]])[0]) for end in range(len(path)))
+    def scale(self, node: Path) -> float:
+        """The mass of a node, by that of the path that spells x."""
+        return math.exp(min(self.log_path(node) - self._log_x, 700.0))
+
+    def log_path(self, path: Path) -> float:
+        steps = (float(self.probability(path[:end], [path[end]])[0]) for end in range(len(path)))
         return math.fsum(math.log(max(step, 1e-300)) for step in steps)
 
-    def _probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
+    def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]
         found: Floats = np.exp(outputs.gather(np.full(len(ids), place), np.asarray(ids, dtype=np.int64)))
         return found
 
-    def _bridge(self, path: Path, missing: bytes) -> float:
-        """What a node writes across the end of x."""
+    def across(self, path: Path, missing: bytes) -> float:
+        """The share of what a node writes that goes across the end of x."""
         local = self._alignment.local
         ids = local.beginning_with(missing)
         exact = local.id_of(missing)
-        return float(self._probability(path, ids[ids != exact] if exact is not None else ids).sum())
+        return float(self.probability(path, ids[ids != exact] if exact is not None else ids).sum())
 
-    def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
+    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
         """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
         ids = self._alignment.local.beginning_with(missing + token[len(after) :])
-        found = self._probability(path, ids)
+        if not len(ids):
+            return []
+        found = self.probability(path, ids)
         likely = np.flatnonzero(found > _LEAST)
         if len(likely) > TOP:
             likely = likely[np.argsort(-found[likely], kind="stable")[:TOP]]
@@ -125,7 +139,7 @@ class Contended:
         firsts = self._alignment.base.first(texts)
         return [(int(ids[i]), float(found[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
 
-    def _goes_on(self, way: Way) -> float:
+    def goes_on(self, way: Way) -> float:
         """The share of what follows a token at its own node that makes a longer token of the base of it."""
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
@@ -137,3 +151,22 @@ class Contended:
         ]
         firsts = self._alignment.base.first([way.token + text for text, _ in likely])
         return float(sum(math.exp(v) for (_, v), first in zip(likely, firsts, strict=True) if first != way.token))
+
+
+def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
+    """The mass of a token by that of x, not below 0. estimate: R + what `bridges` add. others: receives what nodes off
+    the tail's own spelling write across the end of x.
+    """
+    at_x, path, total = bridges.at_x, way.path, estimate
+    for end, text in enumerate(way.texts[:-1]):
+        node = path[:end]
+        missing, after = tail[len(text) :], text[len(tail) :]
+        known = node == at_x[:end]  # R and the bridges have it
+        scale = bridges.scale(node)
+        if missing and not known:
+            others[node] = scale * bridges.across(node, missing)
+        if not known:
+            total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
+        if end + 1 == len(path):
+            total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.goes_on(way)
+    return max(total, 0.0)

@@ -15,12 +15,13 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.pair.alignment import Alignment
-from blackbox_proxy.pair.contended import TOP, Contended, Way, ways
+from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
 from blackbox_proxy.pair.crossing import Crossing, Relations
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import Side, scores_of, with_end
@@ -72,6 +73,16 @@ class Bases:
 
 def _bytes(tokens: Sequence[Token | None]) -> list[bytes]:
     return [token.bytes for token in tokens if token is not None and token.bytes]
+
+
+class _Estimate(NamedTuple):
+    """Log masses of a token under each model, by that of x; how far their difference may be off, nats; whether they are
+    sums, or only what the first of the token's pieces has.
+    """
+
+    masses: tuple[float, ...]
+    error: float
+    summed: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -228,9 +239,10 @@ class EstimatedRow:
         self.lock = session.lock
         self._alignment = alignment
         self._ends = ends
-        self._known: dict[bytes, tuple[tuple[float, ...], float]] = {}  # log masses, error; before `_shift`
+        self._known: dict[bytes, _Estimate] = {}
         self._exact: dict[bytes, tuple[float, ...]] = {}
-        self._shift = (0.0,) * len(views)
+        self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
+        self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
         self._wanted: list[bytes] = []
         self._log_end: list[float] | None = None
         self._spelled = all(view.at_x is not None for view in views)
@@ -252,8 +264,9 @@ class EstimatedRow:
             elif token.bytes in self._exact:
                 columns[:, i], kind = self._exact[token.bytes or b""], "exact"
             elif token.bytes in self._known:
-                masses, error[i] = self._known[token.bytes or b""]
-                columns[:, i], kind = np.array(masses) + self._shift, "estimated"
+                estimated = self._known[token.bytes or b""]
+                columns[:, i], kind = np.array(estimated.masses) + self._shift, "estimated"
+                error[i] = estimated.error
             how.append(kind)
         return scores_of(list(columns), how, error)
 
@@ -272,15 +285,15 @@ class EstimatedRow:
         spelled = [token.bytes for token in tokens if token.bytes and not token.end]
         return list(dict.fromkeys(text for text in spelled if text not in known and text not in exact))
 
-    def keep(self, token: bytes, masses: tuple[float, ...], error: float) -> None:
-        self._known[token] = (masses, error)
+    def keep(self, token: bytes, estimate: _Estimate) -> None:
+        self._known[token] = estimate
 
     def suspects(self, token: bytes) -> bytes | None:
         """The text of tail and token, if the local vocabulary has tokens that could write across the end of x."""
         tail = self.views[0].tail
         return tail + token if tail and self._alignment.local.joins(tail[-1], token[0]) else None
 
-    def bridges(self, text: bytes) -> bool:
+    def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
         at_x = self.views[0].at_x or ()
         return (self._alignment.canonical(text) or ())[: len(at_x)] != at_x
@@ -301,8 +314,10 @@ class EstimatedRow:
         for first, value in zip(firsts, values[likely].tolist(), strict=True):
             if first:
                 found[first] = float(np.logaddexp(found.get(first, -np.inf), value))
-        for token, masses in self._exact.items():
-            found[token] = masses[model]
+        for first, value in self.bridges[model].likely(TOP):
+            found[first] = float(np.logaddexp(found.get(first, -np.inf), value))
+        found = {token: value + self._shift[model] for token, value in found.items()}
+        found |= {token: masses[model] for token, masses in self._exact.items()}
         ordered = sorted(found.items(), key=lambda item: -item[1])[:count]
         proposed = [(self.crossing.base.token(token), mass) for token, mass in ordered if np.isfinite(mass)]
         return with_end(proposed, self._end()[model], count)
@@ -313,29 +328,31 @@ class EstimatedRow:
         """Say which nodes the masses of these tokens need, in `views[…].wanted`."""
         self._wanted = [token for token in dict.fromkeys(tokens) if token not in self._exact and token in self._known]
         for view in self.views:
-            found = ways(self._alignment, view.tail, self._wanted) if view.at_x is not None else []
-            view.ways = {way.token: way for way in found}
+            spelled = ways(self._alignment, view.tail, self._wanted) if view.at_x is not None else []
+            view.ways = {way.token: way for way in spelled}
 
     def sum_up(self) -> None:
         columns: list[dict[bytes, float]] = []
         shifts = []
-        for i, view in enumerate(self.views):
-            contended = Contended(self._alignment, view.tail, view.at_x or (), view.places)
+        for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
+            others: dict[Path, float] = {}
             masses = {
-                token: contended.mass(way, math.exp(self._known[token][0][i]) if self._covered(token) else 0.0)
+                token: contended_mass(bridges, view.tail, way, self._before_sums(token, i), others)
                 for token, way in view.ways.items()
             }
-            shifts.append(-math.log(contended.normaliser()))
+            shifts.append(-math.log(1.0 + bridges.total + sum(others.values())))
             columns.append({t: math.log(mass) + shifts[-1] if mass > 0.0 else -math.inf for t, mass in masses.items()})
         self._shift = tuple(min(old, new) for old, new in zip(self._shift, shifts, strict=True))
         for token in self._wanted:
             if all(token in column for column in columns):
                 self._exact[token] = tuple(column[token] for column in columns)
             else:  # the local vocabulary cannot write it
-                self._known[token] = (self._known[token][0], 0.0)
+                self._known[token] = self._known[token]._replace(error=0.0)
 
-    def _covered(self, token: bytes) -> bool:
-        return len(self.crossing.of([token])[0].covering) > 0
+    def _before_sums(self, token: bytes, model: int) -> float:
+        """The mass of a token by that of x, as far as it was found without a node of its own."""
+        known = self._known[token]
+        return math.exp(known.masses[model]) if known.summed else 0.0
 
 
 def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
@@ -350,21 +367,23 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     leading = [found.leading for _, _, found in entries]
     begins = np.array([found.begins for _, _, found in entries], dtype=np.int64)
     across = _across(entries)
-    masses, shares = [], []
+    sums, firsts, shares = [], [], []
     for i in range(len(wanted[0][0].views)):
         said = entries[0][0].views[i].after_x[0]  # of one draft: one pass
         places = np.array([row.views[i].after_x[1] for row, _, _ in entries], dtype=np.int64)
-        covered, lead = _summed(said, places, covering), _summed(said, places, leading)
-        alone = np.where(begins >= 0, said.gather(places, np.maximum(begins, 0)), -np.inf)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            masses.append(np.where(covered > 0.0, np.log(covered), alone))
-            shares.append(np.where(covered > 0.0, lead / covered, 0.0))
-    sizes = np.array([len(ids) for ids in covering])
+        total, lead = _summed(said, places, covering), _summed(said, places, leading)
+        total += [row.bridges[i].mass(text) if row.bridges[i].total else 0.0 for row, text, _ in entries]
+        firsts.append(np.where(begins >= 0, said.gather(places, np.maximum(begins, 0)), -np.inf))
+        sums.append(total)
+        shares.append(lead / np.maximum(total, 1e-300))
+    summed = np.min(sums, axis=0) > 0.0
     goes_on = np.array([found.goes_on for _, _, found in entries])
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
-    error = np.where(sizes > 0, error, _IN_PIECES)
-    for (row, text, _), own, bar in zip(entries, zip(*masses, strict=True), error.tolist(), strict=True):
-        row.keep(text, tuple(map(float, own)), bar)
+    error = np.where(summed, error, _IN_PIECES)
+    with np.errstate(divide="ignore"):
+        masses = [np.where(summed, np.log(total), first) for total, first in zip(sums, firsts, strict=True)]
+    for j, (row, text, _) in enumerate(entries):
+        row.keep(text, _Estimate(tuple(float(own[j]) for own in masses), float(error[j]), bool(summed[j])))
 
 
 def _across(entries: Sequence[tuple[EstimatedRow, bytes, Relations]]) -> NDArray[np.bool_]:
@@ -377,7 +396,7 @@ def _across(entries: Sequence[tuple[EstimatedRow, bytes, Relations]]) -> NDArray
             for alignment in {id(row.alignment): row.alignment for _, row, _ in suspects}.values():
                 alignment.spell([text for _, row, text in suspects if row.alignment is alignment])
             for i, row, text in suspects:
-                across[i] = row.bridges(text)
+                across[i] = row.leaves_tail(text)
     return across
 
 
