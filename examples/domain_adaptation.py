@@ -61,7 +61,7 @@ from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import bootstrap_interval
 from blackbox_proxy.maths.equation import Equation
-from blackbox_proxy.models.lm import load_causal_lm
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.types import Prefix
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blackbox_proxy.text.spelling import as_text
+from blackbox_proxy.text.prompts import as_text
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
 

@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("BLACKBOX_PROXY_CACHE", "0")  # the user's own cache is not for tests
 os.environ.setdefault("BLACKBOX_PROXY_PROBES", "0")  # nor is what the user's endpoints were found to do
+os.environ.setdefault("BLACKBOX_PROXY_VOCABULARIES", "0")  # nor what was found out about the user's tokenizers
 
 import sys
 from collections.abc import Callable, Iterator

@@ -15,7 +15,8 @@ import pytest
 from blackbox_proxy import Budget, BudgetedBase, CachedBase, ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Ask, Base, Pair, Revealed, Row
 from blackbox_proxy.testing import (
     BASE_LAWS,
@@ -28,6 +29,7 @@ from blackbox_proxy.testing import (
     check_pair,
     check_tuner,
 )
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Scores, Token, Usage
 
@@ -45,7 +47,7 @@ def lm(models: dict[str, str]) -> CausalLM:
 
 @pytest.fixture(scope="module")
 def spelling(models: dict[str, str]) -> Vocabulary:
-    return Vocabulary.from_pretrained(models["base"])
+    return from_pretrained(models["base"])
 
 
 # -- ours keep them ---------------------------------------------------------------------------------------------------

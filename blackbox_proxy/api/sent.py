@@ -18,8 +18,8 @@ from typing import Any, Literal
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.prompts import as_text as rendered
 from blackbox_proxy.text.prompts import check_text
-from blackbox_proxy.text.spelling import as_text as rendered
 from blackbox_proxy.text.vocabulary import Vocabulary, is_ids
 from blackbox_proxy.types import Prefix, Prompt, Rendering, Token
 

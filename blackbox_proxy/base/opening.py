@@ -18,6 +18,7 @@ from blackbox_proxy.dialects.findings import Findings, base_dialect, load, saved
 from blackbox_proxy.dialects.guessing import AUTO, dialect_of, located
 from blackbox_proxy.dialects.table import PROBED, Api, Dialect
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
 
@@ -210,5 +211,5 @@ def vocabulary_of(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Voca
         import tiktoken
 
         if name in tiktoken.list_encoding_names():
-            return Vocabulary.from_tiktoken(name)
-    return Vocabulary.from_pretrained(name)
+            return from_tiktoken(name)
+    return from_pretrained(name)

@@ -1,1 +1,1 @@
-"""Models on this machine: lm.py loads one safely and runs it over a growing text."""
+"""Models on this machine: loading.py gets one safely from a folder or hub, lm.py runs it over a growing text."""

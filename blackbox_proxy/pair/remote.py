@@ -12,12 +12,10 @@ estimate went into are marked "prefix".
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +37,10 @@ from blackbox_proxy.errors import (
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
-from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.pair.outputs import Outputs, Shown
+from blackbox_proxy.pair.side import Wanted
+from blackbox_proxy.text.files import declared_ends
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering, Usage
 
@@ -172,7 +173,7 @@ class RemoteModel:
                 hint="Shorten the prompt, lower max_tokens, or take a pair with a longer window.",
             )
 
-    def text(self) -> RemoteText:
+    def text(self, ids: Sequence[int]) -> RemoteText:
         return RemoteText(self)
 
     def after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
@@ -310,7 +311,15 @@ class RemoteText:
     def __init__(self, model: RemoteModel) -> None:
         self._model = model
 
-    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
+    def read(self, ids: Sequence[int]) -> None:
+        """The server reads what it is asked about."""
+
+    def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
+        raise NotImplementedError("rows of a server are not whole, and are asked for by name")
+
+    def close(self) -> None: ...
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Outputs:
         self._model.check_length(len(ids), "the text")
         if not 1 <= keep <= len(ids):
             raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
@@ -320,7 +329,7 @@ class RemoteText:
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
-    ) -> Shown:
+    ) -> Outputs:
         texts = [tuple(ids)]
         for parent, token in zip(parents, tokens, strict=True):
             texts.append((*texts[parent + 1], token))
@@ -337,20 +346,7 @@ def _vocabulary(
 ) -> Vocabulary:
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
-    from blackbox_proxy.text.spelling import load_tokenizer
-
     name = os.fspath(tokenizer)
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser())
-    loaded = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    return Vocabulary.from_tokenizer(loaded, end_ids=[*end_ids, *_ends_in(Path(name))])
-
-
-def _ends_in(folder: Path) -> list[int]:
-    """The ids that end a text by a model's configuration, where it lies beside the tokenizer."""
-    for name in ("generation_config.json", "config.json"):
-        with suppress(OSError, ValueError):
-            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            if ends is not None:
-                return [int(i) for i in (ends if isinstance(ends, list) else [ends])]
-    return []
+    return from_pretrained(name, end_ids=[*end_ids, *declared_ends(name)], trust_remote_code=trust_remote_code)

@@ -1,11 +1,12 @@
-"""What can be said of a prompt before any tokenizer has seen it: whether it is whole text, and about how long it is."""
+"""What can be said of a prompt before any tokenizer has seen it: its text, whether it is whole, and about how long."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.types import Prompt
+from blackbox_proxy.types import Prompt, Rendering
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -26,3 +27,19 @@ def guessed_tokens(prompt: Prompt) -> float:
     if isinstance(prompt, str):
         return len(prompt) / CHARACTERS_PER_TOKEN
     return sum(len(part["content"]) / CHARACTERS_PER_TOKEN if isinstance(part, Mapping) else 1.0 for part in prompt)
+
+
+def as_text(prompt: Any, rendering: Rendering, chat: Callable[[list[Any]], str] | None) -> str:
+    """A prompt of text or messages as one text; `chat` is the model's template, None where it has none. InputError."""
+    if callable(rendering):
+        return rendering(prompt)
+    if rendering == "chat":
+        if chat is None:
+            raise InputError(
+                "this model has no chat template",
+                hint='Render its prompt as "raw", or give a function from the prompt to text.',
+            )
+        return chat([{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt))
+    if rendering != "raw":
+        raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
+    return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)

@@ -1,18 +1,26 @@
 """Where a `Vocabulary` comes from: a Hugging Face tokenizer (tokenizer.json) or a tiktoken encoding.
 
-What has to be found out of each: the bytes of every id, which ids are special and which end a text, where its
-pre-tokenizer cuts, how a prompt is rendered, and how text is cut *in the middle of a text*, with nothing prepended
-and nothing normalised away.
+What has to be found out of each: the bytes of every id and how text is cut in the middle of a text (pieces.py), which
+ids are special and which end a text, and how a prompt is rendered (rendering.py).
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from blackbox_proxy.errors import InputError, ModelUnavailable
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.errors import ModelUnavailable
+from blackbox_proxy.text.kept import digest as digest_of
+from blackbox_proxy.text.kept import kept
+from blackbox_proxy.text.pieces import Pieces, byte_starts
+from blackbox_proxy.text.prompts import as_text
+from blackbox_proxy.text.rendering import Renderer
+from blackbox_proxy.text.table import Table
+from blackbox_proxy.text.vocabulary import Encode, Vocabulary
 from blackbox_proxy.types import Prompt, Rendering
 
 if TYPE_CHECKING:
@@ -20,25 +28,79 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece", "tekken")
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A Hugging Face tokenizer from a folder or hub id. Raises ModelUnavailable with what to do about it."""
     from transformers import AutoTokenizer
 
+    hint = "Give a folder with tokenizer.json (as saved by save_pretrained), or a Hugging Face hub id."
+    folder = Path(name)
+    if folder.is_dir() and not any(f.name.startswith(_FILES) or f.suffix == ".model" for f in folder.iterdir()):
+        raise ModelUnavailable(f"there is no tokenizer in {name!r}: no tokenizer.json, nor any older kind", hint=hint)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
-        raise ModelUnavailable(
-            f"no tokenizer could be loaded from {name!r}: {_first_line(error)}",
-            hint="Give a folder with tokenizer.json (as saved by save_pretrained), or a Hugging Face hub id.",
-        ) from error
+        raise ModelUnavailable(f"no tokenizer could be loaded from {name!r}: {reason(error)}", hint=hint) from error
     return tokenizer
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason(error: BaseException) -> str:
+    """What an exception of another library says, on one line and whole."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def from_pretrained(name: str, *, end_ids: Iterable[int] = (), trust_remote_code: bool = False) -> Vocabulary:
+    """The vocabulary of a Hugging Face folder or hub id; `end_ids` as for `from_tokenizer`. Raises ModelUnavailable.
+
+    Folders with the same tokenizer files share one vocabulary while it is in use.
+    """
+    ends = frozenset(end_ids)
+    digest = None if trust_remote_code else files_digest(Path(name))
+    found = _IN_USE.get((digest, ends))
+    if found is not None and digest is not None:
+        return found
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    if digest is None and not trust_remote_code:
+        digest = files_digest(_hub_folder(name))
+    found = from_tokenizer(tokenizer, end_ids=ends, digest=digest)
+    return _IN_USE.setdefault((digest, ends), found) if digest is not None else found
+
+
+_IN_USE: WeakValueDictionary[tuple[str | None, frozenset[int]], Vocabulary] = WeakValueDictionary()
+
+
+def files_digest(folder: Path | None) -> str | None:
+    """A digest of the files that make a folder's tokenizer; None where there are none."""
+    if folder is None or not folder.is_dir():
+        return None
+    files = [file for file in sorted(folder.iterdir()) if file.name.startswith(_FILES) and file.is_file()]
+    files += sorted(file for file in folder.glob("additional_chat_templates/*") if file.is_file())
+    if not files:
+        return None
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "tokenizers")]
+    try:
+        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        kind = ""  # a tokenizer may lie there without a model
+    return digest_of([*versions, kind, *(part for file in files for part in (file.name, file.read_bytes()))])
+
+
+def _hub_folder(name: str) -> Path | None:
+    """Where the files of a hub id lie on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "tokenizer.json")
+    except ValueError:  # not a hub id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
+    """The vocabulary of a tiktoken encoding or its name, e.g. "cl100k_base". Raises ModelUnavailable."""
+    import regex
     import tiktoken
 
     if isinstance(encoding, str):
@@ -49,7 +111,7 @@ def from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
             raise ModelUnavailable(f"tiktoken knows no encoding {encoding!r}", hint=f"It knows: {known}.") from error
         except Exception as error:  # requests' errors: the BPE file is downloaded on first use
             raise ModelUnavailable(
-                f"the BPE file of {encoding!r} could not be downloaded: {_first_line(error)}",
+                f"the BPE file of {encoding!r} could not be downloaded: {reason(error)}",
                 hint="Connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds the file.",
             ) from error
     special = {index: text for text, index in encoding._special_tokens.items()}
@@ -59,10 +121,10 @@ def from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
             spelling[index] = b"" if index in special else encoding.decode_single_token_bytes(index)
         except KeyError:  # cl100k_base has gaps
             continue
-    compiled = _compiled(encoding._pat_str)
+    compiled = regex.compile(encoding._pat_str)
 
     def pretokens(text: str) -> list[int]:
-        return _byte_starts(text, [match.start() for match in compiled.finditer(text)])
+        return byte_starts(text, [match.start() for match in compiled.finditer(text)])
 
     def render(prompt: Prompt, rendering: Rendering) -> list[int]:
         return encoding.encode(as_text(prompt, rendering, chat=None), allowed_special="all")
@@ -78,104 +140,70 @@ def from_tiktoken(encoding: str | tiktoken.Encoding) -> Vocabulary:
     )
 
 
-def _compiled(pattern: str) -> Any:
-    import regex
+def from_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, end_ids: Iterable[int] = (), digest: str | None = None
+) -> Vocabulary:
+    """The vocabulary of a fast Hugging Face tokenizer; `end_ids` are added to those that the tokenizer itself names.
 
-    return regex.compile(pattern)
-
-
-def _byte_starts(text: str, starts: Sequence[int]) -> list[int]:
-    """Character offsets -> byte offsets in UTF-8."""
-    if text.isascii():
-        return list(starts)
-    result, done, offset = [], 0, 0
-    for start in starts:
-        offset += len(text[done:start].encode("utf-8"))
-        done = start
-        result.append(offset)
-    return result
-
-
-def as_text(prompt: Any, rendering: Rendering, chat: Callable[[list[Any]], str] | None) -> str:
-    """A prompt of text or messages as one text; `chat` is the model's template, None where it has none. InputError."""
-    if callable(rendering):
-        return rendering(prompt)
-    if rendering == "chat":
-        if chat is None:
-            raise InputError(
-                "this model has no chat template",
-                hint='Render its prompt as "raw", or give a function from the prompt to text.',
-            )
-        return chat([{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt))
-    if rendering != "raw":
-        raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
-    return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
-
-
-def from_tokenizer(tokenizer: Any, end_ids: Iterable[int]) -> Vocabulary:
+    `digest` names the files that it is from; what is slow is then kept (kept.py).
+    Raises ModelUnavailable if the tokenizer is slow, or changes text so that its tokens do not spell it back.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelUnavailable(
             "this model has only a slow (pure Python) tokenizer",
             hint="Save it once as tokenizer.json with transformers' AutoTokenizer, and load that folder.",
         )
-    from tokenizers import Tokenizer
-
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {int(a["id"]): str(a["content"]) for a in description["added_tokens"] if a["special"]}
-    continuing = Tokenizer.from_str(json.dumps(_continuing(description)))
-    continuing.encode_special_tokens = True
-    spell = _speller(description)
-    pieces = continuing.get_vocab(with_added_tokens=True)
-    added = {int(a["id"]): str(a["content"]).encode() for a in description["added_tokens"] if not a["special"]}
-    spelling: list[bytes | None] = [None] * (max([*pieces.values(), *special, *added], default=-1) + 1)
-    fallback = []
-    for piece, index in pieces.items():
-        spelling[index] = b"" if index in special else added[index] if index in added else spell(piece)
-        if _byte_of(piece) is not None:
-            fallback.append(index)
-    for index in special:
-        spelling[index] = b""
+    pieces = Pieces(tokenizer.backend_tokenizer)
+    special = dict(pieces.special)
     if tokenizer.unk_token_id is not None:
-        spelling[tokenizer.unk_token_id] = b""
         special.setdefault(tokenizer.unk_token_id, str(tokenizer.unk_token))
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:
-            return [continuing.encode(texts[0], add_special_tokens=False).ids]
-        return [found.ids for found in continuing.encode_batch_fast(texts, add_special_tokens=False)]
-
-    splitter = continuing.pre_tokenizer
-
-    def pretokens(text: str) -> list[int]:
-        if splitter is None or not text:
-            return [0] if text else []
-        return _byte_starts(text, [start for _, (start, _) in splitter.pre_tokenize_str(text)])
-
-    def chat(messages: list[Any]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def render(prompt: Prompt, rendering: Rendering) -> list[int]:
-        text = as_text(prompt, rendering, chat if tokenizer.chat_template else None)
-        # A chat template writes its own special tokens; so may a callable, and then no second BOS is wanted.
-        bare = rendering == "chat" or bool(tokenizer.bos_token and text.startswith(str(tokenizer.bos_token)))
-        return [int(index) for index in tokenizer(text, add_special_tokens=not bare)["input_ids"]]
-
     ends = {int(index) for index in end_ids} | _own_ends(tokenizer)
-    for index in ends:
-        if index < len(spelling):
-            spelling[index] = b""
-            special.setdefault(index, str(tokenizer.convert_ids_to_tokens(index)))
+    table = kept(digest, Table.of, lambda: _table(pieces, special), lambda made: made.arrays)
+    encode = pieces.encode()
+    silent = _silent_ends(ends, table, special, pieces, encode)
+    if silent:
+        table = Table([b"" if i in silent else text for i, text in enumerate(table.spelling)], table.rare)
+        encode = pieces.encode(silent)
+        special |= {index: str(tokenizer.convert_ids_to_tokens(index)) for index in silent}
     vocabulary = Vocabulary(
-        spelling,
+        table,
         special=special,
         end_ids=ends,
         encode=encode,
-        pretokens=pretokens,
-        render=render,
-        less_preferred=fallback,
+        pretokens=pieces.pretokens,
+        render=Renderer(tokenizer),
+        added={index: word for index, word in pieces.added.items() if index not in silent},
+        lonely=pieces.lonely,
+        recut=lambda ids: pieces.encode({*silent, *ids}),
+        digest=None if silent else digest,
     )
     _check_spelling(vocabulary, str(getattr(tokenizer, "name_or_path", "")))
     return vocabulary
+
+
+def _table(pieces: Pieces, special: Iterable[int]) -> Table:
+    spelling, fallback = pieces.spelled()
+    for index in special:
+        spelling[index] = b""
+    return Table(spelling, fallback)
+
+
+def _silent_ends(
+    ends: Iterable[int], table: Table, special: Collection[int], pieces: Pieces, encode: Encode
+) -> set[int]:
+    """The ends that are no special tokens but stand for no text either.
+
+    Added words that end a text do so only, and so do pieces that no text is cut into. An ordinary word ("\\n") that
+    ends a text is still that word wherever it is read.
+    """
+    found = set()
+    for index in ends:
+        spelling = table.spelling[index] if index < len(table.spelling) else None
+        if spelling and index not in special:
+            text = spelling.decode("utf-8", "replace")
+            if index in pieces.added or encode([text]) != [[index]]:
+                found.add(index)
+    return found
 
 
 _PROBES = ["Hello world", " a  b\n\n\tc", "Zürich’s 2023: 3.14%", "日本語 text", "👍🏽 ok", "שלום"]
@@ -208,72 +236,3 @@ def _own_ends(tokenizer: Any) -> set[int]:
         if places:
             ends.add(min(places)[1])
     return ends
-
-
-def _nodes(description: Any) -> list[dict[str, Any]]:
-    """A component of tokenizer.json and everything inside it."""
-    if not isinstance(description, dict):
-        return []
-    inner = [child for key in ("pretokenizers", "normalizers", "decoders") for child in description.get(key, [])]
-    return [description, *(node for child in inner for node in _nodes(child))]
-
-
-def _continuing(description: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer for text in the middle of a text: it prepends nothing and normalises nothing away."""
-    changed = dict(description, post_processor=None, truncation=None, padding=None)
-    keep = [node for node in _nodes(description["normalizer"]) if node["type"] == "Replace" and _is_metaspace(node)]
-    changed["normalizer"] = {"type": "Sequence", "normalizers": keep} if keep else None
-    splitter = json.loads(json.dumps(description["pre_tokenizer"]))
-    for node in _nodes(splitter):
-        if node["type"] == "ByteLevel":
-            node["add_prefix_space"] = False
-        elif node["type"] == "Metaspace":
-            node["prepend_scheme"] = "never"
-    changed["pre_tokenizer"] = splitter
-    return changed
-
-
-def _is_metaspace(node: dict[str, Any]) -> bool:
-    return node.get("content") == "▁" and node.get("pattern") == {"String": " "}
-
-
-def _speller(description: dict[str, Any]) -> Callable[[str], bytes]:
-    """How the pieces of this tokenizer.json are turned into bytes."""
-    everything = [*_nodes(description["pre_tokenizer"]), *_nodes(description["decoder"])]
-    if any(node["type"] == "ByteLevel" for node in everything):
-        return _spell_byte_level
-    metaspace = any(node["type"] == "Metaspace" for node in everything) or any(
-        _is_metaspace(node) for node in _nodes(description["normalizer"])
-    )
-    byte_fallback = bool(description["model"].get("byte_fallback"))
-
-    def spell(piece: str) -> bytes:
-        byte = _byte_of(piece) if byte_fallback else None
-        if byte is not None:
-            return byte
-        return (piece.replace("▁", " ") if metaspace else piece).encode("utf-8")
-
-    return spell
-
-
-def _byte_of(piece: str) -> bytes | None:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return None
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes: printable ones are themselves, the others follow at 256."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_level_alphabet()
-
-
-def _spell_byte_level(piece: str) -> bytes:
-    try:
-        return bytes(_ALPHABET[character] for character in piece)
-    except KeyError:  # added words are written as they are
-        return piece.encode("utf-8")

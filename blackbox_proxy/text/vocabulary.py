@@ -1,32 +1,31 @@
 """A model's spelling: id <-> bytes, its end ids, and how it cuts text into tokens.
 
-`Vocabulary` is made from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in for a base
-whose tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question alignment
-asks of a base: *which token comes first when this text is cut?* Nothing here imports torch, and transformers and
-tiktoken only when a vocabulary is loaded from them.
+`Vocabulary` is made by spelling.py, from a Hugging Face tokenizer or a tiktoken encoding. `LearnedVocabulary` stands in
+for a base whose tokenizer is unknown: it knows the tokens seen so far in candidate lists. Both answer the one question
+alignment asks of a base: *which token comes first when this text is cut?*
 """
 
 from __future__ import annotations
 
 import codecs
-import hashlib
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, overload
+from typing import Any, Protocol, TypeGuard, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from blackbox_proxy.text.added import AddedWords
+from blackbox_proxy.text.kept import digest, kept
+from blackbox_proxy.text.memo import Memo
+from blackbox_proxy.text.table import Arrays, Sorted, Table, joined_up, range_of, split
+from blackbox_proxy.text.table import Ids as Ids
 from blackbox_proxy.types import Prompt, Rendering, Token
 
-if TYPE_CHECKING:
-    import tiktoken
-    from transformers import PreTrainedTokenizerBase
-
-Ids = NDArray[np.int64]
+Encode = Callable[[list[str]], list[list[int]]]
 _APOSTROPHES = ("'", "’")
-_MEMO_LIMIT = 500_000
+_FIRST_TOKENS = 500_000  # texts of which the first token is remembered
 
 
 def is_unfinished(text: bytes) -> bool:
@@ -62,75 +61,61 @@ class Cutter(Protocol):
         """The shortest u (none a prefix of another) for which text + u begins a token longer than `text`."""
         ...
 
+    def begins(self, text: bytes) -> bool:
+        """Whether some token begins with `text`."""
+        ...
+
     def token(self, spelling: bytes) -> Token:
         """The base's token of that spelling; without id where it has none or ids are unknown."""
         ...
-
-
-def _range(keys: Sequence[bytes], prefix: bytes) -> tuple[int, int]:
-    """Where the sorted `keys` that begin with `prefix` start and end."""
-    low = bisect_left(keys, prefix)
-    stem = prefix.rstrip(b"\xff")
-    if not stem:
-        return low, len(keys)
-    return low, bisect_left(keys, stem[:-1] + bytes([stem[-1] + 1]), low)
-
-
-class _Sorted:
-    """Byte strings in order, so that all those beginning with a prefix are one range."""
-
-    def __init__(self, keys: Iterable[bytes]) -> None:
-        self.keys = sorted(set(keys))
-
-    def longest(self, text: bytes) -> bytes | None:
-        """The longest key that `text` begins with."""
-        best, low, high = None, 0, len(self.keys)
-        for end in range(1, len(text) + 1):
-            prefix = text[:end]
-            low = bisect_left(self.keys, prefix, low, high)
-            if low == high or not self.keys[low].startswith(prefix):
-                break
-            if self.keys[low] == prefix:
-                best = prefix
-        return best
-
-    def extensions(self, text: bytes) -> list[bytes]:
-        low, high = _range(self.keys, text)
-        shortest: list[bytes] = []
-        for key in self.keys[low:high]:
-            rest = key[len(text) :]
-            if rest and not (shortest and rest.startswith(shortest[-1])):
-                shortest.append(rest)
-        return shortest
 
 
 class Vocabulary:
     """A known vocabulary of V ids.
 
     `spelling[i]` is the bytes of id i, b"" for special tokens (they add no text), None for ids that mean nothing (holes
-    and padding). `special` maps the special ids to how they are written; `end_ids` are those that end a text.
+    and padding). `special` maps the special ids to how they are written; `end_ids` are those that end a text, some of
+    which may be ordinary words as well. `added`: the ids of ordinary words that are cut out of a text before anything
+    else, `lonely` those that do not count beside a letter; `recut` makes an `encode` that does not know some of them.
+    `digest` names the files that the tokenizer is from.
     """
 
     def __init__(
         self,
-        spelling: Sequence[bytes | None],
+        spelling: Sequence[bytes | None] | Table,
         *,
         special: Mapping[int, str],
         end_ids: Iterable[int],
-        encode: Callable[[list[str]], list[list[int]]],
+        encode: Encode,
         pretokens: Callable[[str], list[int]],
         render: Callable[[Any, Rendering], list[int]],
-        less_preferred: Iterable[int] = (),
+        added: Mapping[int, str] | None = None,
+        lonely: Collection[int] = (),
+        recut: Callable[[Collection[int]], Encode] | None = None,
+        digest: str | None = None,
     ) -> None:
-        self.spelling = tuple(spelling)
+        self._table = spelling if isinstance(spelling, Table) else Table(spelling)
         self.special = dict(special)
         self.end_ids = frozenset(end_ids)
+        self.added = dict(added or {})
+        self.digest = digest
         self._encode = encode
         self._pretokens = pretokens
         self._render = render
-        self._first: dict[bytes, bytes] = {}
-        self._tokens: dict[int, Token] = {}
-        self._less_preferred = frozenset(less_preferred)
+        self._lonely = frozenset(lonely)
+        self._recut = recut
+        self._unknown: frozenset[int] = frozenset()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Everything that depends on the table, the ends and the added words."""
+        self.spelling = self._table.spelling
+        self._first: Memo[bytes, bytes] = Memo(_FIRST_TOKENS)
+        self._tokens: dict[int, Token] = {}  # of this vocabulary's own ids, so it cannot grow beyond them
+        lonely = [word for index, word in self.added.items() if index in self._lonely]
+        self._words = AddedWords(self.added.values(), lonely)
+        ordinary = [i for i in self.end_ids if i < len(self.spelling) and self.spelling[i]]
+        self._ending_words: Ids | None = np.array(sorted(ordinary), dtype=np.int64) if ordinary else None
 
     def __len__(self) -> int:
         return len(self.spelling)
@@ -138,88 +123,82 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} ids, {self.fingerprint[:12]})"
 
-    @classmethod
-    def from_pretrained(cls, name: str, *, trust_remote_code: bool = False) -> Vocabulary:
-        """The vocabulary of a Hugging Face folder or hub id. Raises ModelUnavailable."""
-        from blackbox_proxy.text.spelling import load_tokenizer
+    # -- the same with something changed --------------------------------------------------------------------------
 
-        return cls.from_tokenizer(load_tokenizer(name, trust_remote_code=trust_remote_code))
+    def without(self, ids: Collection[int]) -> Vocabulary:
+        """The same, but that these added words mean nothing: text is not cut into them any more."""
+        if not ids:
+            return self
+        if self._recut is None or not all(index in self.added for index in ids):
+            raise ValueError("only added words can be left out")
+        other = copy.copy(self)
+        other._unknown = self._unknown.union(ids)
+        spelling = [None if index in other._unknown else text for index, text in enumerate(self.spelling)]
+        other._table = Table(spelling, self._table.rare)
+        other.added = {index: word for index, word in self.added.items() if index not in other._unknown}
+        other._encode = self._recut(other._unknown)
+        other.digest = None
+        other._prepare()
+        return other
 
-    @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, end_ids: Iterable[int] = ()) -> Vocabulary:
-        """From a fast Hugging Face tokenizer; `end_ids` are added to those that the tokenizer itself names.
+    def resized(self, size: int, end_ids: Iterable[int]) -> Vocabulary:
+        """The same with so many ids (those added mean nothing but the end, where they are ends) and these ends."""
+        other = copy.copy(self)
+        other.end_ids = frozenset(end_ids)
+        more = [b"" if index in other.end_ids else None for index in range(len(self), size)]
+        if more:
+            other._table = Table([*self.spelling, *more], self._table.rare)
+        other._prepare()
+        return other
 
-        Raises ModelUnavailable if the tokenizer is slow, or changes text so that its tokens do not spell it back.
-        """
-        from blackbox_proxy.text.spelling import from_tokenizer
-
-        return from_tokenizer(tokenizer, end_ids)
-
-    @classmethod
-    def from_tiktoken(cls, encoding: str | tiktoken.Encoding) -> Vocabulary:
-        """From a tiktoken encoding or its name, e.g. "cl100k_base". Raises ModelUnavailable."""
-        from blackbox_proxy.text.spelling import from_tiktoken
-
-        return from_tiktoken(encoding)
+    def prompted_as(self, other: Vocabulary) -> Vocabulary:
+        """The same, but that prompts are rendered as `other` renders them."""
+        mixed = copy.copy(self)
+        mixed._render = other._render
+        return mixed
 
     # -- id <-> bytes ---------------------------------------------------------------------------------------------
 
     def token(self, spelling: bytes) -> Token:
-        return Token(id=self._by_bytes.get(spelling), bytes=spelling, text=spelling.decode("utf-8", "replace"))
+        return Token(id=self._table.by_bytes.get(spelling), bytes=spelling, text=spelling.decode("utf-8", "replace"))
 
     def token_of(self, index: int) -> Token:
         """The token of an id. An id outside the vocabulary, or a hole, is a token without bytes."""
         found = self._tokens.get(index)
         if found is None:
-            spelling = self.spelling[index] if 0 <= index < len(self.spelling) else None
+            known = 0 <= index < len(self.spelling)
+            spelling = self.spelling[index] if known else None
             text = self.special.get(index) or (spelling or b"").decode("utf-8", "replace")
-            found = self._tokens[index] = Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+            found = Token(id=index, bytes=spelling, text=text, end=index in self.end_ids)
+            if known:
+                self._tokens[index] = found
         return found
 
     def id_of(self, spelling: bytes) -> int | None:
-        return self._by_bytes.get(spelling)
+        return self._table.by_bytes.get(spelling)
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
         """How each special token is written -> its id."""
         return {text: index for index, text in self.special.items()}
 
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        found: dict[bytes, int] = {}
-        for index, spelling in enumerate(self.spelling):
-            if spelling and (spelling not in found or found[spelling] in self._less_preferred):
-                found[spelling] = index
-        return found
-
-    @cached_property
-    def _sorted(self) -> _Sorted:
-        return _Sorted(spelling for spelling in self.spelling if spelling)
-
-    @cached_property
-    def _ranges(self) -> tuple[list[bytes], Ids]:
-        order = sorted((spelling, index) for index, spelling in enumerate(self.spelling) if spelling)
-        return [spelling for spelling, _ in order], np.array([index for _, index in order], dtype=np.int64)
-
     def beginning_with(self, prefix: bytes) -> Ids:
-        """The ids of all tokens whose bytes begin with `prefix`: one range of the vocabulary in byte order."""
-        keys, ids = self._ranges
-        low, high = _range(keys, prefix)
-        return ids[low:high]
+        """The ids of all tokens whose bytes begin with `prefix`, but for those that end a text: one range of the
+        vocabulary in byte order.
+        """
+        low, high = range_of(self._table.in_order, prefix)
+        ids = self._table.order[low:high]
+        return ids if self._ending_words is None else ids[~np.isin(ids, self._ending_words)]
 
-    @cached_property
+    @property
     def longest(self) -> int:
         """Length in bytes of the longest token."""
-        return max((len(spelling) for spelling in self.spelling if spelling), default=0)
+        return self._table.longest
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A digest of id -> bytes over the ordinary tokens: equal exactly where two vocabularies spell alike."""
-        digest = hashlib.sha256()
-        for index, spelling in enumerate(self.spelling):
-            if spelling:
-                digest.update(b"%d:%d:" % (index, len(spelling)) + spelling)
-        return digest.hexdigest()
+        return self._table.fingerprint
 
     def spells_like(self, other: Vocabulary) -> bool:
         """Whether both map the same ids to the same bytes; special tokens and padding may differ."""
@@ -249,12 +228,24 @@ class Vocabulary:
 
         Two reasons make a place safe: the pre-tokenizer starts its last piece there; or no token of the vocabulary
         contains the two bytes on both sides of it, and the text from there on is split as before (always so without a
-        pre-tokenizer, and between two letters with one).
+        pre-tokenizer, and between two letters with one). Added words go before both: they are cut out first, so a place
+        behind one is safe, and none is where one has begun.
         """
         text = text[: utf8_prefix(text)]
-        if not text:
-            return 0
+        if not self._words:
+            return self._boundary(text, text.decode("utf-8")) if text else 0
         whole = text.decode("utf-8")
+        start, end = self._words.open_part(whole)
+        part = whole[start:end]
+        before = len(whole[:start].encode("utf-8"))
+        place = before + (self._boundary(part.encode("utf-8"), part) if part else 0)
+        for found in (place, before):
+            if not self._words.cannot_begin(whole, len(text[:found].decode("utf-8"))):
+                return found
+        return 0
+
+    def _boundary(self, text: bytes, whole: str) -> int:
+        """`boundary` of a text that the added words leave alone."""
         start = self._last_final_piece(text, self._pretokens(whole))
         place = len(text)
         for before, after in zip(whole[-2::-1], whole[:0:-1], strict=True):
@@ -262,7 +253,7 @@ class Vocabulary:
             if place <= start:
                 break
             as_before = not self._splits or (before.isalpha() and after.isalpha())
-            if as_before and not self._joined[text[place - 1], text[place]]:
+            if as_before and not self._table.joined[text[place - 1], text[place]]:
                 return place
         return start
 
@@ -279,47 +270,72 @@ class Vocabulary:
             last -= min(2, last)  # "'" + "l" may become "'ll"
         return starts[last]
 
+    def joins(self, before: int, after: int) -> bool:
+        """Whether some token contains these two bytes in a row."""
+        return bool(self._table.joined[before, after])
+
     @cached_property
     def _splits(self) -> bool:
         """Whether there is a pre-tokenizer that cuts text into pieces."""
         return len(self._pretokens("two words\n2")) > 1
 
-    @cached_property
-    def _joined(self) -> NDArray[np.bool_]:
-        """(256, 256): whether some token contains byte a followed by byte b."""
-        joined = np.zeros((256, 256), dtype=np.bool_)
-        spellings = [spelling for spelling in self.spelling if spelling and len(spelling) > 1]
-        everything = np.frombuffer(b"".join(spellings), dtype=np.uint8)
-        last = np.cumsum([len(spelling) for spelling in spellings], dtype=np.int64) - 1
-        inside = np.ones(max(len(everything) - 1, 0), dtype=np.bool_)
-        inside[last[:-1]] = False
-        joined[everything[:-1][inside], everything[1:][inside]] = True
-        return joined
-
     # -- Cutter ---------------------------------------------------------------------------------------------------
 
     def first(self, texts: Sequence[bytes]) -> list[bytes]:
-        missing = list(dict.fromkeys(text for text in texts if text not in self._first))
-        if missing:
-            if len(self._first) > _MEMO_LIMIT:
-                self._first.clear()
-                missing = list(dict.fromkeys(texts))
-            whole = [utf8_prefix(text) for text in missing]
-            cut = self._encode([text[:end].decode("utf-8") for text, end in zip(missing, whole, strict=True)])
-            for text, end, ids in zip(missing, whole, cut, strict=True):
-                self._first[text] = self._first_of(text, end, ids)
-        return [self._first[text] for text in texts]
+        found = self._first.find(texts)
+        if None not in found:
+            return found  # type: ignore[return-value]
+        missing = list(dict.fromkeys(text for text, first in zip(texts, found, strict=True) if first is None))
+        whole = [utf8_prefix(text) for text in missing]
+        cut = self._encode([text[:end].decode("utf-8") for text, end in zip(missing, whole, strict=True)])
+        firsts = {
+            text: self._first.keep(text, self._first_of(text, end, ids))
+            for text, end, ids in zip(missing, whole, cut, strict=True)
+        }
+        return [firsts[text] if first is None else first for text, first in zip(texts, found, strict=True)]
 
     def _first_of(self, text: bytes, whole: int, ids: list[int]) -> bytes:
         token = (self.spelling[ids[0]] or b"") if ids else b""
         if token and (len(token) < whole or whole == len(text)):
             return token
         # What is left is part of a character: no tokenizer cuts that, so take the longest token it begins with.
-        longest = self._sorted.longest(text) or b""
+        longest = self._table.sorted.longest(text) or b""
         return max(token, longest, key=len) or text[:1]
 
     def extensions(self, text: bytes) -> list[bytes]:
-        return self._sorted.extensions(text)
+        return self._table.sorted.extensions(text)
+
+    def begins(self, text: bytes) -> bool:
+        return self._table.sorted.begins(text)
+
+    # -- two vocabularies -----------------------------------------------------------------------------------------
+
+    def on_the_way_to(self, base: Vocabulary) -> frozenset[bytes]:
+        """The texts that this tokenizer has written when it is about to go on with a token of `base`.
+
+        Seconds for a large vocabulary; kept in the user's cache where it is known which files this one is from.
+        """
+        key = None if self.digest is None else digest([self.digest, *map(str, sorted(self._unknown)), base.fingerprint])
+        return kept(key, _texts, lambda: self._find_on_the_way(base), _arrays)
+
+    def _find_on_the_way(self, base: Vocabulary) -> frozenset[bytes]:
+        whole = [text for text in {*base.spelling} if text and utf8_prefix(text) == len(text)]
+        found = set()
+        for ids in self.encode(whole):
+            written = b""
+            for index in ids[:-1]:
+                written += self.spelling[index] or b""
+                found.add(written)
+        return frozenset(found)
+
+
+def _texts(arrays: Arrays) -> frozenset[bytes]:
+    return frozenset(text for text in split(arrays["bytes"], arrays["lengths"]) if text is not None)
+
+
+def _arrays(texts: Collection[bytes]) -> Arrays:
+    everything, lengths = joined_up(sorted(texts))
+    return {"bytes": everything, "lengths": lengths}
 
 
 class VocabularyTokens(Sequence[Token]):
@@ -351,7 +367,7 @@ class LearnedVocabulary:
     """
 
     def __init__(self) -> None:
-        self._sorted = _Sorted(())
+        self._sorted = Sorted(())
         self._known: set[bytes] = set()
 
     def learn(self, spellings: Iterable[bytes]) -> None:
@@ -370,6 +386,9 @@ class LearnedVocabulary:
 
     def extensions(self, text: bytes) -> list[bytes]:
         return self._sorted.extensions(text)
+
+    def begins(self, text: bytes) -> bool:
+        return self._sorted.begins(text)
 
     def token(self, spelling: bytes) -> Token:
         return Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))

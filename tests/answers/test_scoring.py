@@ -23,7 +23,7 @@ from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.protocols import Ask
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
 
@@ -59,7 +59,7 @@ def near(models: dict[str, str]) -> Callable[[int | None], TransformersBase]:
 @torch.inference_mode()
 def direct(models: dict[str, str], alpha: float) -> np.ndarray:
     """(tokens, 4): log p, q, E, A of each token of TEXT after PROMPT, with nothing of this package but the ids."""
-    vocabulary = Vocabulary.from_pretrained(models["base"])
+    vocabulary = from_pretrained(models["base"])
     ids = [*vocabulary.prompt_ids(PROMPT), *vocabulary.encode([TEXT.encode()])[0]]
     start, size, columns = len(vocabulary.prompt_ids(PROMPT)), len(vocabulary), []
     for name in ("base", "same-expert", "same-antiexpert"):

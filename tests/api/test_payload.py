@@ -15,7 +15,7 @@ from blackbox_proxy.api.sent import Settings, can_continue, carried, check, prom
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect, Prefill
 from blackbox_proxy.errors import BlackboxError, CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.protocols import Ask
-from blackbox_proxy.text.spelling import as_text
+from blackbox_proxy.text.prompts import as_text
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END as END_TOKEN
 from blackbox_proxy.types import Prefix, Prompt, Token

@@ -16,12 +16,13 @@ from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_r
 from blackbox_proxy.api.sent import Settings
 from blackbox_proxy.dialects.table import Dialect
 from blackbox_proxy.protocols import Ask
+from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Draft, Position, Prefix, Token
 
 TOY = toy_vocabulary(["a", "b", "c", "ab", "abc", "é"], [("a", "b"), ("ab", "c")])
 TEXTUAL = Dialect("textual", completions_k=None, chat_k=None)
-REAL = Vocabulary.from_tokenizer(train_tokenizer("bytes", 400))
+REAL = from_tokenizer(train_tokenizer("bytes", 400))
 
 
 def chat(known: Vocabulary) -> Settings:

@@ -12,7 +12,8 @@ from tiny import build_tiny
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.loading import load_causal_lm
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, Model
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.protocols import Ask, Base
-from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
+from blackbox_proxy.text.spelling import from_tokenizer
+from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import Prefix, Token
 
 # -- numbers --------------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ async def test_echo_of_one_token_reads_nothing(base: TransformersBase) -> None:
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "mamba"])
 async def test_other_architectures_with_and_without_a_cache(architecture: str) -> None:
     model = tiny_model(architecture, 300, seed=3)
-    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
+    vocabulary = from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
     lm = CausalLM(model, vocabulary, architecture)
     base = TransformersBase(lm, top_logprobs=4)
     prompt = list(range(40, 60))

@@ -430,8 +430,8 @@ def test_tokenizers(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, vocabulary: 
 
         return loader
 
-    monkeypatch.setattr(Vocabulary, "from_tiktoken", load("tiktoken"))
-    monkeypatch.setattr(Vocabulary, "from_pretrained", load("folder"))
+    monkeypatch.setattr("blackbox_proxy.base.opening.from_tiktoken", load("tiktoken"))
+    monkeypatch.setattr("blackbox_proxy.base.opening.from_pretrained", load("folder"))
     for tokenizer in ("cl100k_base", "org/model", tmp_path, vocabulary, None):
         base = open_base("m", base_url="http://localhost/v1", tokenizer=tokenizer)
         assert base.vocabulary is (None if tokenizer is None else vocabulary)

@@ -28,6 +28,7 @@ from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Draft, Generation, Prefix
@@ -76,7 +77,7 @@ class Patient:
 
 @pytest.fixture(scope="module")
 def known(models: dict[str, str]) -> Vocabulary:
-    return Vocabulary.from_pretrained(models["base"])
+    return from_pretrained(models["base"])
 
 
 @pytest.fixture

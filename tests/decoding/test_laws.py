@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import CannotContinue
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.types import Generation
 
 PROMPTS = [
@@ -29,7 +29,7 @@ class Direct:
     def __init__(self, models: dict[str, str], pair: str) -> None:
         names = (models["base"], models[f"{pair}-expert"], models[f"{pair}-antiexpert"])
         self.models = [AutoModelForCausalLM.from_pretrained(name).eval() for name in names]
-        self.vocabulary = Vocabulary.from_pretrained(models["base"])
+        self.vocabulary = from_pretrained(models["base"])
 
     @torch.inference_mode()
     def generate(self, prompt: str, tokens: int) -> tuple[list[int], list[np.ndarray]]:
@@ -65,7 +65,7 @@ def test_law_3_same_vocabulary_equals_the_equation(
     direct: list[tuple[list[int], list[np.ndarray]]],
 ) -> None:
     if where == "http":
-        size = len(Vocabulary.from_pretrained(models["base"]))
+        size = len(from_pretrained(models["base"]))
         base = api_base(size)
     else:
         base = TransformersBase(models["base"], device="cpu")

@@ -27,7 +27,7 @@ from blackbox_proxy.dialects import support
 from blackbox_proxy.dialects.guessing import by_models, dialect_of, located
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
 from blackbox_proxy.errors import CannotContinue, InputError
-from blackbox_proxy.models.lm import load_causal_lm
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.emulation import EMULATIONS, emulation_of
 from blackbox_proxy.serve.engine import Engine

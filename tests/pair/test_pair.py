@@ -17,11 +17,12 @@ from transformers import LlamaConfig
 from blackbox_proxy.errors import ContextTooLong, InputError, VocabularyMismatch
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Scores, Token
 
-BASE = Vocabulary.from_tokenizer(train_tokenizer("bytes", 500))
-LOCALS = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}
+BASE = from_tokenizer(train_tokenizer("bytes", 500))
+LOCALS = {kind: from_tokenizer(train_tokenizer(kind, 450, 1)) for kind in ("digits", "pieces")}
 
 
 def lm(vocabulary: Vocabulary, seed: int, context: int = 512) -> CausalLM:
@@ -29,7 +30,8 @@ def lm(vocabulary: Vocabulary, seed: int, context: int = 512) -> CausalLM:
 
 
 def pair(kind: str, seed: int = 1) -> TransformersPair:
-    return TransformersPair(lm(LOCALS[kind], seed), lm(LOCALS[kind], seed + 100))
+    """The reference: every candidate summed over all ways to write it (test_estimated.py has the estimates)."""
+    return TransformersPair(lm(LOCALS[kind], seed), lm(LOCALS[kind], seed + 100), exact=True)
 
 
 def spelled(*texts: str | bytes) -> list[Token]:
@@ -158,7 +160,7 @@ def test_what_the_expert_is_about_to_write_is_followed_to_the_bases_own_token() 
     names = toy_vocabulary([*"Newark", " ", " N", " Ne", " New", " Newa", " Newar", " Newark"], NEWARK)
     pieces = toy_vocabulary([*"Newark", " ", " N", "ew", "ar"], [(" ", "N"), ("e", "w"), ("a", "r")])
     certain = CausalLM(_Certain(pieces, b"k Newark"), pieces)
-    row = TransformersPair(certain).open("k", names).score([], [one(names, b"e")])[0]
+    row = TransformersPair(certain, exact=True).open("k", names).score([], [one(names, b"e")])[0]
     assert row.propose(3)[0].bytes == b" Newark"
     scores = row.score([names.token(b" Newark"), names.token(b" N")])
     assert np.exp(scores.log_expert) == pytest.approx([1.0, 0.0], abs=0.05)

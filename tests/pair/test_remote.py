@@ -17,13 +17,21 @@ from blackbox_proxy.cli.options import TunerOptions
 from blackbox_proxy.errors import ContextTooLong, InputError, PairServerError, VocabularyMismatch
 from blackbox_proxy.pair.remote import RemoteModel, _Known
 from blackbox_proxy.protocols import Ask
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import Position, Prefix, Scores
 
 PROMPT = "The mayor of New York said"
 KEY = "sk-very-secret-0123456789"
 
 Urls = Callable[[str, int], str]
+
+
+@pytest.fixture(scope="module")
+def pairs(models: dict[str, str]) -> Callable[[str], TransformersPair]:
+    """The same pairs on this machine, which sum every candidate, as served ones do."""
+    return cache(
+        lambda kind: TransformersPair(models[f"{kind}-expert"], models[f"{kind}-antiexpert"], device="cpu", exact=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +191,7 @@ def test_ids_are_known_by_echo_where_they_cannot_be_named(
 
 
 def test_what_is_hidden_is_spread_evenly_below_the_least_that_is_shown() -> None:
-    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300))
+    vocabulary = from_tokenizer(train_tokenizer("bytes", 300))
     model = RemoteModel(Scorer("m", base_url="http://localhost:1/v1", top_logprobs=3), vocabulary, "expert")
     row, hidden = model._filled(
         _Known({5: np.log(0.5), 6: np.log(0.3), 7: np.log(0.1)}, {8: np.log(0.02), 9: -1.0}), [8]
@@ -312,7 +320,7 @@ def test_vllm(top_logprobs: int, models: dict[str, str]) -> None:
     if len(given) != 4:
         pytest.skip("BLACKBOX_PROXY_SERVER_VLLM_PAIR does not name a served pair: URL FOLDER URL FOLDER")
     expert_url, expert, antiexpert_url, antiexpert = given
-    local = TransformersPair(expert, antiexpert, device="cpu")
+    local = TransformersPair(expert, antiexpert, device="cpu", exact=True)
     urls = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
     bases = {"same": TransformersBase(expert, top_logprobs=20, device="cpu")}
     if top_logprobs == -1:

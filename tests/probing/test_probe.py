@@ -32,7 +32,7 @@ from blackbox_proxy.serve.engine import Engine
 from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.spelling import from_pretrained
 
 Change = Callable[[dict[str, Any]], None]
 QUICK = {
@@ -522,7 +522,7 @@ def test_what_is_written_is_the_likeliest_or_not() -> None:
 
 
 def test_ids_and_wrong_bytes_need_a_vocabulary(models: dict[str, str]) -> None:
-    vocabulary = Vocabulary.from_pretrained(models["base"])
+    vocabulary = from_pretrained(models["base"])
     index = vocabulary.id_of(b"e")
     spelling = Spelling()
     item = {"token": "e", "id": index, "bytes": [102], "logprob": -1e9}

@@ -24,6 +24,7 @@ from install import INSTALLED  # noqa: E402
 from launch import MODEL, Served, running  # noqa: E402
 from toy_weights import make_models  # noqa: E402
 
+from blackbox_proxy.text.spelling import from_pretrained  # noqa: E402
 from blackbox_proxy.text.vocabulary import Vocabulary  # noqa: E402
 
 FOLDER = HERE / "captured"
@@ -159,7 +160,7 @@ def main(names: Sequence[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         models = make_models(Path(folder))
-        vocabulary = Vocabulary.from_pretrained(models["base"])
+        vocabulary = from_pretrained(models["base"])
         _written(FOLDER / "vocabulary.json", spelled(vocabulary))
         for name in names or [name for name, there in INSTALLED.items() if there()]:
             with running(name, models, Path(folder) / f"{name}.log") as served:

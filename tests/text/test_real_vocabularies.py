@@ -13,6 +13,7 @@ from toys import tiny_model
 
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Token
 
@@ -30,12 +31,12 @@ TEXTS = {
 def base(tokenizers: Path) -> Vocabulary:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(tokenizers / "tiktoken"))
-        return Vocabulary.from_tiktoken("cl100k_base")
+        return from_tiktoken("cl100k_base")
 
 
 @pytest.fixture(scope="module", params=["llama-spm", "qwen2"])
 def pair(request: pytest.FixtureRequest, tokenizers: Path) -> TransformersPair:
-    vocabulary = Vocabulary.from_pretrained(str(tokenizers / request.param))
+    vocabulary = from_pretrained(str(tokenizers / request.param))
     architecture = "qwen2" if request.param == "qwen2" else "llama"
     models = [tiny_model(architecture, len(vocabulary), seed) for seed in (1, 2)]
     return TransformersPair(*(CausalLM(model, vocabulary) for model in models))

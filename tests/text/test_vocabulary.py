@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from toys import train_tokenizer
 
 from blackbox_proxy.errors import ModelUnavailable
+from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken, from_tokenizer
 from blackbox_proxy.text.vocabulary import LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
 
 KINDS = ("bytes", "digits", "pieces")
-SMALL = {kind: Vocabulary.from_tokenizer(train_tokenizer(kind, 400)) for kind in KINDS}
+SMALL = {kind: from_tokenizer(train_tokenizer(kind, 400)) for kind in KINDS}
 REAL = ("gpt2", "qwen2", "llama-spm", "cl100k_base", "o200k_base")
 ODD = list(
     " \n\t'abc let's don't we'll 12 345 .,!?()-–“”’éüß日本語中文字한글שלוםمرحبا👍🏽👨‍👩‍👧\u00a0\u200d\r\nThe the THE  "
@@ -26,8 +27,8 @@ ODD = list(
 def real(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Vocabulary:
     if name.endswith("_base"):
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder / "tiktoken"))
-        return Vocabulary.from_tiktoken(name)
-    return Vocabulary.from_pretrained(str(folder / name))
+        return from_tiktoken(name)
+    return from_pretrained(str(folder / name))
 
 
 def odd_text(rng: random.Random, longest: int) -> str:
@@ -108,8 +109,8 @@ def test_extensions_are_the_shortest_ways_on() -> None:
 
 
 def test_vocabularies_are_told_apart_by_their_bytes() -> None:
-    again = Vocabulary.from_tokenizer(train_tokenizer("bytes", 400))
-    other = Vocabulary.from_tokenizer(train_tokenizer("bytes", 401))
+    again = from_tokenizer(train_tokenizer("bytes", 400))
+    other = from_tokenizer(train_tokenizer("bytes", 401))
     assert SMALL["bytes"].spells_like(again)
     assert not SMALL["bytes"].spells_like(other)
     assert not SMALL["bytes"].spells_like(SMALL["digits"])
@@ -122,7 +123,7 @@ def test_special_tokens_in_a_continuation_are_text() -> None:
 
 
 def test_chat_template_and_its_end_of_turn(tokenizers: Path) -> None:
-    vocabulary = Vocabulary.from_pretrained(str(tokenizers / "qwen2"))
+    vocabulary = from_pretrained(str(tokenizers / "qwen2"))
     assert vocabulary.end_ids == {151643, 151645}
     ids = vocabulary.prompt_ids("Hi", "chat")
     assert vocabulary.token_of(ids[0]).text == "<|im_start|>"
@@ -138,7 +139,7 @@ def test_a_tokenizer_that_changes_text_is_refused() -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
     with pytest.raises(ModelUnavailable, match="does not spell text back"):
-        Vocabulary.from_tokenizer(tokenizer)
+        from_tokenizer(tokenizer)
 
 
 @pytest.mark.parametrize(
