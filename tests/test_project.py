@@ -33,7 +33,7 @@ def test_types_and_lint(command: tuple[str, ...]) -> None:
     [
         ("base", "from blackbox_proxy.pair.alignment import Alignment"),
         ("base", "from blackbox_proxy.maths import equation"),
-        ("pair", "from blackbox_proxy.protocols import Base"),
+        ("pair", "from blackbox_proxy.base.local import TransformersBase"),
         ("pair", "import openai"),
         ("serve", "import numpy"),
         ("report", "import torch"),

@@ -8,20 +8,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_loop import TablePair
+from tables import Settings, TablePair, decoded
 from toys import toy_vocabulary
 
 from blackbox_proxy.api.recut import Recut, until_recut
 from blackbox_proxy.base.cache.base import CachedBase
-from blackbox_proxy.decoding.loop import decode
 from blackbox_proxy.decoding.pace import Drafting, Pace, Plan
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.types import END, Draft, Position, Prefix, Token, Usage
@@ -137,7 +134,7 @@ class Noise(dict[bytes, Any]):
 
 async def text_of(base: Any, seed: int, pace: Pace, temperature: float) -> list[object]:
     settings = Settings(20, (1.0,), Sampling(temperature, 1.0, 7))
-    steps = [step async for step in decode(base, [TablePair(Noise(seed))], "prompt", settings, pace)]
+    steps = await decoded(base, [TablePair(Noise(seed))], settings, pace)
     return [*((step.token, step.changed) for step in steps), steps[-1].finish_reason]
 
 
@@ -180,7 +177,6 @@ async def test_a_place_that_no_draft_can_pass_is_asked_about_twice_at_most() -> 
 
     for way in ("1", "5", "stream"):
         base = Spaces(0)
-        settings = replace(Settings(3, (1.0,), Sampling()))
-        steps = [step async for step in decode(base, [TablePair({})], "prompt", settings, WAYS[way](0))]
+        steps = await decoded(base, [TablePair({})], Settings(3), WAYS[way](0))
         assert b"".join(step.token for step in steps) == b" b "  # the last one need not be continued
         assert base.calls <= 3 * 2
