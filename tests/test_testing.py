@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Scores, Token,
 PROMPTS = ["The mayor of New York", "日本 in 2023 "]
 REFINED = "what_is_refined_is_known_better"
 # Until pairs estimate first; then it is true, and goes.
-ESTIMATES = find_spec("blackbox_proxy.pair.estimated") is not None
 ALL_BASE_LAWS = {law.__name__ for law in BASE_LAWS}
 
 
@@ -91,7 +89,7 @@ def test_local_pairs_keep_every_law(
     kind: str, models: dict[str, str], pairs: Callable[[str], TransformersPair], spelling: Vocabulary
 ) -> None:
     """What spells like the base has nothing to estimate."""
-    every = {law.__name__ for law in PAIR_LAWS} - (set() if kind != "same" and ESTIMATES else {REFINED})
+    every = {law.__name__ for law in PAIR_LAWS} - (set() if kind != "same" else {REFINED})
     alone = TransformersPair(models[f"{kind}-expert"], device="cpu")
     for pair in (pairs(kind), alone):
         assert set(check_pair(pair, spelling, PROMPTS)) >= every

@@ -193,6 +193,20 @@ def toy_lm(vocabulary: Vocabulary, seed: int) -> CausalLM:
     return CausalLM(tiny_model("llama", len(vocabulary), seed), vocabulary, f"toy-{seed}")
 
 
+def check_boundary(vocabulary: Vocabulary, text: bytes, more: bytes) -> int:
+    """The tokens before the boundary of `text` stay whatever follows, and those after it can be cut on their own."""
+    boundary = vocabulary.boundary(text)
+    alone, rest, whole = vocabulary.encode([text, text[boundary:] + more, text + more])
+    before = 0
+    kept: list[int] = []
+    while before < boundary:
+        kept.append(alone[len(kept)])
+        before += len(vocabulary.spelling[kept[-1]] or b"")
+    assert before == boundary, (text, more)
+    assert kept + rest == whole, (text, more)
+    return boundary
+
+
 class Always(Pace):
     """Asks in the same way again and again, as far as that fits: `given` tokens of the local pair, n of the base."""
 

@@ -67,7 +67,7 @@ class Adapted:
             config.inference_mode = True
             if config.is_prompt_learning:
                 raise ValueError(f"{config.peft_type} writes into the prompt, and cannot be switched")
-            weights = load_file(path)
+            weights = _without_copies(load_file(path))
             _resize(model, weights)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about how it was trained, which is over
@@ -126,6 +126,13 @@ def _peft(name: str) -> Any:
             hint='Install it (pip install "blackbox-proxy[train]"), or merge the adapter into its base and save that.',
         ) from error
     return peft
+
+
+def _without_copies(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a resized embedding that was trained as a module of its own, peft writes the base's part and a second copy."""
+    for middle in (".modules_to_save.", ".original_module."):
+        weights = {k: w for k, w in weights.items() if middle not in k or k.replace(middle, ".") not in weights}
+    return weights
 
 
 def _resize(model: Any, weights: dict[str, torch.Tensor]) -> None:

@@ -32,7 +32,8 @@ def shared(expert: Vocabulary, antiexpert: Vocabulary, names: tuple[str, str]) -
     """What the two share; None where they are the same already. Raises VocabularyMismatch where ids differ."""
     size = max(len(expert), len(antiexpert))
     ours, theirs = (_padded(vocabulary, size) for vocabulary in (expert, antiexpert))
-    differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    renamed = {i for i in {*expert.special, *antiexpert.special} if expert.special.get(i) != antiexpert.special.get(i)}
+    differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b or i in renamed]
     ends = expert.end_ids | antiexpert.end_ids
     if not differing and expert.end_ids == antiexpert.end_ids:
         return None

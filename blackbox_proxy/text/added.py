@@ -22,15 +22,14 @@ class AddedWords:
         firsts = "".join(map(re.escape, sorted({word[0] for word in self.words})))
         self._starts = re.compile(f"[{firsts}]") if firsts else None
 
-    def __bool__(self) -> bool:
-        return bool(self.words)
-
     def open_part(self, text: str) -> tuple[int, int]:
         """(start, end) of the last stretch of `text` that is sure to be cut by itself, character offsets.
 
         What is before `start` ends with an added word and is final. What is from `end` on may still become a word.
         """
-        beginnings = self._may_go_on(text)
+        if self._starts is None or self._starts.search(text) is None:
+            return 0, len(text)
+        beginnings = self._may_go_on(self._starts, text)
         start = 0
         for place, end in self._found(text):
             if beginnings and beginnings[0] <= place:
@@ -45,11 +44,10 @@ class AddedWords:
             return False
         return any(text.startswith(word, place) or word.startswith(text[place:]) for word in self._lonely)
 
-    def _may_go_on(self, text: str) -> list[int]:
+    def _may_go_on(self, starts: re.Pattern[str], text: str) -> list[int]:
         """The places from which `text` is the beginning of a word, or a lonely word that may get a neighbour."""
-        first = max(0, len(text) - self._longest)
-        ends = (self._beginnings, self._lonely)
-        return [place for place in range(first, len(text)) if any(text[place:] in known for known in ends)]
+        places = [match.start() for match in starts.finditer(text, max(0, len(text) - self._longest))]
+        return [place for place in places if text[place:] in self._beginnings or text[place:] in self._lonely]
 
     def _found(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of each word in `text`."""

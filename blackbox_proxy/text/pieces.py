@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ class Pieces:
             for i, word in in_text.items()
         }
         self.lonely = frozenset(i for i, word in in_text.items() if word.single_word)
-
-    @property
-    def kind(self) -> str:
-        """The parts that turn pieces into bytes, written out."""
-        return json.dumps(self._parts, sort_keys=True)
 
     def spelled(self) -> tuple[list[bytes | None], list[int]]:
         """The bytes of every id, and the ids of the pieces that stand for a single byte that nothing else spells."""
@@ -88,13 +84,11 @@ class Pieces:
             return [0] if text else []
         return byte_starts(text, [start for _, (start, _) in splitter.pre_tokenize_str(text)])
 
-    @property
+    @cached_property
     def _splitter(self) -> Any:
-        if not hasattr(self, "_own_splitter"):
-            from tokenizers import Tokenizer
+        from tokenizers import Tokenizer
 
-            self._own_splitter = Tokenizer.from_str(json.dumps(_continuing(self._parts))).pre_tokenizer
-        return self._own_splitter
+        return Tokenizer.from_str(json.dumps(_continuing(self._parts))).pre_tokenizer
 
 
 def byte_starts(text: str, starts: list[int]) -> list[int]:

@@ -232,10 +232,12 @@ class Vocabulary:
         behind one is safe, and none is where one has begun.
         """
         text = text[: utf8_prefix(text)]
-        if not self._words:
-            return self._boundary(text, text.decode("utf-8")) if text else 0
+        if not text:
+            return 0
         whole = text.decode("utf-8")
-        start, end = self._words.open_part(whole)
+        start, end = self._words.open_part(whole) if self.added else (0, len(whole))
+        if end - start == len(whole) and not self._lonely:
+            return self._boundary(text, whole)
         part = whole[start:end]
         before = len(whole[:start].encode("utf-8"))
         place = before + (self._boundary(part.encode("utf-8"), part) if part else 0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
-from toys import train_tokenizer
+from toys import check_boundary, train_tokenizer
 
 from blackbox_proxy.text.added import AddedWords
 from blackbox_proxy.text.spelling import from_tokenizer
@@ -50,15 +50,7 @@ def test_whatever_follows_the_tokens_before_a_boundary_stay(name: str, kind: str
     for _ in range(400):
         text = "".join(rng.choices(PARTS[name], k=rng.randint(1, 7))).encode()
         more = "".join(rng.choices(PARTS[name], k=rng.randint(0, 4))).encode()
-        boundary = vocabulary.boundary(text)
-        alone, rest, whole = vocabulary.encode([text, text[boundary:] + more, text + more])
-        before = 0
-        kept = []
-        while before < boundary:
-            kept.append(alone[len(kept)])
-            before += len(vocabulary.spelling[kept[-1]] or b"")
-        assert before == boundary, (text, more)
-        assert kept + rest == whole, (text, more)
+        check_boundary(vocabulary, text, more)
     long = f"{WORDS[name][0]} and so on, and then some more. " * 5
     assert vocabulary.boundary(long.encode()) > len(long.encode()) - 40
 
