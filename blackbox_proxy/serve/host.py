@@ -17,7 +17,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import BlackboxError, InputError
-from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
+from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
 from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.options import EngineOptions, HostOptions
 from blackbox_proxy.serve.prompts import Prompts, read_template
@@ -55,29 +55,29 @@ class HostEngine:
     def context(self) -> int | None:
         return self._base.context
 
-    def check(self, ask: Ask) -> None:
-        self._base.check(self._prompts.ids(ask), 1 if ask.max_tokens is None else ask.max_tokens)
-        for what, ids in (("logit_bias", ask.bias), ("logprob_token_ids", ask.named)):
+    def check(self, wanted: TextWanted) -> None:
+        self._base.check(self._prompts.ids(wanted), 1 if wanted.max_tokens is None else wanted.max_tokens)
+        for what, ids in (("logit_bias", wanted.bias), ("logprob_token_ids", wanted.shown_ids)):
             if any(not 0 <= index < self._base.known for index in ids):
                 raise InputError(f"{what} has token ids outside the vocabulary: they are 0 to {self._base.known - 1}")
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        ids = self._prompts.ids(ask)
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
+        ids = self._prompts.ids(wanted)
         prefix = Prefix(ids)
         room = self._base.room(prefix)
-        n = ask.max_tokens if ask.max_tokens is not None else _NO_WINDOW if room is None else room
-        echo = await self._echo(ask, ids) if ask.echo else Event()
+        n = wanted.max_tokens if wanted.max_tokens is not None else _NO_WINDOW if room is None else room
+        echo = await self._echo(wanted, ids) if wanted.echo else Event()
         yield Event(echo.text, echo.entries, "length" if n == 0 else None, Usage(prompt_tokens=len(ids)), ids)
         if n == 0:
             return
-        feed = Feed(ask.stop, start=len(echo.text))
+        feed = Feed(wanted.stop, start=len(echo.text))
         stream = self._base.positions(
             prefix,
             n,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            seed=ask.seed,
-            showing=self._showing(ask),
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            seed=wanted.seed,
+            showing=self._showing(wanted),
         )
         count = 0
         async with aclosing(stream) as positions:
@@ -93,25 +93,31 @@ class HostEngine:
                 yield Event(text + rest, entries + waiting, finish, Usage(completion_tokens=1))
                 return
 
-    def _showing(self, ask: Ask) -> Showing:
+    def _showing(self, wanted: TextWanted) -> Showing:
         from blackbox_proxy.base.showing import Showing
 
-        return Showing(min(ask.top_logprobs or 0, self._base.top_logprobs), ask.named, ask.bias, ask.penalty, ask.after)
+        return Showing(
+            min(wanted.top_logprobs or 0, self._base.top_logprobs),
+            wanted.shown_ids,
+            wanted.bias,
+            wanted.penalty,
+            wanted.after,
+        )
 
-    async def _echo(self, ask: Ask, ids: tuple[int, ...]) -> Event:
+    async def _echo(self, wanted: TextWanted, ids: tuple[int, ...]) -> Event:
         """The prompt, or its last tokens, as an event, scored where log probabilities are asked for."""
         vocabulary = self._base.vocabulary
-        text = ask.prompt.encode("utf-8") if isinstance(ask.prompt, str) else written(ids, vocabulary)
+        text = wanted.prompt.encode("utf-8") if isinstance(wanted.prompt, str) else written(ids, vocabulary)
         begins = places(text, ids, vocabulary)
-        first = 0 if ask.echo_last is None else max(0, len(ids) - ask.echo_last)
+        first = 0 if wanted.echo_last is None else max(0, len(ids) - wanted.echo_last)
         if first:
             cut = begins[first] if first < len(ids) else len(text)
             text, begins = text[cut:], [place - cut for place in begins[first:]]
-        entries: tuple[Entry, ...] = ()
-        if ask.top_logprobs is not None and ask.echo_scored:
-            positions = await self._base.echo(ids, top_logprobs=ask.top_logprobs, last=ask.echo_last)
+        entries: tuple[Placed, ...] = ()
+        if wanted.top_logprobs is not None and wanted.echo_scored:
+            positions = await self._base.echo(ids, top_logprobs=wanted.top_logprobs, last=wanted.echo_last)
             found = offsets(text, begins)
-            entries = tuple(Entry(p, offset, generated=False) for p, offset in zip(positions, found, strict=True))
+            entries = tuple(Placed(p, offset, generated=False) for p, offset in zip(positions, found, strict=True))
         return Event(text.decode("utf-8", "replace"), entries)
 
 

@@ -29,7 +29,7 @@ from test_local import END_TEXT, TEXTS, build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError, ModelUnavailable, ServerFailed
-from blackbox_proxy.serve.engine import Ask, Engine, Event
+from blackbox_proxy.serve.engine import Engine, Event, TextWanted
 from blackbox_proxy.serve.host import open_engine, run_host
 from blackbox_proxy.serve.process import HostProcess, serve_in_thread
 from blackbox_proxy.serve.prompts import Prompts
@@ -569,10 +569,10 @@ class Endless:
         self.started, self.closed = threading.Event(), threading.Event()
         self.written = 0
 
-    def check(self, ask: Ask) -> None:
+    def check(self, wanted: TextWanted) -> None:
         pass
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         try:
             while True:
                 self.written += 1
@@ -626,9 +626,9 @@ class Watched:
         self.ended = threading.Event()
         self._engine = engine
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         try:
-            async with aclosing(self._engine.complete(ask)) as events:
+            async with aclosing(self._engine.complete(wanted)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -658,7 +658,7 @@ class Failing(Endless):
         self._error = error
         self._at_once = at_once
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         if not self._at_once:
             yield Event("word ", usage=Usage(completion_tokens=1))
         raise self._error
@@ -790,8 +790,8 @@ async def test_special_tokens_are_added_as_asked(folder: Path, tmp_path: Path) -
             assert (chat.model_extra or {})["prompt_token_ids"][0] == 0  # the plain template writes no BOS itself
     own = Prompts(tokenizer, TRIMMING)  # a model's template writes what it wants
     rendered = tokenizer(f"[user]hi{END_TEXT}[assistant]", add_special_tokens=False)["input_ids"]
-    assert own.ids(Ask(tuple(HI), 1)) == tuple(rendered)
-    assert own.ids(Ask(tuple(HI), 1, add_special_tokens=True)) == (0, *rendered)
+    assert own.ids(TextWanted(tuple(HI), 1)) == tuple(rendered)
+    assert own.ids(TextWanted(tuple(HI), 1, add_special_tokens=True)) == (0, *rendered)
 
 
 # -- chat -----------------------------------------------------------------------------------------------------------
@@ -989,8 +989,8 @@ def test_a_template_file_that_is_missing(folder: Path) -> None:
 
 def test_prompts_without_messages_are_cut_as_they_are(tokenizer: Any) -> None:
     prompts = Prompts(tokenizer)
-    assert prompts.ids(Ask((3, 4), 1)) == (3, 4)
-    assert prompts.ids(Ask("The", 1)) == tuple(tokenizer("The")["input_ids"])
+    assert prompts.ids(TextWanted((3, 4), 1)) == (3, 4)
+    assert prompts.ids(TextWanted("The", 1)) == tuple(tokenizer("The")["input_ids"])
 
 
 async def test_stop_in_a_chat(client: AsyncOpenAI) -> None:
