@@ -24,7 +24,7 @@ from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
 from blackbox_proxy.errors import AccessDenied, ConnectionFailed, InputError, ModelNotFound
 from blackbox_proxy.pair.transformers import TransformersPair
-from blackbox_proxy.probing.answers import Agreement, Spelling, agreement, greedy, overwritten, sharpened
+from blackbox_proxy.probing.answers import Comparison, Spelling, comparison, greedy, overwritten, sharpened
 from blackbox_proxy.probing.verdict import paste, verdicts
 from blackbox_proxy.report.probe import findings_record
 from blackbox_proxy.serve.emulation import EMULATIONS, Emulation, emulation_of
@@ -496,13 +496,13 @@ def row(token: str, **shown: float) -> Row:
 
 def test_agreement_ends_where_tokens_differ() -> None:
     draft = [row("a", a=-0.5, b=-1.0), row("b", b=-0.1, c=-3.0), row("c", c=-0.1)]
-    assert agreement(draft, draft) == Agreement(3, 3, 0.0)
+    assert comparison(draft, draft) == Comparison(3, 3, 0.0)
     other = [row("a", a=-0.6, b=-1.0), row("c", b=-0.1, c=-3.2), row("x", x=-9.0)]
-    compared = agreement(draft, other)
+    compared = comparison(draft, other)
     assert (compared.compared, compared.same) == (2, 1)
     assert compared.drift == pytest.approx(0.2)
-    assert agreement([row("a", a=-1.0)], [row("b", b=-1.0)]).drift is None
-    assert not agreement([row("a", a=-1.0)], [row("b", b=-1.0)]).close
+    assert comparison([row("a", a=-1.0)], [row("b", b=-1.0)]).drift is None
+    assert not comparison([row("a", a=-1.0)], [row("b", b=-1.0)]).close
 
 
 def test_distances_tell_the_temperature() -> None:
