@@ -33,6 +33,8 @@ def step(
     with np.errstate(divide="ignore"):
         log_q, log_p = np.log(np.array(q)), np.log(np.array(p))
     count = len(tokens)
+    exact: How = "exact"
+    hows = tuple(how) or (exact,) * count
     columns = Candidates(
         tokens,
         log_q,
@@ -40,7 +42,7 @@ def step(
         log_q - 1.0,
         log_p,
         np.isin(np.arange(count), list(tail)),
-        tuple(how) or ("exact",) * count,
+        hows,
     )
     text = fields.pop("text", token.decode("utf-8", "ignore"))
     given = {"covered_mass": 1.0, "drafted": True, "changed": False} | fields
@@ -55,15 +57,15 @@ def page_of(*texts: TracedText, prices: Prices | None = None, **settings: Any) -
     return html.page(overview([("trace.jsonl", Trace({"alpha": 1.0, **settings}, texts))], prices))
 
 
+NONE = np.empty(0)
+UNSEEN = Candidates((), NONE, NONE, NONE, NONE, np.empty(0, dtype=bool), ())
 ODD = [
     step(b"\xff\xfe", text=""),
     step(b"\x00"),
     step("\u202eabc".encode()),
     step(b"", end=True, text=""),
     step(b"a", (0.6, 0.4), (1.0, 0.0), how=("prefix", "neutral"), tail=(1,)),
-    Step(
-        b"", "", None, Candidates((), *[np.empty(0)] * 4, np.empty(0, dtype=bool), ()), 0.0, True, False, True, "stop"
-    ),
+    Step(b"", "", None, UNSEEN, 0.0, True, False, True, "stop"),
 ]
 
 HOSTILE = [

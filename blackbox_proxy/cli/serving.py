@@ -16,6 +16,8 @@ from blackbox_proxy.serve.options import HostOptions
 def host(*, options: HostOptions) -> None:
     """Serve a local model as a black box: OpenAI's API with top-k logprobs, so that everything can be tried at home.
 
+    Answers completions and chat, whole and streamed, under http://HOST:PORT/v1, or where the dialect has them.
+
     Example:
 
         blackbox-proxy host --model ./big --top-logprobs 5 --port 8000

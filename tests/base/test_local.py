@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny import END_TEXT, TEXTS, build_tiny
 from toys import tiny_model, train_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.base.local import Slots, TransformersBase
 from blackbox_proxy.base.showing import draw, top
@@ -23,57 +23,6 @@ from blackbox_proxy.models.lm import CausalLM, load_causal_lm
 from blackbox_proxy.protocols import Abilities, Ask, Base
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
 from blackbox_proxy.types import Position, Prefix, Token
-
-TEXTS = (
-    "The cat sat on the mat.",
-    "The dog ate “naïve” soup — 日本語 €5!",
-    "A fox ran to the sea 👍🏽 and back.",
-    "User: hi\nAssistant: hello there, friend.",
-    "User: where?\nAssistant: on the mat. STOP now",
-)
-END_TEXT = "<|endoftext|>"
-
-
-def build_tiny(folder: Path) -> Path:
-    """A Llama of two layers that knows TEXTS by heart and ends them; its tokens split multi-byte characters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[END_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*TEXTS, *TEXTS], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_TEXT)
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=0,
-        bos_token_id=None,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    texts = [[*fast(text)["input_ids"], 0] for text in TEXTS]
-    width = max(map(len, texts))
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts])
-    labels = torch.tensor([text + [-100] * (width - len(text)) for text in texts])
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from blackbox_proxy.demo import models as demo_models_module
 from blackbox_proxy.demo.evaluate import Answer, Row, Task, gap_closed, row_of, score, tasks
 from blackbox_proxy.demo.models import demo_models, is_built
 from blackbox_proxy.demo.recipe import Recipe
@@ -142,7 +142,7 @@ def test_models_are_built_once_and_in_one_piece(tmp_path: Path, quick: Recipe) -
 def test_a_failed_training_leaves_nothing_behind(
     tmp_path: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_models_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelUnavailable) as caught:
         demo_models(tmp_path, recipe=quick)
     assert caught.value.hint

@@ -363,6 +363,7 @@ def test_nothing_is_kept_or_used_where_that_is_turned_off(monkeypatch: pytest.Mo
 
 def test_findings_about_another_endpoint_are_refused(tmp_path: Path) -> None:
     path = kept.save(some(), tmp_path / "found.json")
+    assert path is not None
     for options in ({"base_url": "http://127.0.0.1:8/v1"}, {"base_url": "http://127.0.0.1:9/v1", "dialect": "vllm"}):
         with pytest.raises(InputError):
             open_base("big", probe=path, **options)  # type: ignore[arg-type]
@@ -438,7 +439,7 @@ def test_wrong_url_key_and_model(serve: Callable[..., str]) -> None:
     with pytest.raises(ModelNotFound):
         probe("big", base_url=url.removesuffix("/v1") + "/v2", api_key="sk-secret-17")
     with pytest.raises(InputError):
-        probe("big", base_url=url, api="completion")  # type: ignore[arg-type]
+        probe("big", base_url=url, api="completion")
     with pytest.raises(InputError):
         probe("big", base_url="localhost:8000")
 

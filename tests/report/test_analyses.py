@@ -108,7 +108,8 @@ def test_calls_cost_and_acceptance_along_the_text() -> None:
     assert course.cost == pytest.approx((212.0, 212.0, 212.0 + 102.0 + 50.0 + 8.0))
     assert course.accepted == pytest.approx((1.0, 0.5, 2 / 3))
     summary = analysis.summarise([places], prices)
-    assert (summary.usage.api_calls, summary.calls_per_token, summary.cost) == (2, pytest.approx(2 / 3), 372.0)
+    assert (summary.usage.api_calls, summary.cost) == (2, 372.0)
+    assert summary.calls_per_token == pytest.approx(2 / 3)
     assert analysis.course(places).cost == ()
 
 
@@ -128,7 +129,8 @@ def test_a_sweep_from_alpha_0_takes_expert_and_antiexpert() -> None:
     columns.log_antiexpert[:] = np.log([0.5, 0.5])
     (point,) = analysis.sweep([one], (1.0,), alpha=0.0)
     p = 0.6 * 0.4 / (0.6 * 0.4 + 0.4 * 1.6)
-    assert (point.changed, point.distance) == (1.0, pytest.approx(0.6 - p))
+    assert point.changed == 1.0
+    assert point.distance == pytest.approx(0.6 - p)
     assert analysis.sweep([], (1.0,)) == ()
 
 
@@ -159,4 +161,5 @@ def test_the_candidates_that_tell_most_and_what_is_left_of_the_others() -> None:
     assert [row.token for row in found.rows] == [b"e", b"b", b"a"]  # likeliest under p, likeliest under q, the chosen
     assert [row.chosen for row in found.rows] == [False, False, True]
     assert [row.estimated for row in found.rows] == [True, False, False]
-    assert (found.others, found.others_q, found.others_p) == (2, pytest.approx(0.4), pytest.approx(0.3))
+    assert found.others == 2
+    assert (found.others_q, found.others_p) == pytest.approx((0.4, 0.3))

@@ -81,7 +81,7 @@ def test_a_page_of_500_tokens_is_under_a_megabyte() -> None:
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(500):
-        q, p = rng.dirichlet(np.ones(52)), rng.dirichlet(np.ones(52))
+        q, p = rng.dirichlet(np.ones(52)).tolist(), rng.dirichlet(np.ones(52)).tolist()
         others = [b" candidate" + bytes([65 + i % 26]) for i in range(51)]
         one = step(b" chosen", q, p, others, tail=range(20, 52), changed=True, drafted=False, usage=Usage(1, 100, 1))
         steps.append(one)

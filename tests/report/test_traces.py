@@ -140,7 +140,7 @@ def test_what_was_decoded_before_an_error_is_in_the_trace(tmp_path: Path) -> Non
             list(tuner.stream("one"))
         with pytest.raises(BlackboxError):
             tuner.generate("two")
-        stopped = tuner.stream("three")
+        stopped: Any = tuner.stream("three")
         next(stopped)
         stopped.close()
     texts = read_trace(tmp_path / "t.jsonl").texts

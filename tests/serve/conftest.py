@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hosting import client_of
 from openai import AsyncOpenAI
-from test_local import build_tiny
+from tiny import build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.serve.engine import Engine

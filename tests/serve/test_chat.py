@@ -11,7 +11,7 @@ import openai
 import pytest
 from hosting import HI, TRIMMING, client_of, plain, spelled
 from openai import AsyncOpenAI
-from test_local import END_TEXT
+from tiny import END_TEXT
 from transformers import AutoTokenizer
 
 from blackbox_proxy.errors import InputError
@@ -33,11 +33,8 @@ async def test_a_chat_with_the_plain_template(client: AsyncOpenAI, tokenizer: An
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(tokenizer("User: hi\nAssistant:")["input_ids"])
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
-    again = await client.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": parts}],
-        temperature=0,  # type: ignore[list-item, misc]
-    )
+    said: list[Any] = [{"role": "user", "content": parts}]
+    again = await client.chat.completions.create(model="tiny", messages=said, temperature=0)
     assert again.choices[0].message.content == choice.message.content
 
 
@@ -115,7 +112,8 @@ async def test_a_chat_stream_says_the_same(client: AsyncOpenAI) -> None:
     arguments: dict[str, Any] = {"model": "tiny", "messages": HI, "temperature": 0.7, "seed": 2, "max_tokens": 20}
     arguments |= {"logprobs": True, "top_logprobs": 2, "n": 2}
     whole = await client.chat.completions.create(**arguments)
-    texts, entries, finishes = ["", ""], [[], []], [None, None]
+    texts, finishes = ["", ""], [None, None]
+    entries: list[list[Any]] = [[], []]
     chunks = [
         chunk
         async for chunk in await client.chat.completions.create(

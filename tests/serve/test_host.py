@@ -16,7 +16,7 @@ import openai
 import pytest
 from hosting import KEY, SOUP, client_of, get, post
 from openai import AsyncOpenAI
-from test_local import TEXTS
+from tiny import TEXTS
 
 from blackbox_proxy.errors import InputError, ModelUnavailable, ServerFailed
 from blackbox_proxy.serve.engine import Engine

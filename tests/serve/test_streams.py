@@ -17,7 +17,7 @@ import openai
 import pytest
 from hosting import HI, SOUP, TRIMMING, client_of, get, plain, post
 from openai import AsyncOpenAI
-from test_local import END_TEXT
+from tiny import END_TEXT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError
@@ -34,7 +34,8 @@ from blackbox_proxy.types import Usage
 async def test_a_stream_says_the_same_as_a_whole(client: AsyncOpenAI) -> None:
     arguments: dict[str, Any] = {"model": "tiny", "prompt": ["The dog", "A"], "max_tokens": 60, "temperature": 0}
     whole = await client.completions.create(**arguments, logprobs=4, echo=True)
-    texts, columns, finishes = {0: "", 1: ""}, {0: [[], [], [], []], 1: [[], [], [], []]}, {}
+    texts, finishes = {0: "", 1: ""}, {}
+    columns: dict[int, list[list[Any]]] = {0: [[], [], [], []], 1: [[], [], [], []]}
     usage = []
     stream = await client.completions.create(
         **arguments, logprobs=4, echo=True, stream=True, stream_options={"include_usage": True}
