@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeBase
 from toys import Always
 
 from blackbox_proxy.decoding.loop import decode
@@ -19,7 +20,7 @@ from blackbox_proxy.decoding.weigh import Settings, one_end, weigh
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling, nucleus
 from blackbox_proxy.protocols import Abilities, Ask, Row
-from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, Token, Usage
+from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Step, Token, Usage
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""
@@ -29,20 +30,18 @@ def token(spelling: bytes | None) -> Token:
     return END if spelling is None else Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))
 
 
-class TableBase:
+class TableBase(FakeBase):
     """A base whose next-token table is written down. `as_text`: prefixes must be whole UTF-8."""
 
-    name, vocabulary, context = "table", None, None
+    name = "table"
+    abilities = Abilities(streams=True, scores=True, streams_scored=True)
 
     def __init__(
         self, table: Table, *, as_text: bool = True, limit: int = 100, hide_end: bool = False, slow: float = 0.0
     ) -> None:
         self.table, self.as_text, self.limit, self.hide_end = table, as_text, limit, hide_end
         self.asked: list[tuple[bytes, int]] = []
-        self.abilities = Abilities(streams=True, scores=True, streams_scored=True)
         self.streamed, self.slow = 0, slow
-
-    def check(self, prompt: Any, max_tokens: int) -> None: ...
 
     def can_continue(self, prefix: Prefix) -> bool:
         try:
@@ -50,9 +49,6 @@ class TableBase:
         except UnicodeDecodeError:
             return not self.as_text
         return True
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """One position a part, then a part with the finish alone."""
@@ -88,8 +84,6 @@ class TableBase:
         usage = Usage(1, len(prefix.tokens) + len(given), len(positions) - len(given))
         return Draft(tuple(positions), finish, usage, len(given))  # type: ignore[arg-type]
 
-    async def aclose(self) -> None: ...
-
 
 class TableRow:
     limit: int | None = None
@@ -100,9 +94,10 @@ class TableRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         offset = np.array([self.offsets.get(None if t.end else t.bytes, 0.0) for t in tokens])
         antiexpert = np.full(len(tokens), math.log(0.1))
-        return Scores(antiexpert + offset, antiexpert, offset, ("exact",) * len(tokens))
+        exact: How = "exact"
+        return Scores(antiexpert + offset, antiexpert, offset, (exact,) * len(tokens))
 
-    def propose(self, count: int) -> list[Token]:
+    def propose(self, count: int, model: int = 0) -> list[Token]:
         return list(self.proposals)[:count]
 
 
@@ -251,7 +246,7 @@ async def test_an_unfinished_character_is_not_chosen_at_a_cut() -> None:
     """The proxy wants the emoji, the base drafts x: its first half could not be issued back as text, but as ids it
     can.
     """
-    table = {**SPLIT, b"": {b"x": 0.6, THUMB[:2]: 0.4}}
+    table: Table = {**SPLIT, b"": {b"x": 0.6, THUMB[:2]: 0.4}}
     wanted = TablePair({b"": {THUMB[:2]: 3.0}})
     assert text_of(await run(TableBase(table), wanted)) == "x"
     assert text_of(await run(TableBase(table, as_text=False), wanted)) == "👍"
@@ -279,7 +274,7 @@ async def test_nothing_that_can_be_issued_is_an_error_with_a_hint() -> None:
     async def draft(ask: Ask) -> Draft:
         return Draft((Position(unknown, 0.0, [unknown], np.zeros(1)),))
 
-    base.draft = draft  # type: ignore[assignment,method-assign]
+    base.draft = draft  # type: ignore[method-assign]
     with pytest.raises(CannotContinue) as caught:
         await run(base, TablePair({}))
     assert "tokenizer" in caught.value.hint
@@ -312,7 +307,7 @@ async def test_several_pairs_each_with_its_alpha() -> None:
 
 async def test_of_a_long_list_the_likeliest_and_the_proposed_are_scored() -> None:
     """A whole vocabulary and a pair that scores one by one: what neither the base nor the expert likes is left out."""
-    rest = {f"t{i}".encode(): 0.0005 for i in range(200)}
+    rest: dict[bytes | None, float] = {f"t{i}".encode(): 0.0005 for i in range(200)}
     table: Table = {b"": {b"aa": 0.5, b"bb": 0.39, b"zz": 0.0001, **rest}}
     pair = TablePair({b"": {b"zz": 12.0}}, [token(b"zz")])
     settings = replace(SETTINGS, max_tokens=1)
@@ -418,7 +413,7 @@ def expected_texts(settings: Settings) -> dict[tuple[bytes, ...], float]:
         row = sorted(SHOWN.get(text, {None: 1.0}).items(), key=lambda item: -item[1])[:2]
         position = Position(END, None, [token(s) for s, _ in row], np.log([p for _, p in row]))
         pair = TablePair(OFFSETS, proposals)
-        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings, 0)  # type: ignore[list-item]
+        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings, 0)
         p = nucleus(weighed.log_p, settings.sampling)
         return {b"" if t.end else t.bytes or b"": float(x) for t, x in zip(weighed.tokens, p, strict=True) if x > 0}
 
