@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from fakes import FakeBase
 
 from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.base.cache.rows import export
 from blackbox_proxy.base.cache.store import VERSION, Store
+from blackbox_proxy.decoding.pace import Pace
 from blackbox_proxy.errors import InputError, ServerFailed
 from blackbox_proxy.protocols import Abilities, Ask, Base
-from blackbox_proxy.types import Draft, Generation, Position, Prefix, Prompt, Token, Usage
+from blackbox_proxy.types import Draft, Generation, Position, Prefix, Token, Usage
 
 if TYPE_CHECKING:
     from blackbox_proxy import TransformersPair
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
 LENGTH = 24  # tokens of a text of `Told`
 
 
-class Told:
+class Told(FakeBase):
     """A base whose texts follow from their prompts. Writes what it shows into `log`, one line per position."""
 
-    name, vocabulary, context = "told", None, None
+    name = "told"
 
     def __init__(self, log: Path | None = None, *, seconds: float = 0.0, identity: object = "told") -> None:
         self.log = log
@@ -59,13 +61,8 @@ class Told:
     def identity(self) -> Mapping[str, object] | None:
         return None if self._identity is None else {"model": self._identity}
 
-    def check(self, prompt: Prompt, max_tokens: int) -> None: ...
-
     def can_continue(self, prefix: Prefix) -> bool:
         return not prefix.tokens or not (prefix.tokens[-1].bytes or b"").startswith(b"\xe6")
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     def show(self, prefix: Prefix, token: Token | None, temperature: float, seed: int | None) -> Position:
         spelled = repr((prefix.prompt, [t.key for t in prefix.tokens])).encode()
@@ -99,8 +96,6 @@ class Told:
         parts = [part async for part in self.stream(ask)]
         positions = tuple(position for part in parts for position in part.positions)
         return Draft(positions, parts[-1].finish, Usage(1), sum(part.given for part in parts))
-
-    async def aclose(self) -> None: ...
 
 
 def same(one: Position, other: Position) -> bool:
@@ -544,9 +539,9 @@ def test_what_changes_the_answers_changes_the_identity(models: dict[str, str]) -
     assert open_base(**{**plain, "rendering": str}).identity is None
 
     local = [
-        TransformersBase(models[name], device="cpu", **options).identity
+        TransformersBase(models[name], device="cpu", top_logprobs=limit).identity
         for name in ("base", "same-antiexpert", "same-expert")
-        for options in ({}, {"top_logprobs": 3})
+        for limit in (None, 3)
     ]
     assert len({json.dumps(identity) for identity in local}) == 6
     assert local[0] == TransformersBase(models["base"], device="cpu").identity
@@ -657,13 +652,14 @@ def test_law_6_a_warm_run_costs_nothing_and_says_the_same(
     from blackbox_proxy.tuner import run
 
     make, stats = served
-    drafting = {
+    ways: dict[str, Drafting | Pace] = {
         "stream": Drafting(local=False),
         "fixed": Drafting.fixed(5),
         "one": Drafting.fixed(1),
         "local": Always(4, 3, True),
         "by itself": Drafting(),
-    }[way]
+    }
+    drafting = ways[way]
     many = request.node.get_closest_marker("slow") is not None
     options: dict[str, Any] = {"max_tokens": 24 if many else 10, **({"temperature": 1.0, "seed": 3} if sampled else {})}
     found, calls = [], []

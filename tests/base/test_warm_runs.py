@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeBase
 from test_loop import TablePair
 from toys import toy_vocabulary
 
@@ -35,7 +36,7 @@ def rng(*of: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:8], "big"))
 
 
-class TextBase:
+class TextBase(FakeBase):
     """Its next token follows from the tokens that its tokenizer makes of the text sent, and those it wrote since.
 
     Fond of white space, so that two of its tokens are often one token of the text. breaks: how likely a stream breaks
