@@ -127,7 +127,8 @@ def test_bad_rows_are_named_with_their_line(case: str, tmp_path: Path) -> None:
 
 def test_sources_without_tasks(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    for source in (tmp_path / "empty.jsonl", tmp_path / "nowhere.jsonl", []):
+    sources: list[Any] = [tmp_path / "empty.jsonl", tmp_path / "nowhere.jsonl", []]
+    for source in sources:
         with pytest.raises(InputError) as caught:
             read_tasks(source)
         assert caught.value.hint
@@ -135,7 +136,8 @@ def test_sources_without_tasks(tmp_path: Path) -> None:
     assert both.kinds == ("question", "text")
     (tmp_path / "prompts.txt").write_text("one\\ntwo\n\nthree\n")
     assert read_prompts(tmp_path / "prompts.txt") == ["one\ntwo", "three"]
-    assert read_prompts([{"prompt": "x"}, {"question": "Q", "choices": ["a", "b"], "answer": 0}])[0] == "x"
+    rows: list[dict[str, Any]] = [{"prompt": "x"}, {"question": "Q", "choices": ["a", "b"], "answer": 0}]
+    assert read_prompts(rows)[0] == "x"
 
 
 @pytest.mark.parametrize(
@@ -513,11 +515,11 @@ def test_an_error_is_a_row_without_result_and_a_hopeless_one_ends_all(tuner: Pro
 
 
 def test_nothing_is_asked_before_all_is_checked(tuner: ProxyTuner, counted: Counted) -> None:
-    fine = {"prompt": "a", "choices": ["A", "B"], "answer": 0}
-    text = {"prompt": "a", "text": " b"}
+    fine: dict[str, Any] = {"prompt": "a", "choices": ["A", "B"], "answer": 0}
+    text: dict[str, Any] = {"prompt": "a", "text": " b"}
     calls: list[Callable[[], Evaluation]] = [
         lambda: evaluate(tuner, [fine, {"prompt": "x " * 4000, "answer": "a"}]),
-        lambda: evaluate(tuner, [fine], systems=["best"]),  # type: ignore[list-item]
+        lambda: evaluate(tuner, [fine], systems=["best"]),
         lambda: evaluate(tuner, [fine], systems=[]),
         lambda: evaluate(tuner, [fine], alphas=[math.nan]),
         lambda: evaluate(tuner, [fine], alphas=[]),
