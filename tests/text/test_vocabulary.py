@@ -44,7 +44,7 @@ def check_boundaries(vocabulary: Vocabulary, rounds: int) -> None:
         moved += boundary > 0
         alone, rest, whole = vocabulary.encode([text, text[boundary:] + more, text + more])
         before = 0
-        kept = []
+        kept: list[int] = []
         while before < boundary:
             kept.append(alone[len(kept)])
             before += len(vocabulary.spelling[kept[-1]] or b"")
