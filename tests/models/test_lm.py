@@ -28,7 +28,8 @@ def path(node: int) -> list[int]:
 
 @torch.inference_mode()
 def plain(lm: CausalLM, ids: list[int]) -> torch.Tensor:
-    return lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    row: torch.Tensor = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    return row
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
