@@ -257,7 +257,7 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_sent(tmp_path:
 
 def test_an_estimate_bounds_the_cost_and_asks_nothing(tmp_path: Path) -> None:
     tuner = Fake()
-    rows = ["a" * 40, {"prompt": "b" * 20, "max_tokens": 3}]
+    rows: list[str | dict[str, Any]] = ["a" * 40, {"prompt": "b" * 20, "max_tokens": 3}]
     found = estimate_job(tuner, rows, max_tokens=2)
     assert (found.rows, found.prompt_tokens, found.output_tokens) == (2, 15, 5)
     assert found.per_text == Usage(2, 15, 5)
@@ -353,7 +353,7 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
 def test_failures_are_lines_and_are_asked_again(ordered: bool, tmp_path: Path) -> None:
     source, out = numbered(tmp_path / "in.jsonl", 30), tmp_path / "out.jsonl"
     run_job(Fake(), source, tmp_path / "whole.jsonl")
-    broken = {f"p{i}": ServerFailed("the server failed", "Wait.") for i in (4, 17)}
+    broken: dict[str, BlackboxError] = {f"p{i}": ServerFailed("the server failed", "Wait.") for i in (4, 17)}
     report = run_job(Fake(broken), source, out, ordered=ordered)
     assert (report.done, report.failed) == (28, 2)
     failed = next(line for line in results(out) if line["index"] == 4)
