@@ -169,15 +169,16 @@ class Base(Protocol):
 
 
 class Row(Protocol):
-    """What the pair knows at one position of a draft, after its forward pass.
+    """What the pair knows at one position of a draft, after its forward pass: arithmetic over that, and no further one.
 
-    `limit`: how many candidates are worth scoring one by one; None where a whole vocabulary costs nothing.
+    `limit`: how many candidates are worth scoring one by one; None where a whole vocabulary costs nothing, since every
+    score is the models' own.
     """
 
     limit: int | None
 
     def score(self, tokens: Sequence[Token]) -> Scores:
-        """Log masses of these tokens of the base, shape (len(tokens),) each."""
+        """Log masses of these tokens of the base, shape (len(tokens),) each, and how far their offsets may be off."""
         ...
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
@@ -188,14 +189,31 @@ class Row(Protocol):
 
 
 class Session(Protocol):
-    """The scoring of one text: holds what is kept between its requests (KV caches)."""
+    """The scoring of one text: holds what is kept between its requests (KV caches). One call at a time; any thread."""
+
+    def read(self, issued: Sequence[Token]) -> None:
+        """Run the models over the prompt and these tokens, so that the `score` after them has less to do.
+
+        Raises ContextTooLong.
+        """
+        ...
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
-        """One Row for each position of a draft that follows the issued tokens.
+        """One Row for each position of a draft that follows the issued tokens; of a position its token and its
+        candidates are looked at, never their log q.
 
         Fewer rows where a drafted token cannot be identified: what follows it cannot be scored. Row j is what holds
-        if the drafted tokens before it are issued as they are. One forward pass of each model for all positions.
-        Raises ContextTooLong when the text has outgrown a model's window.
+        if the drafted tokens before it are issued as they are. One forward pass of each model for all positions, unless
+        the base's spelling is unknown: it is learned from what the positions show, one after the other, and only those
+        may be given that the text comes to. Raises ContextTooLong when the text has outgrown a model's window.
+        """
+        ...
+
+    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
+        """Make the scores of these tokens at these rows, which are of the last `score`, the models' own: afterwards
+        their `error` there is 0, or as small as it can be made. One pass of each model for all of them.
+
+        Raises ContextTooLong.
         """
         ...
 

@@ -13,8 +13,9 @@ from blackbox_proxy.background import Background
 from blackbox_proxy.decoding.biased import decode_biased
 from blackbox_proxy.decoding.loop import decode
 from blackbox_proxy.decoding.pace import Drafting, Pace
-from blackbox_proxy.decoding.weigh import Alpha, Settings, alpha_at
+from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
@@ -28,7 +29,7 @@ class ProxyTuner:
 
     pair: one pair or several, each with its own `alpha` (DExperts, arXiv 2105.03023). alpha: a number, or a function
     of the place in the text; 1 is plain proxy-tuning, 0 the base itself; one for all pairs or one each. `tail`: what
-    is done about tokens that the base does not show ("backoff", "truncate", "floor", "ask"; see `combine`);
+    is done about tokens that the base does not show ("backoff", "truncate", "floor", "ask"; see `equation.tail`);
     `tail_size`: how many of them the expert may propose. `draft`: how the base is asked for drafts (see `Drafting`),
     or a number, for that many tokens per request; the number of calls depends on it, the text does not.
 
@@ -64,36 +65,19 @@ class ProxyTuner:
             raise InputError(
                 f"there are {len(self.pairs)} pairs but {len(alphas)} alphas", hint="Give one or one each."
             )
-        for value in alphas:
-            alpha_at(value, 0)
-        if tail not in get_args(TailPolicy):
-            raise InputError(f"unknown tail policy {tail!r}", hint=f"Use one of {', '.join(get_args(TailPolicy))}.")
-        if tail_size < 0:
-            raise InputError(f"tail_size must be at least 0, not {tail_size}", hint="Leave it out for 32.")
         if steer not in get_args(Steer):
             raise InputError(f"unknown way to steer {steer!r}", hint='Use "candidates" or "bias".')
         self.steer: Steer = steer
-        self.alphas: tuple[Alpha, ...] = alphas
-        self.tail: TailPolicy = tail
-        self._tail_size = tail_size
+        self.equation = Equation(alphas, tail, tail_size)
         self.drafting = Drafting.fixed(draft) if isinstance(draft, int) else draft or Drafting()
         self._pace = Pace(self.drafting)
 
-    def _settings(
-        self,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        stop: str | Sequence[str],
-    ) -> Settings:
-        if max_tokens < 1:
-            raise InputError(f"max_tokens must be at least 1, not {max_tokens}", hint="Leave it out for 256.")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(stops):
-            raise InputError("a stop string is empty", hint="Leave out stop to go on to the end of the text.")
-        sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
-        return Settings(max_tokens, self.alphas, sampling, stops, tail=self.tail, tail_size=self._tail_size)
+    @classmethod
+    def of(cls, base: Base, pairs: Sequence[Pair], equation: Equation, drafting: Drafting) -> Self:
+        """A tuner with a whole equation, as another tuner has it."""
+        tuner = cls(base, pairs, equation.alphas, draft=drafting)
+        tuner.equation = equation
+        return tuner
 
     async def astream(
         self,
@@ -106,14 +90,15 @@ class ProxyTuner:
         stop: str | Sequence[str] = (),
     ) -> AsyncIterator[Step]:
         """The steps of the text as they are decided."""
-        settings = self._settings(max_tokens, temperature, top_p, seed, stop)
+        limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
+        sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
         self._check(prompt, max_tokens)
         repeatable = temperature > 0.0 and seed is not None
         pace = Pace(self.drafting, measures=False) if repeatable else self._pace
         steps = (
-            decode_biased(self.base, self.pairs, prompt, settings)
+            decode_biased(self.base, self.pairs, prompt, self.equation, limits, sampling)
             if self.steer == "bias"
-            else decode(self.base, self.pairs, prompt, settings, pace)
+            else decode(self.base, self.pairs, prompt, self.equation, limits, sampling, pace)
         )
         try:
             async for step in steps:
@@ -131,7 +116,7 @@ class ProxyTuner:
                 f"{self.base.name} takes no logit_bias, as far as its dialect and tokenizer tell",
                 hint='Give open_base the base\'s tokenizer: a bias names token ids. Or use steer="candidates".',
             )
-        if self.tail == "ask" and self.base.abilities.reveals == 0:
+        if self.equation.tail == "ask" and self.base.abilities.reveals == 0:
             raise InputError(
                 f"{self.base.name} cannot be asked about tokens that it does not show",
                 hint='Use tail="backoff". Asking needs a server that scores given text, or named tokens (vLLM).',
@@ -155,7 +140,7 @@ class ProxyTuner:
         usage = sum((step.usage for step in steps), Usage())
         finish = steps[-1].finish_reason
         assert finish is not None, "decode ends with a step that says why"
-        return Generation("".join(step.text for step in steps), tuple(steps), finish, usage, self.tail)
+        return Generation("".join(step.text for step in steps), tuple(steps), finish, usage, self.equation.tail)
 
     async def agenerate_batch(
         self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Any
@@ -195,16 +180,13 @@ class ProxyTuner:
         of several tokens are scored as they are written, so give them their space: " New York".
         """
         rule = Rule(missing, forms, normalise)
-        (choice,) = await choose(self.base, self.pairs, prompt, options, [self._one_place()], rule=rule)
+        (choice,) = await choose(self.base, self.pairs, prompt, options, [self.equation], rule=rule)
         return choice
 
     async def ascore(self, prompt: Prompt, continuation: str) -> Score:
         """How likely the tuned model finds this text after the prompt. InputError where the base scores no text."""
-        (scored,) = await score(self.base, self.pairs, prompt, continuation, [self._one_place()])
+        (scored,) = await score(self.base, self.pairs, prompt, continuation, [self.equation])
         return scored
-
-    def _one_place(self) -> Settings:
-        return self._settings(max_tokens=1, temperature=0.0, top_p=1.0, seed=0, stop=())
 
     # -- the same, without async -----------------------------------------------------------------------------------
 

@@ -26,7 +26,10 @@ Rendering = Literal["raw", "chat"] | Callable[[Any], str]
 Floats = NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 
-END_KEY: tuple[str, object] = ("end", None)
+Key = tuple[str, object]
+"""What tells two tokens apart (`Token.key`)."""
+
+END_KEY: Key = ("end", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Token:
     end: bool = False
 
     @property
-    def key(self) -> tuple[str, object]:
+    def key(self) -> Key:
         """What tells two tokens apart: id, then bytes, then text. All end tokens are one event."""
         if self.end:
             return END_KEY
@@ -74,6 +77,13 @@ class Position:
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.logprobs):
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.logprobs)} log probabilities")
+
+    @classmethod
+    def ahead(cls, tokens: Sequence[Token] = ()) -> Position:
+        """The place that comes next, where the base has written nothing yet: the pair is asked about it, and may expect
+        questions about `tokens`. Their log q is not known: NaN.
+        """
+        return cls(Token(), None, tokens, np.full(len(tokens), np.nan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +119,9 @@ class Draft:
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
     (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
     positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
-    `cut`: what the base wrote after the last position answers another question (its text, sent anew, would be other
-    tokens there), so that no draft goes on from there.
+    `cut`: no draft goes on from the last position, since the text would be cut into other tokens when it is sent anew.
+    Say the base wrote two spaces as two tokens, and its tokenizer makes one token of both: what it wrote behind the
+    second space it would not write behind that token.
     """
 
     positions: tuple[Position, ...]
@@ -156,13 +167,36 @@ class Scores:
     `log_expert`, `log_antiexpert`: log mass of the event "the base's next token is this one", nats. `offset` is their
     difference: the log ratio that `combine` multiplies by alpha. `how` says where each offset came from: "exact" (the
     event's own mass), "prefix" (the mass of the longest part of the token that could be scored), "neutral" (offset 0,
-    nothing is known of the token).
+    nothing is known of the token). `error`: nats by which each offset may be off until the pair is asked for the
+    models' own (`Session.refine`); 0 where it is that. Left out, it is 0 everywhere.
     """
 
     log_expert: Floats
     log_antiexpert: Floats
     offset: Floats
     how: tuple[How, ...]
+    error: Floats = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if len(self.error) != len(self.offset):
+            object.__setattr__(self, "error", np.zeros(len(self.offset)))
+
+    def only(self, wanted: NDArray[np.bool_]) -> Scores:
+        """Those of some of the tokens, (c,)."""
+        how = tuple(kind for kind, ok in zip(self.how, wanted.tolist(), strict=True) if ok)
+        return Scores(
+            self.log_expert[wanted], self.log_antiexpert[wanted], self.offset[wanted], how, self.error[wanted]
+        )
+
+    def then(self, more: Scores) -> Scores:
+        """These, and those of further tokens after them."""
+        return Scores(
+            np.concatenate([self.log_expert, more.log_expert]),
+            np.concatenate([self.log_antiexpert, more.log_antiexpert]),
+            np.concatenate([self.offset, more.offset]),
+            (*self.how, *more.how),
+            np.concatenate([self.error, more.error]),
+        )
 
 
 How = Literal["exact", "prefix", "neutral"]
@@ -220,6 +254,12 @@ class Candidates(Sequence[Candidate]):
     def __repr__(self) -> str:
         first = ", ".join(f"{c.token.text!r}: {np.exp(c.log_p):.3g}" for c in self[:3])
         return f"Candidates({len(self)}: {first}{', …' if len(self) > 3 else ''})"
+
+
+def no_candidates() -> Candidates:
+    """Of a step that no list led to."""
+    nothing = np.empty(0)
+    return Candidates((), nothing, nothing, nothing, nothing, np.empty(0, dtype=np.bool_), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,9 @@ from rich.table import Table
 from blackbox_proxy import TransformersBase, TransformersPair, open_base
 from blackbox_proxy.answers import scoring
 from blackbox_proxy.cli.app import quiet_transformers
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import bootstrap_interval
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import load_causal_lm
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.types import Prefix
@@ -350,7 +349,7 @@ async def measure(
 ) -> Measured:
     """Every system on the sections of every file. bases: the same base, showing so many log probabilities."""
     found = Measured()
-    settings = [Settings(1, (alpha,), Sampling()) for alpha in alphas]
+    equations = [Equation((alpha,)) for alpha in alphas]
     tokens: dict[str, list[float]] = {}
     for _, parts in track(texts, "measuring", console=Console(stderr=True), transient=True):
         bits: dict[str, float] = {}
@@ -363,7 +362,7 @@ async def measure(
             vocabulary = next(iter(bases.values())).vocabulary
             opening, rest = scoring.split_opening(part, vocabulary)
             for i, (k, base) in enumerate(bases.items()):
-                scores = await scoring.score(base, [pair], opening, rest, settings)
+                scores = await scoring.score(base, [pair], opening, rest, equations)
                 if i == 0:
                     size += scores[0].bytes
                     add("base", scores[0].log_q)

@@ -9,9 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-import numpy as np
 import openai
-import torch
 from openai import AsyncOpenAI
 
 SOUP = " ate “naïve” soup — 日本語 €5!"
@@ -45,12 +43,6 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)
-
-
-def plain(reference: Any, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    with torch.inference_mode():
-        rows = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    return rows.double().log_softmax(-1).numpy()  # type: ignore[no-any-return]
 
 
 def spelled(token: str) -> bytes:

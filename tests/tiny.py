@@ -1,12 +1,16 @@
-"""A tiny model that knows a few texts by heart."""
+"""A local model that knows a few texts by heart, and what is asked of it in the tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from blackbox_proxy.types import Position
 
 TEXTS = (
     "The cat sat on the mat.",
@@ -58,3 +62,18 @@ def build_tiny(folder: Path) -> Path:
         optimizer.zero_grad()
     model.save_pretrained(folder)
     return folder
+
+
+def plain(reference: Any, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Log probabilities (len(ids), V) computed without any of the code under test."""
+    with torch.inference_mode():
+        rows = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return rows.double().log_softmax(-1).numpy()  # type: ignore[no-any-return]
+
+
+def ids_of(positions: tuple[Position, ...] | list[Position]) -> list[int]:
+    return [position.token.id if position.token.id is not None else -1 for position in positions]
+
+
+def text_of(positions: tuple[Position, ...]) -> str:
+    return b"".join(position.token.bytes or b"" for position in positions).decode()

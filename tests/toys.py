@@ -201,5 +201,5 @@ class Always(Pace):
         self._always = Plan(given, n, stream)
 
     def plan(self, abilities: Abilities, left: int, prompt_tokens: float) -> Plan:
-        given = min(self._always.given, left - 1) if abilities.scores else 0
-        return Plan(given, max(1, min(self._always.n, left - given)), self._always.stream)
+        local = min(self._always.local, left - 1) if abilities.scores else 0
+        return Plan(local, max(1, min(self._always.n, left - local)), self._always.stream)

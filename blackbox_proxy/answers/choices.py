@@ -17,15 +17,17 @@ from typing import Literal, get_args
 import numpy as np
 
 from blackbox_proxy.answers import scoring
-from blackbox_proxy.answers.forms import Forms, Shown, text_of
-from blackbox_proxy.decoding.sessions import opened
-from blackbox_proxy.decoding.weigh import Settings, Weighed
-from blackbox_proxy.decoding.whole_vocabulary import weigh_told
+from blackbox_proxy.answers.forms import Forms, ShownForms, text_of
+from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened, refine, score
+from blackbox_proxy.decoding.threads import on_thread
+from blackbox_proxy.decoding.weigh import Known, Weighed
+from blackbox_proxy.decoding.whole_vocabulary import over_everything
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.maths import equation
+from blackbox_proxy.maths import equation as maths
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.protocols import Ask, Base, Pair, Row
-from blackbox_proxy.types import Floats, Prefix, Prompt, Token, Usage
+from blackbox_proxy.protocols import Ask, Base, Pair, Row, Session
+from blackbox_proxy.types import Floats, Key, Prefix, Prompt, Token, Usage
 
 Missing = Literal["backoff", "floor", "exclude", "ask"]
 Normalise = Literal["none", "tokens", "bytes"]
@@ -69,7 +71,7 @@ class Choice:
     `instead` is the tuned model's likeliest token, "" the end of its text.
     `missing`: the options of which the base showed no form. `how`: where log q of each option comes from. `by`: what
     decided: "forms" of one token, "scores" of whole options (then `covered` is the sum of their probabilities), or
-    only the "first token" of each. `usage`: what the requests cost; choices with several settings share them.
+    only the "first token" of each. `usage`: what the requests cost; choices under several equations share them.
     """
 
     options: tuple[str, ...]
@@ -110,11 +112,11 @@ async def choose(
     pairs: Sequence[Pair],
     prompt: Prompt,
     options: Sequence[str],
-    settings: Sequence[Settings],
+    equations: Sequence[Equation],
     *,
     rule: Rule | None = None,
 ) -> list[Choice]:
-    """Which of `options` follows `prompt`, one Choice for each of `settings` (several alphas, say).
+    """Which of `options` follows `prompt`, one Choice for each of `equations` (several alphas, say).
 
     One request and one forward pass for all of them, and one more request for each missing option under "ask" (fewer
     where the API can be asked about several tokens at a time). Options of several tokens: one request each. Raises
@@ -123,16 +125,17 @@ async def choose(
     rule = rule or Rule()
     by = check(base, pairs, prompt, options, rule)
     if by == "scores":
-        return await _by_scores(base, pairs, prompt, options, settings, rule)
+        return await _by_scores(base, pairs, prompt, options, equations, rule)
     forms = Forms(tuple(options), rule.forms, by == "first token")
     draft = await base.draft(Ask(Prefix(prompt), 1))
-    shown = Shown(base.vocabulary, forms, draft.positions[0] if draft.positions else None)
-    told: Mapping[tuple[str, object], float] = {}
+    shown = ShownForms(base.vocabulary, forms, draft.positions[0] if draft.positions else None)
+    told: Mapping[Key, float] = {}
     usage = draft.usage
     if rule.missing == "ask" and shown.missing:
         told, spent = await _ask(base, pairs, prompt, shown)
         usage += spent
-    return await asyncio.to_thread(_weighed, base, pairs, prompt, settings, rule, shown, told, by, usage)
+    weigher = Weigher(pairs, equations, temperature=1.0)
+    return await on_thread(_choices, base, prompt, weigher, rule, shown, told, by, usage)
 
 
 def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], rule: Rule) -> Decided:
@@ -162,8 +165,8 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[s
 
 
 async def _ask(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: Shown
-) -> tuple[Mapping[tuple[str, object], float], Usage]:
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: ShownForms
+) -> tuple[Mapping[Key, float], Usage]:
     """log q of forms of the missing options. All forms, where a request can name several tokens; else the one that
     looks like the likeliest form shown, or that the expert would write.
     """
@@ -171,8 +174,8 @@ async def _ask(
     if at_once > 1:
         wanted = [token for option in shown.missing for token in shown.all_forms(option)]
     else:
-        wanted = await asyncio.to_thread(_likeliest_forms, base, pairs, prompt, shown)
-    told: dict[tuple[str, object], float] = {}
+        wanted = await on_thread(_likeliest_forms, base, pairs, prompt, shown)
+    told: dict[Key, float] = {}
     usage = Usage()
     for start in range(0, len(wanted), at_once):
         some = wanted[start : start + at_once]
@@ -182,7 +185,7 @@ async def _ask(
     return told, usage
 
 
-def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: Shown) -> list[Token]:
+def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: ShownForms) -> list[Token]:
     """One form for each missing option."""
     best = max(
         ((log_q, token, i) for i, found in enumerate(shown.found) for token, log_q in found),
@@ -199,59 +202,69 @@ def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: S
     rest = [option for option in shown.missing if option not in chosen and shown.all_forms(option)]
     if rest:
         with opened(pairs[:1], prompt, base.vocabulary) as (session,):
-            (row,) = session.score((), [shown.to_score(base.vocabulary is None)])
+            rows = _rows([session], base, shown)
         for option in rest:
             forms = shown.all_forms(option)
-            chosen[option] = forms[int(np.argmax(row.score(forms).log_expert))]
+            chosen[option] = forms[int(np.argmax(rows[0].score(forms).log_expert))]
     return [chosen[option] for option in shown.missing if option in chosen]
 
 
 # -- one token --------------------------------------------------------------------------------------------------------
 
 
-def _weighed(
+def _rows(sessions: Sequence[Session], base: Base, shown: ShownForms) -> Rows:
+    """What each pair says after the prompt, with the models' own masses of all forms."""
+    (rows,) = score(sessions, (), [shown.ahead(base.vocabulary is None)])
+    refine(sessions, [(rows, [form for option in range(len(shown.found)) for form in shown.all_forms(option)])])
+    return rows
+
+
+def _choices(
     base: Base,
-    pairs: Sequence[Pair],
     prompt: Prompt,
-    settings: Sequence[Settings],
+    weigher: Weigher,
     rule: Rule,
-    shown: Shown,
-    asked: Mapping[tuple[str, object], float],
+    shown: ShownForms,
+    asked: Mapping[Key, float],
     by: Decided,
     usage: Usage,
 ) -> list[Choice]:
+    """One under each equation."""
+    pairs, position = weigher.pairs, shown.position
     with opened(pairs, prompt, base.vocabulary) as sessions:
-        rows = [session.score((), [shown.to_score(base.vocabulary is None)])[0] for session in sessions]
-        options = range(len(shown.found))
+        rows = _rows(sessions, base, shown)
         counted, how = _counted(rows, pairs, rule, shown, asked)
-        expert, antiexpert = _pair_masses(rows[0], shown)
-        told = [entry for entries in counted for entry in entries]
-        position = shown.position
-        covered = float(np.exp(logsumexp(np.array([v for found in shown.found for _, v in found]))))
-        choices = []
-        for setting in settings:
-            if position is None:
-                log_q, log_p, instead = [_NONE for _ in options], [_NONE for _ in options], ""
-            else:
-                weighed = weigh_told(position, rows, pairs, setting, 0, told)
-                places = [[weighed.place_of(token) for token, _ in counted[i]] for i in options]
-                log_q = [_sum(weighed.log_q, place) for place in places]
-                log_p = [_sum(weighed.log_p, place) for place in places]
-                instead = _likeliest(weighed)
-            choices.append(
-                _choice(
-                    shown.forms.options,
-                    (log_p, log_q, expert, antiexpert),
-                    (log_p, log_q, expert, antiexpert),
-                    pairs[0].has_antiexpert,
-                    missing=shown.missing,
-                    how=how,
-                    covered=min(1.0, covered),
-                    instead=instead,
-                    by=by,
-                    usage=usage,
-                )
+        scored: Scored | None = None
+        if position is not None:
+            scored = Scored(weigher, position, rows, 0, Known.of([entry for forms in counted for entry in forms]))
+            weigher.complete(sessions, [scored])
+    expert, antiexpert = _pair_masses(rows[0], shown)
+    covered = float(np.exp(logsumexp(np.array([v for found in shown.found for _, v in found]))))
+    choices = []
+    for i, equation in enumerate(weigher.equations):
+        log_p = log_q = [_NONE for _ in shown.found]
+        instead = ""
+        if scored is not None:
+            weighed = over_everything(scored.under(i), pairs, equation, 0)
+            indices = [[weighed.index_of(token) for token, _ in forms] for forms in counted]
+            log_q = [_sum(weighed.log_q, found) for found in indices]
+            log_p = [_sum(weighed.log_p, found) for found in indices]
+            instead = _likeliest(weighed)
+        logs = (log_p, log_q, expert, antiexpert)
+        choices.append(
+            _choice(
+                shown.forms.options,
+                logs,
+                logs,
+                pairs[0].has_antiexpert,
+                missing=shown.missing,
+                how=how,
+                covered=min(1.0, covered),
+                instead=instead,
+                by=by,
+                usage=usage,
             )
+        )
     return choices
 
 
@@ -259,8 +272,8 @@ def _counted(
     rows: Sequence[Row],
     pairs: Sequence[Pair],
     rule: Rule,
-    shown: Shown,
-    asked: Mapping[tuple[str, object], float],
+    shown: ShownForms,
+    asked: Mapping[Key, float],
 ) -> tuple[list[list[tuple[Token, float]]], tuple[Source, ...]]:
     """The forms that count for each option with their log q, and where that comes from."""
     counted = [list(found) for found in shown.found]
@@ -279,31 +292,31 @@ def _counted(
 
 
 def _estimates(
-    rows: Sequence[Row], pairs: Sequence[Pair], rule: Rule, shown: Shown
+    rows: Sequence[Row], pairs: Sequence[Pair], rule: Rule, shown: ShownForms
 ) -> dict[int, list[tuple[Token, float]]]:
     """Estimated log q of the forms of the missing options."""
     position, missing = shown.position, shown.missing
     forms = {option: shown.all_forms(option) for option in missing}
-    if position is None or not any(forms.values()) or equation.hidden_mass(position.logprobs) == 0.0:
+    if position is None or not any(forms.values()) or maths.hidden_mass(position.logprobs) == 0.0:
         return {}
 
     def spread(tokens: Sequence[Token]) -> Floats:
         scores = [row.score(tokens) for row in rows]
-        return equation.mixture(
+        return maths.mixture(
             [s.log_antiexpert if pair.has_antiexpert else s.log_expert for pair, s in zip(pairs, scores, strict=True)]
         )
 
     log_q = position.logprobs
     if rule.missing == "floor":
-        each = float(equation.tail(log_q, np.zeros(0), np.zeros(len(missing)), "floor")[0])
-        shares = {option: equation.normalise(_finite(spread(tokens))) for option, tokens in forms.items() if tokens}
+        each = float(maths.tail(log_q, np.zeros(0), np.zeros(len(missing)), "floor")[0])
+        shares = {option: maths.normalise(_finite(spread(tokens))) for option, tokens in forms.items() if tokens}
         return {
             option: [(t, each + float(s)) for t, s in zip(forms[option], share, strict=True)]
             for option, share in shares.items()
         }
     everything = [token for tokens in forms.values() for token in tokens]
     log_a = spread(position.tokens)
-    estimated = equation.tail(log_q, log_a, spread(everything), "backoff")
+    estimated = maths.tail(log_q, log_a, spread(everything), "backoff")
     values = iter(estimated)
     return {option: [(token, float(next(values))) for token in tokens] for option, tokens in forms.items()}
 
@@ -313,7 +326,7 @@ def _finite(values: Floats) -> Floats:
     return values if np.isfinite(values).any() else np.zeros(len(values))
 
 
-def _pair_masses(row: Row, shown: Shown) -> tuple[list[float], list[float]]:
+def _pair_masses(row: Row, shown: ShownForms) -> tuple[list[float], list[float]]:
     """log E and log A of each option: all its forms, shown or not."""
     expert, antiexpert = [], []
     for option in range(len(shown.found)):
@@ -324,8 +337,8 @@ def _pair_masses(row: Row, shown: Shown) -> tuple[list[float], list[float]]:
     return expert, antiexpert
 
 
-def _sum(values: Floats, places: Sequence[int | None]) -> float:
-    return logsumexp(np.array([values[i] for i in places if i is not None]))
+def _sum(values: Floats, indices: Sequence[int | None]) -> float:
+    return logsumexp(np.array([values[i] for i in indices if i is not None]))
 
 
 def _likeliest(weighed: Weighed) -> str:
@@ -341,15 +354,15 @@ async def _by_scores(
     pairs: Sequence[Pair],
     prompt: Prompt,
     options: Sequence[str],
-    settings: Sequence[Settings],
+    equations: Sequence[Equation],
     rule: Rule,
 ) -> list[Choice]:
     """Every option as it is written, as the text after the prompt."""
-    scores = await asyncio.gather(*(scoring.score(base, pairs, prompt, option, settings) for option in options))
+    scores = await asyncio.gather(*(scoring.score(base, pairs, prompt, option, equations) for option in options))
     usage = sum((each[0].usage for each in scores), Usage())
     choices: list[Choice] = []
     whole: Source = "scored"
-    for i in range(len(settings)):
+    for i in range(len(equations)):
         column = [each[i] for each in scores]
         logs = tuple(
             [getattr(score, name) for score in column] for name in ("log_p", "log_q", "log_expert", "log_antiexpert")

@@ -150,7 +150,7 @@ def text_of(token: Token) -> str | None:
         return None
 
 
-class Shown:
+class ShownForms:
     """The forms of each option that the base shows, and those that it might have shown."""
 
     def __init__(self, vocabulary: Vocabulary | None, forms: Forms, position: Position | None) -> None:
@@ -191,8 +191,8 @@ class Shown:
             distinct.setdefault(token.key if token.bytes is None else token.bytes, token)
         return list(distinct.values())
 
-    def to_score(self, learned: bool) -> Position:
-        """What the pair lays out its pass for: the forms that matter most, the candidates, the other forms.
+    def ahead(self, learned: bool) -> Position:
+        """What the pair is asked about: the forms that matter most, the candidates, the other forms.
 
         A vocabulary that is being learned must only see what the base has shown.
         """
@@ -203,4 +203,4 @@ class Shown:
             tokens = list(
                 {token.key: token for token in (*first, *tokens, *(t for form in forms for t in form))}.values()
             )
-        return Position(Token(), None, tokens, np.zeros(len(tokens)))
+        return Position.ahead(tokens)

@@ -1,6 +1,6 @@
 """How likely given text is under the tuned model: `score`, for a base that scores given text.
 
-    text -> tokens of the base -> Base.draft(given=…) -> positions -> Session.score -> weigh_told -> log p of each
+    text -> tokens of the base -> Base.draft(given=…) -> positions -> Weigher -> over_everything -> log p of each
 
 Every token of the text joins the candidates of its position with its own q, shown or not, so that p is what `decode`
 would give it. A text that outgrows a window is scored in parts that overlap: then a token sees at least half a window
@@ -9,17 +9,18 @@ of what comes before it, and no longer the whole.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from blackbox_proxy.decoding.sessions import opened
-from blackbox_proxy.decoding.weigh import Settings
-from blackbox_proxy.decoding.whole_vocabulary import weigh_told
+from blackbox_proxy.decoding.rows import Scored, Weigher, opened
+from blackbox_proxy.decoding.threads import on_thread
+from blackbox_proxy.decoding.weigh import Known
+from blackbox_proxy.decoding.whole_vocabulary import over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
-from blackbox_proxy.protocols import Ask, Base, Pair, Row, Session
+from blackbox_proxy.maths.equation import Equation
+from blackbox_proxy.protocols import Ask, Base, Pair, Session
 from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
 from blackbox_proxy.types import How, Position, Prefix, Prompt, Token, Usage
@@ -53,7 +54,7 @@ class Score:
     """Log probability of a text, nats: the sums over its tokens. `bytes`: its length in UTF-8.
 
     `log_antiexpert` is 0 where there is no anti-expert. All per-token figures count tokens of the base. `usage`: what
-    the requests cost; scores of one text with several settings share them.
+    the requests cost; scores of one text under several equations share them.
     """
 
     log_p: float
@@ -106,21 +107,21 @@ class Score:
 
 
 async def score(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, settings: Sequence[Settings]
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, equations: Sequence[Equation]
 ) -> list[Score]:
-    """The score of `text` as it stands directly after `prompt`, one for each of `settings`.
+    """The score of `text` as it stands directly after `prompt`, one for each of `equations`.
 
     One request and one pass of the pair for all of them, as long as the text fits the windows. A longer text after a
     prompt of plain text is scored in overlapping parts. Raises InputError where the base does not score given text or
     cannot spell this one, ContextTooLong, BaseError, PairError.
     """
     check(base, pairs, prompt, text)
-    scored: list[list[ScoredToken]] = [[] for _ in settings]
+    scored: list[list[ScoredToken]] = [[] for _ in equations]
     usage = Usage()
     for window in _windows(base, pairs, prompt, text):
         while True:
             try:
-                part, spent = await score_window(base, pairs, window.prompt, window.text, settings, len(scored[0]))
+                part, spent = await _score_window(base, pairs, window.prompt, window.text, equations, len(scored[0]))
                 break
             except ContextTooLong:
                 if not window.shorten():
@@ -187,10 +188,10 @@ def _total(tokens: Sequence[ScoredToken], usage: Usage) -> Score:
 # -- one window -------------------------------------------------------------------------------------------------------
 
 
-async def score_window(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, settings: Sequence[Settings], place: int = 0
+async def _score_window(
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, equations: Sequence[Equation], place: int
 ) -> tuple[list[list[ScoredToken]], Usage]:
-    """The tokens of a text that fits every window, for each of `settings`. `place`: tokens scored before."""
+    """The tokens of a text that fits every window, under each equation. `place`: tokens scored before."""
     positions, usage = await given_positions(base, Prefix(prompt), _given(base, prompt, text))
     if b"".join(position.token.bytes or b"" for position in positions) != text.encode():
         raise BadResponse(
@@ -198,7 +199,8 @@ async def score_window(
             hint="A text that its tokenizer joins to the prompt cannot be told apart: let the text begin with a space, "
             "or give the tokenizer.",
         )
-    return await asyncio.to_thread(_weighed, base, pairs, prompt, positions, settings, place), usage
+    weigher = Weigher(pairs, equations, temperature=1.0)
+    return await on_thread(_weighed, base, prompt, positions, weigher, place), usage
 
 
 def _given(base: Base, prompt: Prompt, text: str) -> list[Token]:
@@ -292,53 +294,54 @@ def _after(given: Sequence[Token], positions: Sequence[Position]) -> list[Token]
 
 
 def _weighed(
-    base: Base,
-    pairs: Sequence[Pair],
-    prompt: Prompt,
-    positions: Sequence[Position],
-    settings: Sequence[Settings],
-    place: int,
+    base: Base, prompt: Prompt, positions: Sequence[Position], weigher: Weigher, place: int
 ) -> list[list[ScoredToken]]:
-    scored: list[list[ScoredToken]] = [[] for _ in settings]
-    with opened(pairs, prompt, base.vocabulary) as sessions:
-        for j, (position, rows) in enumerate(_rows(sessions, positions)):
-            for setting, tokens in zip(settings, scored, strict=True):
-                tokens.append(_scored(position, rows, pairs, setting, place + j))
-    return scored
-
-
-def _rows(sessions: Sequence[Session], positions: Sequence[Position]) -> Iterator[tuple[Position, Sequence[Row]]]:
-    """Every position with the rows of all pairs, a few forward passes at a time."""
-    issued: list[Token] = []
-    while len(issued) < len(positions):
-        some = positions[len(issued) : len(issued) + _AT_ONCE]
-        columns = [session.score(issued, some) for session in sessions]
-        if any(len(column) < len(some) for column in columns):
-            raise BadResponse(
-                "a token of the text has no id in the base's vocabulary", hint="Is this the base's tokenizer?"
-            )
-        yield from zip(some, zip(*columns, strict=True), strict=True)
-        issued += [position.token for position in some]
+    found: list[list[ScoredToken]] = [[] for _ in weigher.equations]
+    with opened(weigher.pairs, prompt, base.vocabulary) as sessions:
+        for start in range(0, len(positions), _AT_ONCE):
+            waiting = _scored(sessions, positions, start, weigher, place)
+            while waiting:  # one after the other: a list may hold a whole vocabulary
+                scored = waiting.pop(0)
+                for i, tokens in enumerate(found):
+                    tokens.append(_token(scored, weigher, i))
+    return found
 
 
 def _scored(
-    position: Position, rows: Sequence[Row], pairs: Sequence[Pair], settings: Settings, place: int
-) -> ScoredToken:
-    token, log_q = position.token, position.logprob
+    sessions: Sequence[Session], positions: Sequence[Position], start: int, weigher: Weigher, place: int
+) -> list[Scored]:
+    """The next positions of the text, a few at a time, each with its own token among the candidates."""
+    some = positions[start : start + _AT_ONCE]
+    scored = weigher.score(
+        sessions,
+        [position.token for position in positions[:start]],
+        some,
+        [Known.of([(position.token, position.logprob)]) for position in some if position.logprob is not None],
+        place=place,
+    )
+    if len(scored) < len(some):
+        raise BadResponse(
+            "a token of the text has no id in the base's vocabulary", hint="Is this the base's tokenizer?"
+        )
+    return scored
+
+
+def _token(scored: Scored, weigher: Weigher, i: int) -> ScoredToken:
+    """The token of the text under the i-th equation."""
+    token, log_q = scored.position.token, scored.position.logprob
     assert log_q is not None
-    weighed = weigh_told(position, rows, pairs, settings, place, [(token, log_q)])
-    at = weighed.place_of(token)
-    log_p = -math.inf if at is None else float(weighed.log_p[at])
-    scores = weighed.scores if at is not None else rows[0].score([token])
-    i = at or 0
+    weighed = over_everything(scored.under(i), weigher.pairs, weigher.equations[i], scored.place)
+    index = weighed.index_of(token)
+    log_p = -math.inf if index is None else float(weighed.log_p[index])
+    scores = weighed.scores[0] if index is not None else scored.rows[0].score([token])
     return ScoredToken(
         token.bytes or b"",
         log_p,
         log_q,
-        float(scores.log_expert[i]),
-        float(scores.log_antiexpert[i]),
+        float(scores.log_expert[index or 0]),
+        float(scores.log_antiexpert[index or 0]),
         weighed.covered_mass,
-        scores.how[i],
+        scores.how[index or 0],
     )
 
 

@@ -77,7 +77,8 @@ def generate(
 ) -> None:
     """Decode a text from the tuned big model.
 
-    Printed as it is decoded. The base is an API unless --local says otherwise; the pair runs here unless --expert-url does.
+    Printed as it is decoded. The base is an API unless --local says otherwise; the pair runs here unless
+    --expert-url says otherwise.
 
     Examples:
 

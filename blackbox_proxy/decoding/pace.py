@@ -1,4 +1,5 @@
-"""How much to ask for in one request: what the user wishes (`Drafting`), what was seen (`Pace`), the choice (`Plan`).
+"""How much to ask for in one request: what the user wishes (`Drafting`), what was seen (`Pace`), where one text stands
+(`Course`), the choice (`Plan`).
 
 Pure arithmetic over what was seen: no clock, no network. What is chosen here changes the number and the size of the
 requests, never the text of a greedy generation and never the distribution of a sampled one.
@@ -6,18 +7,21 @@ requests, never the text of a greedy generation and never the distribution of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Abilities
+from blackbox_proxy.types import Usage
 
 Minimise = Literal["latency", "cost"]
 
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 _LOCAL_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _MEMORY = 0.98  # weight that an observation keeps per later one: about the last 50 tokens count
+_LONGEST_RESCUE = 64  # positions asked for at most when a character must be finished inside one draft
+_MOST_RESCUES = 16  # requests for that at one place, of which many may have broken
 _BETTER = 0.97  # local drafts must promise at least 3 % to be preferred: their rate is an estimate, too
 
 
@@ -51,9 +55,9 @@ class Drafting:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One request: `given` tokens of the local draft, then at most n of the base's own; streamed or whole."""
+    """One request: `local` tokens of the expert's draft, then at most n of the base's own; streamed or whole."""
 
-    given: int
+    local: int
     n: int
     stream: bool
 
@@ -198,3 +202,67 @@ class Pace:
             if with_local[0] < _BETTER * chosen[0]:
                 chosen = with_local
         return chosen[1]
+
+
+class Course:
+    """The requests of one text: what the next one may ask for, as far as the text has come, and what it must bring.
+
+    prompt_tokens: of the prompt, a guess until the API says it.
+    """
+
+    def __init__(self, pace: Pace, prompt_tokens: float) -> None:
+        self.pace = pace
+        self.useful_from = 1
+        self._length = prompt_tokens  # of a request, when the text had `_length_at` tokens
+        self._length_at = 0
+        self._most: int | None = None  # what the base's window was found to leave, where it is not known
+        self._apart = True  # the base can keep a local draft apart from the prefix, as far as the last request tells
+        self._rescue = 0  # positions to ask for to finish what a token has begun
+        self._rescues = 0
+
+    def plan(self, abilities: Abilities, left: int, room: int | None, place: int) -> Plan:
+        """The next request. left: tokens that the text may get; room: that the base's window has, None where it is not
+        known; place: tokens that the text has.
+        """
+        known = [most for most in (self._rescue or left, room, self._most) if most is not None]
+        reach = max(1, min(known))
+        if self._rescue:
+            return Plan(0, reach, self.pace.drafting.stream and abilities.streams)
+        if not self._apart:
+            abilities, self._apart = replace(abilities, scores=False), True
+        return self.pace.plan(abilities, reach, self._length + place - self._length_at)
+
+    @property
+    def patient(self) -> bool:
+        """Whether a longer draft is worth asking for where a choice hangs on one."""
+        return self._rescue < _LONGEST_RESCUE and self._rescues < _MOST_RESCUES
+
+    # -- what came of the last request ----------------------------------------------------------------------------
+
+    def saw_request(self, usage: Usage, local: int, place: int) -> None:
+        """What a request has cost that went on from `place` with so many tokens of the local draft."""
+        if usage.prompt_tokens > 0:
+            self._length, self._length_at = usage.prompt_tokens - local, place
+            self.pace.saw_prompt(usage.prompt_tokens, usage.cached_prompt_tokens)
+
+    def moved(self) -> None:
+        """The text has got a token."""
+        self.useful_from, self._rescue, self._rescues = 1, 0, 0
+
+    def must_be_longer(self, positions: int, broke: bool) -> None:
+        """A draft with so many positions of the base's own decided nothing: a token begins in it what must be finished,
+        and the next draft must do that. broke: it ended early for no reason that would be the same again.
+        """
+        self._rescue = max(8, 2 * positions, 0 if broke else 2 * self._rescue)
+        self.useful_from = positions + 1
+        self._rescues += 1
+
+    def must_be_shorter(self, plan: Plan) -> bool:
+        """The base has no room for this. False where less cannot be asked for."""
+        size = plan.local + plan.n
+        self._most = max(1, size // 2)
+        return size > 1
+
+    def without_local(self) -> None:
+        """The next request gets no local draft: the base could not keep the last one apart from the prefix."""
+        self._apart = False

@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Figures:
     """A system's line of the table: mean score of each kind, 0 to 1, and API calls per token."""
 
     name: str
@@ -89,17 +89,17 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     ]
 
 
-def row_of(name: str, world: World, todo: Sequence[Task], answers: Sequence[Answer]) -> Row:
+def row_of(name: str, world: World, todo: Sequence[Task], answers: Sequence[Answer]) -> Figures:
     """A system's answers to all tasks as a line of the table."""
     points: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     for task, answer in zip(todo, answers, strict=True):
         points[task.kind].append(score(world, task, answer.text))
     means: dict[Kind, float] = {kind: sum(found) / max(len(found), 1) for kind, found in points.items()}
     calls, tokens = sum(answer.calls for answer in answers), sum(answer.tokens for answer in answers)
-    return Row(name, means, calls / max(tokens, 1), tuple(answers))
+    return Figures(name, means, calls / max(tokens, 1), tuple(answers))
 
 
-def gap_closed(row: Row, base: Row, ceiling: Row, kind: Kind) -> float | None:
+def gap_closed(row: Figures, base: Figures, ceiling: Figures, kind: Kind) -> float | None:
     """The share of the way from base to ceiling; None where there is none to go."""
     gap = ceiling.scores[kind] - base.scores[kind]
     return (row.scores[kind] - base.scores[kind]) / gap if gap > 0 else None

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from blackbox_proxy.demo.evaluate import KINDS, Row, Task, gap_closed, row_of, tasks
+from blackbox_proxy.demo.evaluate import KINDS, Figures, Task, gap_closed, row_of, tasks
 from blackbox_proxy.demo.models import DemoModels, demo_models
 from blackbox_proxy.demo.systems import BlackBox, answering_in_another_process, answers
 from blackbox_proxy.demo.world import reports
@@ -48,7 +48,7 @@ def bench_models(console: Console, cache: Path | None) -> tuple[tuple[str, str, 
     return (str(models.base), str(models.expert), str(models.antiexpert)), prompts
 
 
-def run_demo(console: Console, *, cache: Path | None = None) -> list[Row]:
+def run_demo(console: Console, *, cache: Path | None = None) -> list[Figures]:
     """Everything that `blackbox-proxy demo` does; the rows of its table. Raises ModelUnavailable, BaseError."""
     models = _built(console, cache)
     todo = tasks(models.world)
@@ -90,7 +90,7 @@ def _bar(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def table(rows: Mapping[str, Row], todo: Sequence[Task]) -> Table:
+def table(rows: Mapping[str, Figures], todo: Sequence[Task]) -> Table:
     """The rows as the terminal shows them: percentages, share of the gap closed, API calls per token."""
     base, ceiling = rows["base"], rows["direct"]
     made = Table(
@@ -116,7 +116,7 @@ def table(rows: Mapping[str, Row], todo: Sequence[Task]) -> Table:
     return made
 
 
-def _show_one(console: Console, generations: Sequence[Generation], todo: Sequence[Task], base: Row) -> None:
+def _show_one(console: Console, generations: Sequence[Generation], todo: Sequence[Task], base: Figures) -> None:
     """The report that the proxy changed most: what the black box writes, and what becomes of it, changes in colour."""
     from blackbox_proxy.report.terminal import coloured, cost_line, legend
 

@@ -22,7 +22,7 @@ from blackbox_proxy.evaluation.statistics import (
     paired_t_test,
     wilson_interval,
 )
-from blackbox_proxy.evaluation.systems import Row, System
+from blackbox_proxy.evaluation.systems import Answered, System
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.types import Floats, Usage
@@ -105,7 +105,7 @@ class Table:
 
 def table_of(
     kind: Kind,
-    rows: Sequence[Row],
+    rows: Sequence[Answered],
     systems: Sequence[System],
     *,
     ceiling_value: float | None = None,
@@ -164,7 +164,7 @@ def better(metric: Metric, a: float, b: float) -> float:
     return b - a if metric == "bits_per_byte" else a - b
 
 
-def _per_byte(row: Row, key: str, kind: Kind) -> float:
+def _per_byte(row: Answered, key: str, kind: Kind) -> float:
     value = row.outcomes[key].value
     assert value is not None, "rows with an error are left out"
     return value / row.size if kind == "text" else value

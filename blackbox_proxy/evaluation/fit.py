@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 from blackbox_proxy import tuner as tuners
-from blackbox_proxy.decoding.sessions import opened
-from blackbox_proxy.decoding.weigh import Settings, Weighed, alpha_at, weigh
+from blackbox_proxy.decoding.rows import Weigher, opened
+from blackbox_proxy.decoding.threads import on_thread
+from blackbox_proxy.decoding.weigh import Weighed
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.statistics import wilson_interval
-from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.prices import Prices
-from blackbox_proxy.protocols import Ask, Base, Pair
+from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.text.prompts import guessed_tokens
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Floats, Position, Prefix, Prompt, TailPolicy, Usage
+from blackbox_proxy.types import Floats, Position, Prefix, Prompt, Usage
 
 _WELL_COVERED = 0.9
 _AT_ONCE = 64  # positions that the pair scores in one pass
@@ -114,7 +114,7 @@ async def ameasure_fit(
 
     Prompts are taken in an order drawn from `seed`, so that those looked at stand for all. max_tokens: of each text,
     and of those that the forecast is about; texts: how many these will be, as many as there are prompts by default.
-    The tuner's alpha, pair and tail policy are used; where it has several pairs, the first. Raises InputError before
+    The tuner's equation and pair are used; where it has several pairs, the first. Raises InputError before
     anything is spent, BaseError and PairError.
     """
     if not prompts:
@@ -124,21 +124,23 @@ async def ameasure_fit(
             raise InputError(f"{name} must be at least 1, not {value}", hint="Leave it out.")
     if texts is not None and texts < 1:
         raise InputError(f"the forecast must be about at least 1 text, not {texts}", hint="Leave it out.")
-    pair, alpha = tuner.pairs[0], alpha_at(tuner.alphas[0], 0)
-    tail: TailPolicy = "backoff" if tuner.tail == "ask" else tuner.tail  # it asks for nothing but the drafts
-    settings = Settings(max_tokens, tuner.alphas[:1], Sampling(0.0, 1.0, 0), tail=tail)
+    pair, equation = tuner.pairs[0], replace(tuner.equation, alphas=tuner.equation.alphas[:1])
+    if equation.tail == "ask":
+        equation = replace(equation, tail="backoff")  # it asks for nothing but the drafts
+    weigher = Weigher([pair], [equation])
     for prompt in prompts:
         pair.check(prompt, max_tokens)
         tuner.base.check(prompt, max_tokens)
     drawn = random.Random(seed).sample(list(prompts), len(prompts))
-    found: list[_Text] = []
+    found: list[_Written] = []
     seen = 0
     while seen < tokens and len(found) < len(drawn):
         some = drawn[len(found) : len(found) + min(concurrency, math.ceil((tokens - seen) / max_tokens))]
-        found += await asyncio.gather(*(_text(tuner.base, pair, prompt, settings) for prompt in some))
+        found += await asyncio.gather(*(_written(tuner.base, prompt, max_tokens, weigher) for prompt in some))
         seen = sum(len(text.positions) for text in found)
     local = getattr(pair, "vocabulary", None)
-    return await asyncio.to_thread(
+    (alpha,) = equation.at(0)
+    return await on_thread(
         _fit, found, list(prompts), alpha, pair.has_antiexpert, tuner.base.vocabulary, local, texts, prices
     )
 
@@ -149,41 +151,36 @@ def measure_fit(tuner: ProxyTuner, prompts: Sequence[Prompt], **options: Any) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
+class _Written:
     """What the base wrote after one prompt, weighed, and what that cost."""
 
     positions: tuple[Weighed, ...]
     usage: Usage
 
 
-async def _text(base: Base, pair: Pair, prompt: Prompt, settings: Settings) -> _Text:
+async def _written(base: Base, prompt: Prompt, max_tokens: int, weigher: Weigher) -> _Written:
     """The base's own greedy text in as few requests as it takes (one, where an answer holds all of it)."""
     prefix, usage = Prefix(prompt), Usage()
     positions: list[Position] = []
-    while len(positions) < settings.max_tokens and (not positions or base.can_continue(prefix)):
-        draft = await base.draft(Ask(prefix, settings.max_tokens - len(positions)))
+    while len(positions) < max_tokens and (not positions or base.can_continue(prefix)):
+        draft = await base.draft(Ask(prefix, max_tokens - len(positions)))
         usage += draft.usage
         positions += draft.positions
         prefix = Prefix(prompt, tuple(position.token for position in positions))
         if not draft.positions or draft.finish == "stop" or draft.positions[-1].token.end:
             break
-    return _Text(await asyncio.to_thread(_weighed, base, pair, prompt, positions, settings), usage)
+    return _Written(await on_thread(_weighed, base, prompt, positions, weigher), usage)
 
 
-def _weighed(
-    base: Base, pair: Pair, prompt: Prompt, positions: Sequence[Position], settings: Settings
-) -> tuple[Weighed, ...]:
+def _weighed(base: Base, prompt: Prompt, positions: Sequence[Position], weigher: Weigher) -> tuple[Weighed, ...]:
     """Every position that the pair can score, as `decode` weighs it."""
     found: list[Weighed] = []
-    with opened([pair], prompt, base.vocabulary) as (session,):
+    with opened(weigher.pairs, prompt, base.vocabulary) as sessions:
         while len(found) < len(positions):
             some = positions[len(found) : len(found) + _AT_ONCE]
-            rows = session.score([position.token for position in positions[: len(found)]], some)
-            found += [
-                weigh(position, [row], [pair], settings, len(found) + i)
-                for i, (position, row) in enumerate(zip(some, rows, strict=False))
-            ]
-            if len(rows) < len(some):
+            scored = weigher.score(sessions, [position.token for position in positions[: len(found)]], some)
+            found += [each.under(0) for each in scored]
+            if len(scored) < len(some):
                 break
     return tuple(found)
 
@@ -207,7 +204,7 @@ class _Look:
 
 
 def _fit(
-    found: Sequence[_Text],
+    found: Sequence[_Written],
     prompts: Sequence[Prompt],
     alpha: float,
     has_antiexpert: bool,
@@ -249,7 +246,7 @@ def _fit(
 
 def _look(weighed: Weighed, local: Vocabulary | None) -> _Look:
     """local: the pair's vocabulary, None where it is the base's own."""
-    scores = weighed.scores
+    scores = weighed.scores[0]
     expert = np.where(np.isfinite(scores.log_expert), scores.log_expert, -np.inf)
     places = [i for i in range(weighed.shown) if not weighed.tokens[i].end]
     likeliest = sorted(places, key=lambda i: -weighed.log_q[i])[:_LOOKED_AT]
@@ -285,7 +282,7 @@ def _overlap(base: Vocabulary, local: Vocabulary) -> float:
 
 
 def _forecast(
-    found: Sequence[_Text],
+    found: Sequence[_Written],
     prompts: Sequence[Prompt],
     base: Vocabulary | None,
     rate: float,

@@ -22,12 +22,13 @@ from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.base.cache.store import Store
 from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.base.wrapper import BaseAround
-from blackbox_proxy.decoding.weigh import alpha_at
+from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.compare import Table, table_of, warnings_of
 from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
-from blackbox_proxy.evaluation.systems import ROLES, Panel, Role, Row, System, Way
+from blackbox_proxy.evaluation.systems import ROLES, Answered, Panel, Role, System, Way
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
+from blackbox_proxy.maths.equation import alpha_at
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.tuner import ProxyTuner
@@ -53,7 +54,7 @@ class Evaluation:
     """
 
     tables: tuple[Table, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Answered, ...]
     bad: tuple[str, ...]
     usage: Usage
     seconds: float
@@ -94,7 +95,7 @@ async def aevaluate(
 ) -> Evaluation:
     """Ask every system every task and compare them.
 
-    tuner: its base, pairs, tail policy and way of drafting are used; alphas: of the proxy-tuned systems, the tuner's
+    tuner: its base, pairs, equation and way of drafting are used; alphas: of the proxy-tuned systems, the tuner's
     own by default. systems: some of "base", "expert", "antiexpert", "tuned" (all that there are by default). ceiling:
     the base tuned directly, a model that runs here; ceiling_value: its figure, where only that is known. sweep: alphas
     to choose from by `metric` (which need not be given where all tasks are of one kind), in place of `alphas`.
@@ -119,7 +120,7 @@ async def aevaluate(
     if ceiling is not None:
         wanted.append(System("ceiling"))
         ceiling = ceiling if isinstance(ceiling, TransformersBase) else TransformersBase(ceiling)
-    way = Way(tuner.tail, drafting=tuner.drafting, max_tokens=max_tokens, stop=stops, rule=rule or choices.Rule())
+    way = Way(tuner.equation, tuner.drafting, Limits(max_tokens, stops), rule or choices.Rule())
     async with _cached(tuner.base) as base:
         panel = Panel(base, tuner.pairs, wanted, way, ceiling)
         tasks = await asyncio.to_thread(read_tasks, source, skip_bad=skip_bad, check=panel.check, limit=limit)
@@ -159,7 +160,7 @@ def _systems(
     if unknown or not given:
         raise InputError(f"unknown system {unknown[0]!r}" if unknown else "there are no systems", hint=_HINT)
     if alphas is None:
-        own = [alpha for alpha in tuner.alphas if not callable(alpha)]
+        own = [alpha for alpha in tuner.equation.alphas if not callable(alpha)]
         if not own:
             raise InputError("a schedule cannot be compared", hint="Give alphas.")
         alphas = own[:1]
@@ -217,9 +218,9 @@ async def _cached(base: Base) -> AsyncIterator[Base]:
 
 async def _answer(
     panel: Panel, tasks: Sequence[Task], concurrency: int, observe: Callable[[Progress], None] | None
-) -> list[Row]:
+) -> list[Answered]:
     """Every task's row, in order."""
-    found: dict[int, Row] = {}
+    found: dict[int, Answered] = {}
     todo = iter(enumerate(tasks))
     told = Progress(len(tasks))
 

@@ -11,20 +11,20 @@ import math
 from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.decoding.pace import Drafting
-from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.tasks import Task, is_exact_match
 from blackbox_proxy.jobs.run import HOPELESS
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.text.writer import Writer
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Generation, Prefix, Prompt, TailPolicy, Usage
+from blackbox_proxy.types import Generation, Prefix, Prompt, Usage
 
 Role = Literal["base", "expert", "antiexpert", "tuned", "ceiling"]
 ROLES: tuple[Role, ...] = ("base", "expert", "antiexpert", "tuned")
@@ -86,7 +86,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Answered:
     """One task with what each system made of it, by the system's key."""
 
     task: Task
@@ -108,14 +108,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How tasks are asked. max_tokens, stop: of answers in text, where a task has none of its own."""
+    """How tasks are asked. equation: of the tuned systems, but for their alphas. limits: of answers in text, where a
+    task has none of its own.
+    """
 
-    tail: TailPolicy = "backoff"
-    tail_size: int = 32
-    drafting: Drafting = field(default_factory=Drafting)
-    max_tokens: int = 32
-    stop: tuple[str, ...] = ("\n",)
-    rule: choices.Rule = field(default_factory=choices.Rule)
+    equation: Equation
+    drafting: Drafting
+    limits: Limits
+    rule: choices.Rule
 
 
 class Panel:
@@ -148,8 +148,7 @@ class Panel:
         way = self._way
         # The base by itself writes what it drafts: local drafts could only be in its way.
         drafting = way.drafting if system.alpha is not None else replace(way.drafting, local=False)
-        alphas = [system.alpha or 0.0] * len(self._pairs)
-        return ProxyTuner(self._base, self._pairs, alphas, tail=way.tail, tail_size=way.tail_size, draft=drafting)
+        return ProxyTuner.of(self._base, self._pairs, way.equation.with_alpha(system.alpha or 0.0), drafting)
 
     # -- before -------------------------------------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ class Panel:
             alone = [self._local(s.role) for s in self.systems if s.role in ("expert", "antiexpert", "ceiling")]
             parts: tuple[Base | Pair, ...] = (*self._pairs, self._base, *alone)
             for part in parts:
-                part.check(task.prompt, task.max_tokens or self._way.max_tokens)
+                part.check(task.prompt, task.max_tokens or self._way.limits.max_tokens)
 
     def _split(self, task: Task) -> tuple[Prompt, str]:
         """What a text is scored after, and what of it is scored: its own first token where it has no prompt."""
@@ -186,7 +185,7 @@ class Panel:
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    async def answer(self, task: Task) -> Row:
+    async def answer(self, task: Task) -> Answered:
         """What every system makes of a task. An error is an outcome; those that every further row would meet as well
         are raised.
         """
@@ -194,7 +193,7 @@ class Panel:
         if task.kind == "question":
             for system in self.systems:
                 outcomes |= await _guarded(self._say(task, system), [system])
-            return Row(task, outcomes)
+            return Answered(task, outcomes)
         ask = self._choose if task.kind == "choice" else self._score
         # One request is enough for all systems but the ceiling, which is another model.
         shared = [system for system in self.systems if system.role != "ceiling"]
@@ -203,18 +202,16 @@ class Panel:
         if self._ceiling is not None:
             ceiling = [system for system in self.systems if system.role == "ceiling"]
             outcomes |= await _guarded(ask(self._ceiling, task, ceiling), ceiling)
-        return Row(task, {system.key: outcomes[system.key] for system in self.systems})
+        return Answered(task, {system.key: outcomes[system.key] for system in self.systems})
 
-    def _settings(self, systems: Sequence[System]) -> list[Settings]:
+    def _equations(self, systems: Sequence[System]) -> list[Equation]:
         """One for each alpha; alpha 0 where there is none, since something must be asked for."""
-        way = self._way
         alphas = [system.alpha for system in systems if system.alpha is not None] or [0.0]
-        common: dict[str, Any] = {"tail": way.tail, "tail_size": way.tail_size}
-        return [Settings(1, (alpha,) * len(self._pairs), Sampling(0.0, 1.0, 0), **common) for alpha in alphas]
+        return [self._way.equation.with_alpha(alpha) for alpha in alphas]
 
     async def _choose(self, base: Base, task: Task, systems: Sequence[System]) -> dict[str, Outcome]:
-        options, settings = task.options, self._settings(systems)
-        found = await choices.choose(base, self._pairs, task.prompt, options, settings, rule=self._way.rule)
+        options, equations = task.options, self._equations(systems)
+        found = await choices.choose(base, self._pairs, task.prompt, options, equations, rule=self._way.rule)
         usage, tuned = found[0].usage, iter(found)
         needed = usage.api_calls or (len(options) if found[0].by == "scores" else 1)
         outcomes = {}
@@ -241,7 +238,7 @@ class Panel:
 
     async def _score(self, base: Base, task: Task, systems: Sequence[System]) -> dict[str, Outcome]:
         prompt, text = self._split(task)
-        found = await scoring.score(base, self._pairs, prompt, text, self._settings(systems))
+        found = await scoring.score(base, self._pairs, prompt, text, self._equations(systems))
         usage, tuned = found[0].usage, iter(found)
         outcomes = {}
         for place, system in enumerate(systems):
@@ -264,8 +261,8 @@ class Panel:
 
     async def _say(self, task: Task, system: System) -> dict[str, Outcome]:
         """An answer in text, decoded greedily."""
-        max_tokens = task.max_tokens or self._way.max_tokens
-        stop = self._way.stop if task.stop is None else task.stop
+        max_tokens = task.max_tokens or self._way.limits.max_tokens
+        stop = self._way.limits.stop if task.stop is None else task.stop
         usage, requests = Usage(), 0
         if system.asks:
             found = await self._tuners[system.key].agenerate(task.prompt, max_tokens=max_tokens, stop=stop)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blackbox_proxy.jobs.inputs import Row, Source
+from blackbox_proxy.jobs.inputs import InputRow, Source
 from blackbox_proxy.jobs.outputs import Output
 from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
 from blackbox_proxy.text.prompts import CHARACTERS_PER_TOKEN, guessed_tokens
@@ -55,7 +55,7 @@ def estimate_job(
     counted_by, count = _counter(tuner)
     rows = prompts = outputs = again = 0
 
-    def add(row: Row) -> None:
+    def add(row: InputRow) -> None:
         nonlocal rows, prompts, outputs, again
         length, most = count(row), int(row.options["max_tokens"])
         rows, prompts, outputs = rows + 1, prompts + length, outputs + most
@@ -81,7 +81,7 @@ def estimate_job(
             output.close()
 
 
-def _counter(tuner: Generates) -> tuple[str, Callable[[Row], int]]:
+def _counter(tuner: Generates) -> tuple[str, Callable[[InputRow], int]]:
     """The best way at hand to count a prompt's tokens: the base's own vocabulary, the pair's, or characters."""
     base = getattr(tuner, "base", None)
     for name, part in (("the base's", base), *(("the pair's", pair) for pair in getattr(tuner, "pairs", ()))):
@@ -91,5 +91,5 @@ def _counter(tuner: Generates) -> tuple[str, Callable[[Row], int]]:
     return f"characters / {CHARACTERS_PER_TOKEN}", lambda row: math.ceil(guessed_tokens(row.prompt))
 
 
-def _tokens(vocabulary: Any, row: Row) -> int:
+def _tokens(vocabulary: Any, row: InputRow) -> int:
     return len(vocabulary.prompt_ids(row.prompt))

@@ -32,7 +32,7 @@ _LONGEST_CELL = 2**31 - 1  # csv's own limit is 131,072 characters, which a prom
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InputRow:
     """One text to decode. `place` is for people ("line 3"); `options` are those of `agenerate`; `extra` is passed on.
 
     `digest` says what the result depends on, as "prompt-settings": a stored result is this row's if it has the same.
@@ -71,7 +71,7 @@ class Defaults:
         _checked({name: getattr(self, name) for name in OPTIONS})
 
 
-def read_rows(source: Source, defaults: Defaults) -> Iterator[Row | Bad]:
+def read_rows(source: Source, defaults: Defaults) -> Iterator[InputRow | Bad]:
     """The rows of a source, in order. Raises InputError where the source as a whole cannot be read."""
     for index, (place, record) in enumerate(_records(source)):
         try:
@@ -92,7 +92,7 @@ def row_seed(seed: int, index: int) -> int:
 # -- one row ----------------------------------------------------------------------------------------------------------
 
 
-def _row(index: int, place: str, record: Any, defaults: Defaults) -> Row:
+def _row(index: int, place: str, record: Any, defaults: Defaults) -> InputRow:
     if isinstance(record, str):
         record = {"prompt": record}
     if not isinstance(record, Mapping):
@@ -111,7 +111,7 @@ def _row(index: int, place: str, record: Any, defaults: Defaults) -> Row:
         options["seed"] = row_seed(defaults.seed, index)
     extra = {str(key): value for key, value in record.items() if key not in _KNOWN}
     digest = f"{_digest([name, prompt])}-{_digest([options, dict(defaults.run)])}"
-    return Row(index, place, name, prompt, options, extra, digest)
+    return InputRow(index, place, name, prompt, options, extra, digest)
 
 
 def _prompt(given: Mapping[str, Any]) -> Prompt:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from blackbox_proxy.errors import BlackboxError, InputError
-from blackbox_proxy.jobs.inputs import Row
+from blackbox_proxy.jobs.inputs import InputRow
 from blackbox_proxy.types import Generation, Usage
 
 _BEGINS = b'{"index": '
 _MOST_DEAD = 16 * 2**20  # bytes of results that have left the waiting file, before it is written anew
 
 
-def result_line(row: Row, generation: Generation) -> bytes:
+def result_line(row: InputRow, generation: Generation) -> bytes:
     """What is kept of a text. Nothing that a clock shows: a run that was resumed has the same lines."""
     return _line(
         row,
@@ -36,7 +36,7 @@ def result_line(row: Row, generation: Generation) -> bytes:
     )
 
 
-def failure_line(row: Row, error: BlackboxError) -> bytes:
+def failure_line(row: InputRow, error: BlackboxError) -> bytes:
     """Why there is no text, and what there was of it when the error came."""
     steps = error.steps
     return _line(
@@ -55,7 +55,7 @@ def failure_line(row: Row, error: BlackboxError) -> bytes:
     )
 
 
-def _line(row: Row, result: dict[str, Any]) -> bytes:
+def _line(row: InputRow, result: dict[str, Any]) -> bytes:
     seed = {} if row.options["seed"] is None else {"seed": row.options["seed"]}
     record = {"index": row.index, "id": row.id, "digest": row.digest, **result, **seed, "input": dict(row.extra)}
     try:
@@ -136,7 +136,7 @@ class Output:
                 self.failures += stored.failed
                 self._held[stored.index] = stored
 
-    def has(self, row: Row) -> bool:
+    def has(self, row: InputRow) -> bool:
         """Whether this row's result is there. Raises InputError if what is there is the result of something else."""
         held = self._held.get(row.index)
         digest = held.digest if held else self._done.get(row.index)
@@ -192,7 +192,7 @@ class Output:
         assert self._main is not None
         self._main.truncate(place)
 
-    def expect(self, turn: int, row: Row) -> bool:
+    def expect(self, turn: int, row: InputRow) -> bool:
         """Whether the result of this row waits already; it then gets this turn."""
         if row.index not in self._held:
             return False
@@ -203,7 +203,7 @@ class Output:
             raise self._failed(error) from error
         return True
 
-    def put(self, turn: int, row: Row, line: bytes) -> None:
+    def put(self, turn: int, row: InputRow, line: bytes) -> None:
         """Add a result: to the file if its turn has come, or no order is asked for; else to those that wait."""
         try:
             if not self._ordered:

@@ -30,7 +30,7 @@ from blackbox_proxy.errors import (
     NoLogprobs,
     QuotaExhausted,
 )
-from blackbox_proxy.jobs.inputs import OPTIONS, Bad, Defaults, Row, Source, read_rows, source_name
+from blackbox_proxy.jobs.inputs import OPTIONS, Bad, Defaults, InputRow, Source, read_rows, source_name
 from blackbox_proxy.jobs.outputs import Output, failure_line, result_line
 from blackbox_proxy.types import Generation, Prompt, Usage
 
@@ -84,7 +84,7 @@ class Found:
     total: int
     bad: int
     bad_rows: tuple[str, ...]
-    rows: Callable[[], Iterator[Row]]
+    rows: Callable[[], Iterator[InputRow]]
 
 
 async def arun_job(
@@ -178,11 +178,12 @@ def defaults_for(tuner: Generates, settings: Mapping[str, Any] | None, decoding:
 def _settings_of(tuner: Generates) -> dict[str, Any]:
     """What a tuner says of itself that its texts depend on, in a form that is the same in the next process."""
     pairs = [repr(pair) if " at 0x" not in repr(pair) else type(pair).__name__ for pair in getattr(tuner, "pairs", ())]
+    equation = getattr(tuner, "equation", None)
     alphas = [
-        a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(tuner, "alphas", ())
+        a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(equation, "alphas", ())
     ]
     base = getattr(getattr(tuner, "base", None), "name", "")
-    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(tuner, "tail", "")}
+    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(equation, "tail", "")}
 
 
 def _check_numbers(concurrency: int, limit: int | None) -> None:
@@ -202,7 +203,7 @@ def survey(
     output: Output | None,
     defaults: Defaults,
     choice: Choice,
-    left: Callable[[Row], None] | None = None,
+    left: Callable[[InputRow], None] | None = None,
     stopped: threading.Event | None = None,
 ) -> Iterator[Found]:
     """Check all rows that a run is about, and what `output` has of them; `left` sees those that it has not.
@@ -215,7 +216,7 @@ def survey(
         total = bad = seen = 0
         named: list[str] = []
 
-        def rows() -> Iterator[Row]:
+        def rows() -> Iterator[InputRow]:
             if choice.shuffle is not None:
                 yield from shuffled.rows(choice.limit)
                 return
@@ -223,7 +224,7 @@ def survey(
             for row in read_rows(source, defaults):
                 if count == choice.limit:
                     return
-                if isinstance(row, Row) and (not choice.skip_bad or _reason(tuner, row) is None):
+                if isinstance(row, InputRow) and (not choice.skip_bad or _reason(tuner, row) is None):
                     count += 1
                     yield row
                 elif not choice.skip_bad:
@@ -242,7 +243,7 @@ def survey(
                 bad += 1
                 if len(named) < _SHOWN:
                     named.append(f"{row.place}: {reason}")
-            elif isinstance(row, Row):
+            elif isinstance(row, InputRow):
                 total += 1
                 shuffled.add(row)
                 if choice.shuffle is None:
@@ -264,12 +265,12 @@ def survey(
         yield Found(total, bad, tuple(named), rows)
 
 
-def _tell(row: Row, output: Output | None, left: Callable[[Row], None] | None) -> None:
+def _tell(row: InputRow, output: Output | None, left: Callable[[InputRow], None] | None) -> None:
     if (output is None or not output.has(row)) and left is not None:
         left(row)
 
 
-def _reason(tuner: Generates, row: Row) -> str | None:
+def _reason(tuner: Generates, row: InputRow) -> str | None:
     """Why the models could not take this prompt, None if they can."""
     for part in (*getattr(tuner, "pairs", ()), getattr(tuner, "base", None)):
         if part is not None:
@@ -295,19 +296,19 @@ class _Shuffled:
         if self._file is not None:
             self._file.close()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: InputRow) -> None:
         if self._file is not None:
             self._starts.append(self._file.seek(0, 2))
             parts = [row.index, row.place, row.id, row.prompt, dict(row.options), dict(row.extra), row.digest]
             self._file.write(json.dumps(parts, default=str).encode() + b"\n")
 
-    def rows(self, limit: int | None) -> Iterator[Row]:
+    def rows(self, limit: int | None) -> Iterator[InputRow]:
         assert self._file is not None
         order = array("Q", range(len(self._starts)))
         random.Random(self._seed).shuffle(order)
         for place in order[:limit]:
             self._file.seek(self._starts[place])
-            yield Row(*json.loads(self._file.readline()))
+            yield InputRow(*json.loads(self._file.readline()))
 
 
 # -- while it runs -----------------------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ class _Job:
             self._tell()
         return self.report
 
-    def _todo(self) -> Iterator[tuple[int, Row]]:
+    def _todo(self) -> Iterator[tuple[int, InputRow]]:
         """The rows without a result, each with its turn in the file."""
         turn = 0
         for row in self._rows:
@@ -364,13 +365,13 @@ class _Job:
                 yield turn, row
                 turn += 1
 
-    async def _work(self, todo: Iterator[tuple[int, Row]]) -> None:
+    async def _work(self, todo: Iterator[tuple[int, InputRow]]) -> None:
         for turn, row in todo:
             while self._ordered and turn - self._output.moved >= self._concurrency * _AHEAD:
                 await self._moved.wait()
             await self._one(turn, row)
 
-    async def _one(self, turn: int, row: Row) -> None:
+    async def _one(self, turn: int, row: InputRow) -> None:
         try:
             generation = await self._tuner.agenerate(row.prompt, **row.options)
         except HOPELESS:
@@ -385,7 +386,7 @@ class _Job:
         self._put(turn, row, result_line(row, generation))
         self._tell(done=1, tokens=len(generation.steps), usage=generation.usage)
 
-    def _put(self, turn: int, row: Row, line: bytes) -> None:
+    def _put(self, turn: int, row: InputRow, line: bytes) -> None:
         with self._moving():
             self._output.put(turn, row, line)
 

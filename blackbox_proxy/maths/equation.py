@@ -12,14 +12,79 @@ the base can be asked about tokens by name ("ask"), those that could matter are,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 
+from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.types import Floats, TailPolicy
+from blackbox_proxy.types import Floats, Scores, TailPolicy
+
+Alpha = float | Callable[[int], float]
+"""A number, or a schedule: a function of the place in the text (tokens from 0)."""
 
 _TINY = 1e-6  # less hidden mass than this is rounding (of float32, or of the decimals an API prints), not a tail
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """The equation as a tuner has it. alphas: one for each pair. tail: what is done about tokens that the base does not
+    show; tail_size: how many of them an expert may propose. Raises InputError.
+    """
+
+    alphas: tuple[Alpha, ...] = (1.0,)
+    tail: TailPolicy = "backoff"
+    tail_size: int = 32
+
+    def __post_init__(self) -> None:
+        self.at(0)
+        if self.tail not in get_args(TailPolicy):
+            raise InputError(
+                f"unknown tail policy {self.tail!r}", hint=f"Use one of {', '.join(get_args(TailPolicy))}."
+            )
+        if self.tail_size < 0:
+            raise InputError(f"tail_size must be at least 0, not {self.tail_size}", hint="Leave it out for 32.")
+
+    def at(self, place: int) -> tuple[float, ...]:
+        """The weight of each pair at a place in the text. Raises InputError if one is no finite number."""
+        return tuple(alpha_at(alpha, place) for alpha in self.alphas)
+
+    def with_alpha(self, alpha: Alpha) -> Equation:
+        """The same with another weight for every pair."""
+        return replace(self, alphas=(alpha,) * len(self.alphas))
+
+    def log_p(self, log_q: Floats, scores: Sequence[Scores], place: int) -> Floats:
+        """log p over the candidates, (c,); `scores`: of each pair."""
+        return combine(log_q, [each.offset for each in scores], self.at(place))
+
+    def shift(self, scores: Sequence[Scores], place: int) -> Floats:
+        """What the pairs add to log q, (c,) nats."""
+        alphas, total = self.at(place), np.zeros(len(scores[0].offset))
+        for each, alpha in zip(scores, alphas, strict=True):
+            if alpha != 0.0:
+                total += alpha * each.offset
+        return total
+
+    def error(self, scores: Sequence[Scores], place: int) -> Floats:
+        """By how much `shift` may be off either way, (c,) nats: sum_i |alpha_i| error_i."""
+        alphas, total = self.at(place), np.zeros(len(scores[0].error))
+        for each, alpha in zip(scores, alphas, strict=True):
+            if alpha != 0.0:
+                total += abs(alpha) * each.error
+        return total
+
+
+def alpha_at(alpha: Alpha, place: int) -> float:
+    """alpha at a place in the text. Raises InputError if it is no finite number."""
+    value = float(alpha(place) if callable(alpha) else alpha)
+    if not math.isfinite(value):
+        raise InputError(
+            f"alpha must be a finite number, not {value}", hint="1 is plain proxy-tuning, 0 the base itself."
+        )
+    return value
 
 
 def normalise(log_weights: Floats) -> Floats:

@@ -44,14 +44,17 @@ class AlignedSession:
         drafted = [position.token for position in positions]
         unknown = [j for j, token in enumerate(drafted) if token.bytes is None]
         positions = positions[: unknown[0] + 1] if unknown else positions  # what follows unknown bytes cannot be scored
-        if isinstance(self._alignment.base, LearnedVocabulary):
-            return [
-                _LearningRow(self, self._alignment.base, (*issued, *drafted[:j]), position)
-                for j, position in enumerate(positions)
-            ]
-        return self.score_all(issued, positions)
+        learned = self._alignment.base
+        if not isinstance(learned, LearnedVocabulary):
+            return self._score_all(issued, positions)
+        rows: list[Row] = []
+        for j, position in enumerate(positions):  # each with what the places before it have shown: a pass for each
+            before = (*issued, *drafted[:j])
+            learned.learn([token.bytes for token in (*before, *position.tokens) if token.bytes])
+            rows += self._score_all(before, [position])
+        return rows
 
-    def score_all(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
+    def _score_all(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         """`score` with the base's vocabulary as it is known now."""
         drafted = [position.token for position in positions]
         candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
@@ -72,6 +75,28 @@ class AlignedSession:
                         places[j].name(self._alignment, tokens)
             self.run(views, named=True)
         return [_AlignedRow(self, self._alignment, [places[j] for places in views]) for j in range(len(positions))]
+
+    def read(self, issued: Sequence[Token]) -> None:
+        """Nothing: `score` reads what it needs."""
+
+    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
+        """Ask models that show only some ids about tokens that they were not asked about."""
+        for row, tokens in wanted:
+            assert isinstance(row, _AlignedRow)
+            unnamed = row.unnamed(_spellings(tokens))
+            if unnamed:
+                row.sum(self.extended(row.views, (), unnamed))
+
+    def extended(self, views: Sequence[_View], undecided: Iterable[bytes], tokens: Iterable[bytes]) -> list[Masses]:
+        """The masses at one position, after one more pass over the nodes for these texts and tokens as well."""
+        for view in views:  # the way to this place is read for good, by now
+            view.read, view.root = (*view.read, *view.root), ()
+        self.plan(views, undecided, tokens)
+        self.run([[view] for view in views], named=any(view.partial for view in views))
+        return self.summed(views)
+
+    def summed(self, views: Sequence[_View]) -> list[Masses]:
+        return [Masses(self._alignment, view.nodes, view.rows, view.side.ends, view.hidden) for view in views]
 
     def run(self, views: Sequence[Sequence[_View]], named: bool = False) -> None:
         """One pass of each model over the nodes of its views; with `named`, for what they name, too."""
@@ -171,43 +196,14 @@ def _spellings(tokens: Sequence[Token]) -> list[bytes]:
     return [token.bytes for token in tokens if token.bytes and not token.end]
 
 
-class _LearningRow:
-    """A row of a base whose vocabulary is learned. It is scored when it is looked at, and learned from only then.
-
-    What is known at a place is so what the places before it on the way to it have shown, never what a draft showed
-    that came to nothing: the text is the same for every draft. The price is a forward pass for each position.
-    """
-
-    limit: int | None = 128
-
-    def __init__(
-        self, session: AlignedSession, learned: LearnedVocabulary, issued: Sequence[Token], position: Position
-    ) -> None:
-        self._session = session
-        self._learned = learned
-        self._issued = issued
-        self._position = position
-
-    @cached_property
-    def _row(self) -> Row:
-        self._learned.learn([token.bytes for token in (*self._issued, *self._position.tokens) if token.bytes])
-        return self._session.score_all(self._issued, [self._position])[0]
-
-    def score(self, tokens: Sequence[Token]) -> Scores:
-        return self._row.score(tokens)
-
-    def propose(self, count: int, model: int = 0) -> list[Token]:
-        return self._row.propose(count, model)
-
-
 class _AlignedRow:
     limit: int | None = 128
 
     def __init__(self, session: AlignedSession, alignment: Alignment, views: Sequence[_View]) -> None:
+        self.views = views
         self._session = session
-        self._views = views
         self._alignment = alignment
-        self._known: dict[bytes, tuple[list[float], How]] = {}
+        self._partial = any(view.partial for view in views)
         self._proposed: dict[tuple[int, int], list[Token]] = {}
 
     @cached_property
@@ -218,40 +214,30 @@ class _AlignedRow:
         write something that the base did not show: it is followed until the base's first token of it is known.
         """
         seen: set[bytes] = set()
+        self.sum(self._session.summed(self.views))
         for _ in range(_ROUNDS):
-            masses = self._summed()
-            leaves = [text for found in masses for text, _ in found.leaves(_HEAVY, _FOLLOWED)]
+            leaves = [text for found in self._masses for text, _ in found.leaves(_HEAVY, _FOLLOWED)]
             undecided = [text for text in dict.fromkeys(leaves) if text not in seen and self._alignment.goes_on(text)]
             if not undecided:
                 break
             seen.update(undecided)
-            self._follow(undecided, ())
-        return masses
+            self.sum(self._session.extended(self.views, undecided, ()))
+        return self._masses
 
-    def _summed(self) -> list[Masses]:
-        return [Masses(self._alignment, view.nodes, view.rows, view.side.ends, view.hidden) for view in self._views]
+    def sum(self, masses: list[Masses]) -> None:
+        self._masses = masses
+        self._known: dict[bytes, tuple[list[float], How]] = {}
 
-    def _follow(self, undecided: Iterable[bytes], tokens: Iterable[bytes]) -> None:
-        for view in self._views:  # the way to this place is read for good, by now
-            view.read, view.root = (*view.read, *view.root), ()
-        self._session.plan(self._views, undecided, tokens)
-        self._session.run([[view] for view in self._views], named=any(view.partial for view in self._views))
-
-    def _name(self, tokens: Iterable[bytes]) -> None:
-        """Ask models that show only some ids about tokens that they were not asked about."""
-        if any(view.partial for view in self._views):
-            unnamed = [token for token in dict.fromkeys(tokens) if token not in self._views[0].tokens]
-            if unnamed:
-                self._follow((), unnamed)
-                self.__dict__["_masses"] = self._summed()
-                self._known.clear()
+    def unnamed(self, tokens: Iterable[bytes]) -> list[bytes]:
+        """Those that models which show only some ids were not asked about."""
+        return [token for token in dict.fromkeys(tokens) if self._partial and token not in self.views[0].tokens]
 
     def score(self, tokens: Sequence[Token]) -> Scores:
-        _ = self._masses  # whose paths of weight go before what is named
-        self._name(_spellings(tokens))
         found = [self._score(token) for token in tokens]
         columns = [np.array([values[i] for values, _ in found]) for i in range(len(self._masses))]
-        return scores_of(columns, [how for _, how in found])
+        unnamed = set(self.unnamed(_spellings(tokens)))
+        unasked = np.array([not token.end and token.bytes in unnamed for token in tokens], dtype=np.bool_)
+        return scores_of(columns, [how for _, how in found], unasked)
 
     def _score(self, token: Token) -> tuple[list[float], How]:
         nothing: tuple[list[float], How] = ([-np.inf] * len(self._masses), "neutral")
@@ -271,14 +257,14 @@ class _AlignedRow:
     @property
     def _whole(self) -> How:
         """What a mass is that was summed over rows: with some ids left out, an estimate went into it."""
-        return "prefix" if any(view.partial for view in self._views) else "exact"
+        return "prefix" if self._partial else "exact"
 
     def _along(self, masses: Masses, token: bytes) -> float:
         path = self._alignment.canonical(masses.nodes.tail + token)
         return masses.along(path) if path else -np.inf
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
-        if (count, model) not in self._proposed:  # asked again for every alpha
+        if (count, model) not in self._proposed:  # asked again for every alpha; what is refined later changes none
             self._proposed[count, model] = self._propose(count, model)
         return self._proposed[count, model]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -25,6 +25,12 @@ class PlainSession:
         self._sides = sides
         self._base = base
         self._running = running
+        self._text: list[int] = []
+        self._rows: list[_PlainRow] = []
+        self._wanted: dict[int, set[int]] = {}
+
+    def read(self, issued: Sequence[Token]) -> None:
+        """Nothing: `score` reads what it needs."""
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         drafted = [position.token.id for position in positions]
@@ -39,8 +45,18 @@ class PlainSession:
                 wanted[j] = {*self._named(position.tokens), *_likeliest(shown[0], j, _SHARED)}
             shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
-        more = [self._asking(text[: len(text) - n + 1 + j], wanted[j]) for j in range(n)]
-        return [_PlainRow([_row(found, j) for found in shown], ends, self._base, more[j]) for j in range(n)]
+        self._text, self._wanted = text, wanted
+        self._rows = [_PlainRow([_row(found, j) for found in shown], ends, self._base) for j in range(n)]
+        return list(self._rows)
+
+    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
+        for row, tokens in wanted:
+            j = next(j for j, other in enumerate(self._rows) if other is row)
+            ids, _ = _ids_of(tokens, self._base)
+            self._wanted[j].update(ids[self._rows[j].estimated(ids)][:_NAMED].tolist())
+        shown = self._advance(self._text, len(self._rows), self._wanted)
+        for j, known in enumerate(self._rows):
+            known.shown = [_row(found, j) for found in shown]
 
     def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Shown]:
         """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
@@ -53,15 +69,6 @@ class PlainSession:
 
         with self._running:
             return side_by_side(self._sides, one)
-
-    def _asking(self, text: Sequence[int], wanted: set[int]) -> Callable[[Iterable[int]], list[Shown]]:
-        """Asks for further ids after a text."""
-
-        def more(ids: Iterable[int]) -> list[Shown]:
-            wanted.update(ids)
-            return self._advance(text, 1, {0: wanted})
-
-        return more
 
     def _named(self, tokens: Sequence[Token]) -> Iterable[int]:
         ids, _ = _ids_of(tokens[:_NAMED], self._base)
@@ -88,12 +95,10 @@ class _PlainRow:
         shown: Sequence[Shown],
         ends: Sequence[Ids],
         base: Vocabulary,
-        more: Callable[[Iterable[int]], list[Shown]],
     ) -> None:
-        self._shown = list(shown)
+        self.shown = list(shown)
         self._ends = ends
         self._base = base
-        self._more = more
         self._partial = any(np.isfinite(found.hidden[0]) for found in shown)
         self.limit: int | None = _NAMED if self._partial else None
         self._log_end = [
@@ -102,35 +107,30 @@ class _PlainRow:
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
-        how: list[How] = ["exact"] * len(tokens)
-        if self._partial:
-            estimated = self._estimated(ids)
-            if estimated.any():
-                self._shown = self._more(ids[estimated][:_NAMED].tolist())
-                estimated = self._estimated(ids)
-            how = ["prefix" if guess else "exact" for guess in (estimated & ~ending).tolist()]
+        estimated = self.estimated(ids) & ~ending
+        how: list[How] = ["prefix" if guess else "exact" for guess in estimated.tolist()]
         columns = []
-        for found, log_end in zip(self._shown, self._log_end, strict=True):
+        for found, log_end in zip(self.shown, self._log_end, strict=True):
             row = found.rows[0]
             known = (ids >= 0) & (ids < len(row))
             column = np.where(known, row[np.where(known, ids, 0)].astype(np.float64), -np.inf)
             column[ending] = log_end
             columns.append(column)
-        return scores_of(columns, how)
+        return scores_of(columns, how, estimated)
 
-    def _estimated(self, ids: Ids) -> NDArray[np.bool_]:
+    def estimated(self, ids: Ids) -> NDArray[np.bool_]:
         """Of which ids a model showed nothing, (c,)."""
         result = np.zeros(len(ids), dtype=np.bool_)
-        for found in self._shown:
+        for found in self.shown if self._partial else ():
             row = found.rows[0]
             known = (ids >= 0) & (ids < len(row))
             result |= known & (row[np.where(known, ids, 0)] == found.hidden[0]) & bool(np.isfinite(found.hidden[0]))
         return result
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
-        model = min(model, len(self._shown) - 1)
-        row = self._shown[model].rows[0].copy()
-        row[row == self._shown[model].hidden[0]] = -np.inf  # what was not shown is not proposed
+        model = min(model, len(self.shown) - 1)
+        row = self.shown[model].rows[0].copy()
+        row[row == self.shown[model].hidden[0]] = -np.inf  # what was not shown is not proposed
         row[self._ends[model]] = -np.inf
         top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
         top = top[np.argsort(-row[top], kind="stable")]

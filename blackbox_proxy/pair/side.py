@@ -167,8 +167,9 @@ def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) ->
     return [token for token, _ in proposed[:count]]
 
 
-def scores_of(columns: Sequence[Floats], how: Sequence[How]) -> Scores:
+def scores_of(columns: Sequence[Floats], how: Sequence[How], unasked: NDArray[np.bool_] | None = None) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
+    unasked (c,): tokens that a model which shows only some ids was not asked about: their masses are no more than that.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
     the others.
@@ -181,4 +182,5 @@ def scores_of(columns: Sequence[Floats], how: Sequence[How]) -> Scores:
     if len(columns) == 1 and not known.all():
         offset[~known] = offset[known].min() if known.any() else 0.0
     kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
-    return Scores(expert, antiexpert, offset, kinds)
+    error = np.zeros(len(expert)) if unasked is None else np.where(unasked, np.inf, 0.0)
+    return Scores(expert, antiexpert, offset, kinds, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blackbox_proxy.api.positions import Row
+from blackbox_proxy.api.positions import RawPosition
 from blackbox_proxy.errors import BadRequest, ServerFailed
 from blackbox_proxy.probing.answers import Answered, comparison, logprobs_by_name, name_of
 from blackbox_proxy.probing.inquiry import ANY_ID, IDS_OUT, MOST_BIAS, Inquiry
@@ -47,7 +47,7 @@ async def _biased(about: Inquiry) -> tuple[Answered, int]:
     raise AssertionError("one of the two returns or raises")
 
 
-def _note_outside(about: Inquiry, before: Row, after: Row) -> None:
+def _note_outside(about: Inquiry, before: RawPosition, after: RawPosition) -> None:
     """With k = 5 and another token forced: is it listed as the sixth, in place of the fifth ("cut"), or missing?"""
     own = name_of(after.sampled)
     if own in logprobs_by_name(before):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from blackbox_proxy.api.entries import token_of
-from blackbox_proxy.api.positions import Row
+from blackbox_proxy.api.positions import RawPosition
 from blackbox_proxy.probing.answers import Answered
 from blackbox_proxy.probing.client import Asker
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -46,9 +46,9 @@ class Inquiry:
     most: Most
     refused: dict[str, str]
     prompt: str = ""  # that of the draft
-    draft: list[Row] = field(default_factory=list)
+    draft: list[RawPosition] = field(default_factory=list)
     text: str = ""  # of the draft
-    draft_with_ids: list[Row] = field(default_factory=list)  # the same, asked for with `IDS_OUT`
+    draft_with_ids: list[RawPosition] = field(default_factory=list)  # the same, asked for with `IDS_OUT`
     prompt_ids: list[int] = field(default_factory=list)  # where `IDS_OUT` showed them
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Inquiry:
         """n more tokens after the prompt, with some candidates. Raises BaseError, BudgetReached."""
         return await self.asker.ask(self.prompt, n, self.k, **fields)
 
-    def drawn_ids(self) -> tuple[list[int], list[Row]]:
+    def drawn_ids(self) -> tuple[list[int], list[RawPosition]]:
         """The ids of the draft's tokens as far as all are known, and the rows that show them."""
         rows, ids = self.draft_with_ids or self.draft, list[int]()
         for row in rows:

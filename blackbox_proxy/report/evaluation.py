@@ -17,7 +17,7 @@ from rich.table import Table as Drawn
 from blackbox_proxy.evaluation.compare import Difference, Result, Table
 from blackbox_proxy.evaluation.run import Evaluation, Progress
 from blackbox_proxy.evaluation.sweep import Sweep
-from blackbox_proxy.evaluation.systems import Outcome, Row
+from blackbox_proxy.evaluation.systems import Answered, Outcome
 from blackbox_proxy.types import Usage
 
 _TITLES = {
@@ -322,7 +322,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
     return {**asdict(sweep), "relative_requests": sweep.relative_requests}
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Answered) -> dict[str, Any]:
     task = row.task
     return {
         "place": task.place,

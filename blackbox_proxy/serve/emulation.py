@@ -3,7 +3,8 @@
 Emulated is what a client can stumble over: caps, refusals, fields that are ignored without a word, how tokens and their
 bytes are written, what stands for a missing number, how the end of a text shows, whether an answer is continued. Not
 emulated: samplers that are on by default (except a penalty on repetition, which bends greedy text too), a window, rate
-limits, wording of errors. Each entry is what the server's source, documentation or answers say, as in dialects/table.py.
+limits, wording of errors. Each entry is what the server's source, documentation or answers say, as in
+dialects/table.py.
 """
 
 from __future__ import annotations

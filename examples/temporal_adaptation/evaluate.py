@@ -33,7 +33,6 @@ from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.cli.options import BaseOptions, Tail, prices_of
 from blackbox_proxy.cli.sharing import takes
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.evaluation.statistics import (
     bootstrap_interval,
@@ -42,7 +41,7 @@ from blackbox_proxy.evaluation.statistics import (
     paired_t_test,
     wilson_interval,
 )
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.types import Prompt, TailPolicy, Usage
 
@@ -90,10 +89,6 @@ def named(alpha: float) -> str:
     return f"proxy, alpha {alpha:g}"
 
 
-def settings_of(alphas: Sequence[float], tail: TailPolicy) -> list[Settings]:
-    return [Settings(1, (alpha,), Sampling(), tail=tail) for alpha in alphas]
-
-
 # -- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +107,7 @@ async def ask(
     base: Base,
     pair: TransformersPair,
     questions: Sequence[Any],
-    settings: Sequence[Settings],
+    equations: Sequence[Equation],
     rule: choices.Rule,
     *,
     template: str,
@@ -129,13 +124,13 @@ async def ask(
         async with limit:
             try:
                 return await choices.choose(
-                    base, [pair], prompt_of(question, template, chat), letters, settings, rule=rule
+                    base, [pair], prompt_of(question, template, chat), letters, equations, rule=rule
                 )
             except ContextTooLong:
                 answers.dropped["longer than a model's window"] += 1
                 return None
 
-    names = [named(float(cast(float, setting.alphas[0]))) for setting in settings]
+    names = [named(equation.at(0)[0]) for equation in equations]
     answers.chosen = {name: [] for name in (*SYSTEMS, *names)}
     tasks = [asyncio.create_task(one(question)) for question in questions]
     try:
@@ -164,20 +159,20 @@ async def measure(
     base: Base,
     pair: TransformersPair,
     path: Path,
-    settings: Sequence[Settings],
+    equations: Sequence[Equation],
     *,
     longest: int,
     limit: int | None,
     console: Console,
 ) -> Texts:
     """The bits that each system needs for the first `longest` characters of each text, after its first word."""
-    names = [named(float(cast(float, setting.alphas[0]))) for setting in settings]
+    names = [named(equation.at(0)[0]) for equation in equations]
     found = Texts(path.stem, {name: [] for name in (*SYSTEMS, *names)})
     for row in track(jsonl(path)[:limit], path.stem, console=console, transient=True):
         opening, rest = scoring.split_opening(row["text"][:longest], base.vocabulary)
         if not rest:
             continue
-        scores = await scoring.score(base, [pair], opening, rest, settings)
+        scores = await scoring.score(base, [pair], opening, rest, equations)
         first = scores[0]
         found.bytes.append(first.bytes)
         found.usage += first.usage
@@ -349,7 +344,7 @@ def main(
     note, console = Console(stderr=True), Console()
     antiexpert = antiexpert or trained_from(expert)
     alphas = alpha or [0.5, 1.0, 1.5]
-    settings = settings_of(alphas, cast(TailPolicy, tail))
+    equations = [Equation((value,), cast(TailPolicy, tail)) for value in alphas]
     rule = choices.Rule(missing=cast(Literal["backoff", "floor", "exclude", "ask"], missing))
     asked = [row for row in jsonl(questions) if part in ("all", row["part"])][:limit]
     if not asked:
@@ -372,7 +367,7 @@ def main(
                 base,
                 pair,
                 asked,
-                settings,
+                equations,
                 rule,
                 template=template,
                 chat=chat,
@@ -382,7 +377,7 @@ def main(
             measured = []
             if base.abilities.scores:
                 for path in texts or ():
-                    found = await measure(base, pair, path, settings, longest=longest, limit=limit, console=note)
+                    found = await measure(base, pair, path, equations, longest=longest, limit=limit, console=note)
                     measured.append(found)
             return answers, measured
         finally:

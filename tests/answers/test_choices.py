@@ -21,10 +21,9 @@ from blackbox_proxy.answers.choices import Rule, choose
 from blackbox_proxy.answers.forms import Forms
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.report.choices import choice_line, choice_table
 from blackbox_proxy.serve.host import open_engine
@@ -44,8 +43,8 @@ def logs(choice: Choice) -> np.ndarray:
     return np.array([getattr(choice, name) for name in LOGS])
 
 
-def settings(*alphas: float) -> list[Settings]:
-    return [Settings(1, (alpha,), Sampling()) for alpha in alphas]
+def equations(*alphas: float) -> list[Equation]:
+    return [Equation((alpha,)) for alpha in alphas]
 
 
 # -- forms ------------------------------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def test_law_3_the_whole_vocabulary_equals_the_equation(
     where: str, direct: Any, near: Any, api_base: Api, pairs: Pairs
 ) -> None:
     base = near() if where == "process" else api_base(limit=near().size)
-    found = wait(choose(base, [pairs("same")], PROMPT, LETTERS, settings(0.0, 0.5, 1.0, 2.0)))
+    found = wait(choose(base, [pairs("same")], PROMPT, LETTERS, equations(0.0, 0.5, 1.0, 2.0)))
     for alpha, choice in zip((0.0, 0.5, 1.0, 2.0), found, strict=True):
         assert np.allclose(logs(choice), direct(alpha), atol=1e-5 if where == "process" else 1e-4)
         assert (choice.best, choice.base_best) == tuple(np.argmax(direct(alpha)[:2], axis=1))
@@ -170,12 +169,12 @@ def test_law_1_no_alpha_and_no_tuning_give_the_base(
     kind: str, missing: Any, models: dict[str, str], near: Any, pairs: Pairs
 ) -> None:
     rule = Rule(missing)
-    (plain,) = wait(choose(near(5), [pairs(kind)], PROMPT, LETTERS, settings(0.0), rule=rule))
+    (plain,) = wait(choose(near(5), [pairs(kind)], PROMPT, LETTERS, equations(0.0), rule=rule))
     assert np.allclose(plain.log_p, plain.log_q, atol=1e-6)
     assert np.logaddexp.reduce(plain.log_p) == pytest.approx(0.0, abs=1e-9)
     expert = models[f"{kind}-expert"]
     untuned = TransformersPair(expert, expert, device="cpu")
-    (scored,) = wait(choose(near(5), [untuned], PROMPT, LETTERS, settings(1.7), rule=rule))
+    (scored,) = wait(choose(near(5), [untuned], PROMPT, LETTERS, equations(1.7), rule=rule))
     assert np.allclose(scored.log_p, scored.log_q, atol=1e-6)
     assert scored.missing == (0, 1, 2, 3)
 
@@ -258,7 +257,7 @@ def test_missing_options(near: Any, pairs: Pairs) -> None:
     sources = {"exclude": "excluded", "ask": "asked"}
     for rule, (c, d) in expected.items():
         base = Shows(near(), *shown)
-        (found,) = wait(choose(base, [pairs("same")], PROMPT, LETTERS, settings(0.0), rule=Rule(rule)))  # type: ignore[arg-type]
+        (found,) = wait(choose(base, [pairs("same")], PROMPT, LETTERS, equations(0.0), rule=Rule(rule)))  # type: ignore[arg-type]
         masses = np.array([q["A"], q["B"], c, d])
         assert np.allclose(np.exp(found.log_q), masses / masses.sum(), rtol=1e-4), rule
         assert np.allclose(np.exp(found.log_p), masses / masses.sum(), rtol=1e-4), rule
@@ -337,7 +336,7 @@ def test_one_form_is_asked_about_where_each_costs_a_request(near: Any, api_base:
     (position,) = wait(near().draft(Ask(Prefix(PROMPT), 1))).positions
     q = {token.text: value for token, value in zip(position.tokens, position.logprobs, strict=True)}
     (asked,) = wait(
-        choose(OneByOne(near(), "a", " the"), [pairs("same")], PROMPT, LETTERS, settings(0.0), rule=Rule("ask"))
+        choose(OneByOne(near(), "a", " the"), [pairs("same")], PROMPT, LETTERS, equations(0.0), rule=Rule("ask"))
     )
     assert asked.how == ("shown", "asked", "asked", "asked")
     expected = np.array([q[text] for text in "abcd"])

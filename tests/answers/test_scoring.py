@@ -19,9 +19,8 @@ from blackbox_proxy import CachedBase, ProxyTuner, Score, TransformersBase, Tran
 from blackbox_proxy.answers.scoring import given_positions, score, split_opening
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -43,8 +42,8 @@ def rows(scored: Score) -> np.ndarray:
     return np.array([[getattr(token, name) for name in LOGS] for token in scored.tokens])
 
 
-def settings(*alphas: float, **more: Any) -> list[Settings]:
-    return [Settings(1, (alpha,), Sampling(), **more) for alpha in alphas]
+def equations(*alphas: float, **more: Any) -> list[Equation]:
+    return [Equation((alpha,), **more) for alpha in alphas]
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +99,12 @@ def test_law_1_no_alpha_and_no_tuning_give_the_base(
 ) -> None:
     """Also where the token is not shown: what is hidden counts for what it is."""
     text = TEXT[:10]
-    (plain,) = wait(score(near(5), [pairs(kind)], PROMPT, text, settings(0.0, tail=tail)))
+    (plain,) = wait(score(near(5), [pairs(kind)], PROMPT, text, equations(0.0, tail=tail)))
     assert np.allclose(rows(plain)[:, 0], rows(plain)[:, 1], atol=1e-5)
     assert any(token.covered_mass < 0.9 for token in plain.tokens)
     expert = models[f"{kind}-expert"]
     untuned = TransformersPair(expert, expert, device="cpu")
-    (scored,) = wait(score(near(5), [untuned], PROMPT, text, settings(1.7, tail=tail)))
+    (scored,) = wait(score(near(5), [untuned], PROMPT, text, equations(1.7, tail=tail)))
     assert np.allclose(rows(scored)[:, 0], rows(scored)[:, 1], atol=1e-4)
 
 
@@ -140,7 +139,7 @@ def test_chain_rule(kind: str, near: Any, pairs: Pairs) -> None:
 
 
 def test_several_alphas_cost_one_request_and_figures_follow_from_the_logs(near: Any, pairs: Pairs) -> None:
-    found = wait(score(near(5), [pairs("same")], PROMPT, TEXT, settings(0.0, 0.5, 1.0)))
+    found = wait(score(near(5), [pairs("same")], PROMPT, TEXT, equations(0.0, 0.5, 1.0)))
     assert len({each.log_p for each in found}) == 3
     assert {each.usage.api_calls for each in found} == {1}
     one = found[2]
@@ -154,7 +153,7 @@ def test_several_alphas_cost_one_request_and_figures_follow_from_the_logs(near: 
 def test_where_the_base_is_the_antiexpert_p_is_the_expert(tail: str, models: dict[str, str], pairs: Pairs) -> None:
     """q / A = 1, so p = E, however few candidates are shown: Z knows of all that is hidden."""
     base = TransformersBase(models["same-antiexpert"], top_logprobs=5, device="cpu")
-    (scored,) = wait(score(base, [pairs("same")], PROMPT, TEXT[:30], settings(1.0, tail=tail)))
+    (scored,) = wait(score(base, [pairs("same")], PROMPT, TEXT[:30], equations(1.0, tail=tail)))
     assert any(token.covered_mass < 0.9 for token in scored.tokens)
     assert np.allclose(rows(scored)[:, 0], rows(scored)[:, 2], atol=1e-3)
 

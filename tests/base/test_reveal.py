@@ -12,10 +12,10 @@ import pytest
 
 from blackbox_proxy import Budget, BudgetedBase, CachedBase, ProxyTuner, TransformersBase, open_base
 from blackbox_proxy.api.naming import in_requests
-from blackbox_proxy.decoding.weigh import Settings, weigh
+from blackbox_proxy.decoding.weigh import Known, Weighed, weigh, worth_asking
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import BudgetReached, InputError
-from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import END, How, Position, Prefix, Scores, Token
@@ -165,10 +165,15 @@ _POSITION = Position(_token(b"a"), np.log(0.5), (_token(b"a"), _token(b"b")), np
 _ANTIEXPERT = {b"a": 0.4, b"b": 0.3, b"c": 0.2, b"d": 0.1}
 
 
-def _weighed(expert: dict[bytes, float], temperature: float = 0.0, told: dict[bytes, float] | None = None) -> Any:
-    settings = Settings(8, (1.0,), Sampling(temperature), tail="ask")
-    revealed = {("bytes", key): value for key, value in (told or {}).items()}
-    return weigh(_POSITION, [_Row(expert, _ANTIEXPERT)], [_Pair()], settings, 0, revealed)  # type: ignore[arg-type, list-item]
+def _weighed(
+    expert: dict[bytes, float], temperature: float = 0.0, told: dict[bytes, float] | None = None
+) -> tuple[Weighed, list[bytes | None]]:
+    """The candidates, and what of the tail the base would be asked about."""
+    known = Known({("bytes", key): value for key, value in (told or {}).items()})
+    rows: Any = [_Row(expert, _ANTIEXPERT)]
+    pairs: Any = [_Pair()]
+    weighed = weigh(_POSITION, rows, pairs, Equation((1.0,), "ask"), 0, known)
+    return weighed, [token.bytes for token in worth_asking(weighed, known, temperature)]
 
 
 @pytest.mark.parametrize(
@@ -184,15 +189,15 @@ def _weighed(expert: dict[bytes, float], temperature: float = 0.0, told: dict[by
 def test_what_could_be_chosen_is_asked_about(
     expert: dict[bytes, float], temperature: float, asked: list[bytes]
 ) -> None:
-    assert [token.bytes for token in _weighed(expert, temperature).unknown] == asked
+    assert _weighed(expert, temperature)[1] == asked
 
 
 def test_what_was_told_counts_as_shown() -> None:
     expert = {b"a": 0.2, b"b": 0.1, b"c": 0.6, b"d": 0.1}
-    weighed = _weighed(expert, told={b"c": np.log(0.15)})
+    weighed, unknown = _weighed(expert, told={b"c": np.log(0.15)})
     assert [token.bytes for token in weighed.tokens] == [b"a", b"b", b"c", b"d"]
     assert weighed.shown == 3
-    assert weighed.unknown == ()
+    assert unknown == []
     assert weighed.covered_mass == pytest.approx(0.95)
     scores = np.array([0.5 * 0.5, 0.3 / 3, 0.15 * 3, 0.05 * 1.0])  # d: all that is still hidden
     assert np.exp(weighed.log_p) == pytest.approx(scores / scores.sum())
@@ -200,9 +205,9 @@ def test_what_was_told_counts_as_shown() -> None:
 
 def test_what_was_not_told_is_estimated_and_not_asked_again() -> None:
     expert = {b"a": 0.2, b"b": 0.1, b"c": 0.6, b"d": 0.1}
-    weighed = _weighed(expert, told={b"c": np.nan})
+    weighed, unknown = _weighed(expert, told={b"c": np.nan})
     assert weighed.shown == 2
-    assert weighed.unknown == ()
+    assert unknown == []
 
 
 def test_ids_are_shared_out_over_requests(models: dict[str, str]) -> None:

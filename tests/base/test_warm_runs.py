@@ -8,21 +8,18 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import FakeBase
-from test_loop import TablePair
+from tables import Settings, TablePair, decoded
 from toys import toy_vocabulary
 
 from blackbox_proxy.api.recut import Recut, until_recut
 from blackbox_proxy.base.cache.base import CachedBase
-from blackbox_proxy.decoding.loop import decode
 from blackbox_proxy.decoding.pace import Drafting, Pace, Plan
-from blackbox_proxy.decoding.weigh import Settings
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.types import END, Draft, Position, Prefix, Token, Usage
@@ -43,7 +40,7 @@ class TextBase(FakeBase):
     after a position.
     """
 
-    name, vocabulary, context = "text", None, None
+    name = "text"
     abilities = Abilities(streams=True)
 
     def __init__(self, seed: int, breaks: float = 0.0) -> None:
@@ -53,14 +50,9 @@ class TextBase(FakeBase):
     def identity(self) -> dict[str, object]:
         return {"seed": self.seed}
 
-    def check(self, prompt: Any, max_tokens: int) -> None: ...
-
     def can_continue(self, prefix: Prefix) -> bool:
         text = prefix.generated
         return not any(token.end for token in prefix.tokens) and not text[-1:].isspace()
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     async def draft(self, ask: Ask) -> Draft:
         prefix = ask.prefix
@@ -101,8 +93,6 @@ class TextBase(FakeBase):
     def _token(self, index: int) -> Token:
         return END if index == 0 else SPELLING.token_of(index)
 
-    async def aclose(self) -> None: ...
-
 
 class AnyLength(Pace):
     """A length by chance for every request, another in every run: as measured times would have it."""
@@ -138,7 +128,7 @@ class Noise(dict[bytes, Any]):
 
 async def text_of(base: Any, seed: int, pace: Pace, temperature: float) -> list[object]:
     settings = Settings(20, (1.0,), Sampling(temperature, 1.0, 7))
-    steps = [step async for step in decode(base, [TablePair(Noise(seed))], "prompt", settings, pace)]
+    steps = await decoded(base, [TablePair(Noise(seed))], settings, pace)
     return [*((step.token, step.changed) for step in steps), steps[-1].finish_reason]
 
 
@@ -181,7 +171,6 @@ async def test_a_place_that_no_draft_can_pass_is_asked_about_twice_at_most() -> 
 
     for way in ("1", "5", "stream"):
         base = Spaces(0)
-        settings = replace(Settings(3, (1.0,), Sampling()))
-        steps = [step async for step in decode(base, [TablePair({})], "prompt", settings, WAYS[way](0))]
+        steps = await decoded(base, [TablePair({})], Settings(3), WAYS[way](0))
         assert b"".join(step.token for step in steps) == b" b "  # the last one need not be continued
         assert base.calls <= 3 * 2

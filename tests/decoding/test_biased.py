@@ -13,10 +13,11 @@ from toys import words
 
 from blackbox_proxy import ProxyTuner, TransformersBase
 from blackbox_proxy.api.naming import logit_bias, text_only, without_logprobs
-from blackbox_proxy.decoding.biased import Offsets
-from blackbox_proxy.decoding.weigh import Settings
+from blackbox_proxy.decoding.biased import Offsets, Steering
+from blackbox_proxy.decoding.text import Limits, Text
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Token, Usage
@@ -93,7 +94,7 @@ def test_sampled_texts_follow_p(whole: TransformersBase, pairs: Callable[[str], 
 
 
 class _Row:
-    limit = None
+    limit: int | None = None
 
     def __init__(self, table: dict[int, tuple[float, float]]) -> None:
         self._table = table
@@ -114,11 +115,14 @@ def _id(index: int) -> Token:
 
 
 _TABLE = {1: (0.5, 0.1), 2: (0.1, 0.5), 3: (0.2, 0.2), -1: (0.1, 0.05)}
-_SETTINGS = Settings(8, (2.0,), Sampling())
+
+
+def _offsets(table: dict[int, tuple[float, float]]) -> Offsets:
+    return Offsets([], [_Row(table)], Equation((2.0,)), 0)
 
 
 def test_the_tokens_that_move_most_get_the_keys() -> None:
-    offsets = Offsets([_Row(_TABLE)], _SETTINGS, 0)  # type: ignore[list-item]
+    offsets = _offsets(_TABLE)
     largest = offsets.largest(3)
     assert [token.id if not token.end else "end" for token in largest] == [1, 2, "end"]
     assert list(largest.values()) == pytest.approx([2 * np.log(5), -2 * np.log(5), 2 * np.log(2)])
@@ -146,7 +150,7 @@ def test_a_bias_is_ids_within_what_apis_take(whole: TransformersBase) -> None:
     ],
 )
 def test_a_token_known_by_its_text_only(choice: dict[str, Any], token: bytes | Token | None, finish: str) -> None:
-    draft = text_only({"choices": [choice]}, n=1, top_logprobs=1, vocabulary=None)
+    draft = text_only({"choices": [choice]}, None)
     assert draft.finish == finish
     assert draft.positions[0].token.bytes == (token.bytes if isinstance(token, Token) else token)
     assert len(draft.positions[0].tokens) == 0
@@ -181,14 +185,12 @@ class _Scripted:
         return Draft((position,), "stop" if token.end else "length", Usage(1, 1, 1))
 
 
-def _decoded(base: _Scripted, table: dict[int, tuple[float, float]], max_tokens: int = 8) -> list[Any]:
-    from blackbox_proxy.decoding.biased import _Text
-
+def _decoded(base: Any, table: dict[int, tuple[float, float]], max_tokens: int = 8) -> list[Any]:
     async def work() -> list[Any]:
-        text = _Text(base, replace(_SETTINGS, max_tokens=max_tokens), Prefix("x"))  # type: ignore[arg-type]
-        steps = []
+        text = Text(base, "x", Limits(max_tokens))
+        steering, steps = Steering(base, text, Sampling()), []
         while not text.finished:
-            steps.append(await text.next(Offsets([_Row(table)], _SETTINGS, 0)))  # type: ignore[list-item]
+            steps.append(await steering.next(_offsets(table)))
         return steps
 
     return run(work())
@@ -214,17 +216,17 @@ def test_a_token_that_cannot_be_issued_back_is_forbidden() -> None:
 
 def test_a_drawn_token_without_a_key_stays_with_what_its_offset_leaves() -> None:
     """exp(-log 2 / 1) = 1/2 of the attempts, by noise that belongs to the attempt."""
-    from blackbox_proxy.decoding.biased import _Text
 
-    texts = [
-        _Text(_Scripted([]), replace(_SETTINGS, sampling=Sampling(1.0, seed=seed)), Prefix("x"))  # type: ignore[arg-type]
-        for seed in range(2000)
-    ]
-    stays = sum(text._is_accepted(-float(np.log(2)), 0) for text in texts)
+    def steering(sampling: Sampling) -> Steering:
+        base: Any = _Scripted([])
+        return Steering(base, Text(base, "x", Limits(8)), sampling)
+
+    drawn = [steering(Sampling(1.0, seed=seed)) for seed in range(2000)]
+    stays = sum(each.is_accepted(-float(np.log(2)), 0) for each in drawn)
     assert 900 < stays < 1100
-    assert all(text._is_accepted(0.1, 0) for text in texts[:5])
-    greedy = _Text(_Scripted([]), _SETTINGS, Prefix("x"))  # type: ignore[arg-type]
-    assert (greedy._is_accepted(-1e-9, 0), greedy._is_accepted(0.0, 0)) == (False, True)
+    assert all(each.is_accepted(0.1, 0) for each in drawn[:5])
+    greedy = steering(Sampling())
+    assert (greedy.is_accepted(-1e-9, 0), greedy.is_accepted(0.0, 0)) == (False, True)
 
 
 def test_a_base_that_takes_no_bias_is_refused(api_base: Callable[..., Any], pairs: Callable[[str], Any]) -> None:

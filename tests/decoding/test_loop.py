@@ -5,158 +5,32 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeBase
-from toys import Always
+from tables import (
+    SETTINGS,
+    WAYS,
+    Settings,
+    Table,
+    TableBase,
+    TablePair,
+    TableRow,
+    decoded,
+    pace_of,
+    run,
+    text_of,
+    token,
+)
 
 from blackbox_proxy.decoding.loop import decode
-from blackbox_proxy.decoding.pace import Drafting, Pace
-from blackbox_proxy.decoding.weigh import Settings, one_end, weigh
+from blackbox_proxy.decoding.weigh import one_end, weigh
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling, nucleus
-from blackbox_proxy.protocols import Abilities, Ask, Row
-from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Step, Token, Usage
-
-Table = dict[bytes, dict[bytes | None, float]]
-"""Text so far -> next token (None: the end) -> probability."""
-
-
-def token(spelling: bytes | None) -> Token:
-    return END if spelling is None else Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))
-
-
-class TableBase(FakeBase):
-    """A base whose next-token table is written down. `as_text`: prefixes must be whole UTF-8."""
-
-    name = "table"
-    abilities = Abilities(streams=True, scores=True, streams_scored=True)
-
-    def __init__(
-        self, table: Table, *, as_text: bool = True, limit: int = 100, hide_end: bool = False, slow: float = 0.0
-    ) -> None:
-        self.table, self.as_text, self.limit, self.hide_end = table, as_text, limit, hide_end
-        self.asked: list[tuple[bytes, int]] = []
-        self.streamed, self.slow = 0, slow
-
-    def can_continue(self, prefix: Prefix) -> bool:
-        try:
-            prefix.generated.decode("utf-8")
-        except UnicodeDecodeError:
-            return not self.as_text
-        return True
-
-    async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
-        """One position a part, then a part with the finish alone."""
-        whole = await self.draft(ask)
-        for j, position in enumerate(whole.positions):
-            await asyncio.sleep(self.slow)
-            yield Draft((position,), usage=whole.usage if j == 0 else Usage(), given=int(j < whole.given))
-            self.streamed += 1
-        yield Draft((), whole.finish, Usage() if whole.positions else whole.usage)
-
-    async def draft(self, ask: Ask) -> Draft:
-        prefix, given = ask.prefix, ask.given
-        text = prefix.generated
-        self.asked.append((text, ask.n))
-        rng = np.random.default_rng([ask.seed or 0, len(prefix.tokens)])
-        positions: list[Position] = []
-        finish = None
-        for place in range(len(given) + min(ask.n, self.limit)):
-            row = sorted(self.table.get(text, {None: 1.0}).items(), key=lambda item: -item[1])
-            tokens, logprobs = [token(s) for s, _ in row], np.log([p for _, p in row])
-            drawn = int(rng.choice(len(row), p=[p for _, p in row])) if ask.temperature else 0
-            chosen = given[place] if place < len(given) else tokens[drawn]
-            if chosen.end and self.hide_end:
-                finish = "stop"
-                break
-            positions.append(Position(chosen, float(logprobs[drawn]), tokens, logprobs))
-            if chosen.end:
-                finish = "stop"
-                break
-            text += chosen.bytes or b""
-            if text not in self.table and place >= len(given):
-                break
-        usage = Usage(1, len(prefix.tokens) + len(given), len(positions) - len(given))
-        return Draft(tuple(positions), finish, usage, len(given))  # type: ignore[arg-type]
-
-
-class TableRow:
-    limit: int | None = None
-
-    def __init__(self, offsets: dict[bytes | None, float], proposals: Sequence[Token]) -> None:
-        self.offsets, self.proposals = offsets, proposals
-
-    def score(self, tokens: Sequence[Token]) -> Scores:
-        offset = np.array([self.offsets.get(None if t.end else t.bytes, 0.0) for t in tokens])
-        antiexpert = np.full(len(tokens), math.log(0.1))
-        exact: How = "exact"
-        return Scores(antiexpert + offset, antiexpert, offset, (exact,) * len(tokens))
-
-    def propose(self, count: int, model: int = 0) -> list[Token]:
-        return list(self.proposals)[:count]
-
-
-class TablePair:
-    """Offsets per text so far; `window` is how many issued tokens it can still score."""
-
-    has_antiexpert = True
-
-    def __init__(
-        self,
-        offsets: dict[bytes, dict[bytes | None, float]],
-        proposals: Sequence[Token] = (),
-        window: int = 99,
-        writes: dict[bytes, bytes] | None = None,
-    ):
-        self.offsets, self.proposals, self.window, self.writes = offsets, proposals, window, writes or {}
-
-    def check(self, prompt: Any, max_tokens: int) -> None: ...
-
-    def open(self, prompt: Any, base: Any) -> TablePair:
-        return self
-
-    def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
-        if len(issued) + len(positions) > self.window:
-            raise ContextTooLong("full")
-        text = b"".join(t.bytes or b"" for t in issued)
-        rows: list[Row] = []
-        for position in positions:
-            written = [token(self.writes[text])] if text in self.writes else []
-            rows.append(TableRow(self.offsets.get(text, {}), [*written, *self.proposals]))
-            text += position.token.bytes or b""
-        return rows
-
-    def close(self) -> None: ...
-
-
-SETTINGS = Settings(20, (1.0,), Sampling())
-
-
-WAYS = ["1", "2", "3", "8", "stream", "stream-2", "adaptive", "local-1", "local-3", "local-3-stream"]
-
-
-def pace_of(way: str) -> Pace:
-    """How the base is asked, as tests name it: a fixed number, a stream, with so many tokens of the local pair …"""
-    numbers = [int(part) for part in way.split("-") if part.isdigit()]
-    if way.startswith("local"):
-        return Always(numbers[0], 4, way.endswith("stream"))
-    if way == "adaptive":
-        return Pace(Drafting(stream=False))
-    return Always(0, numbers[0] if numbers else 100, way.startswith("stream"))
-
-
-async def run(base: TableBase, pair: TablePair, settings: Settings = SETTINGS, way: str = "1") -> list[Step]:
-    return [step async for step in decode(base, [pair], "prompt", settings, pace_of(way))]
-
-
-def text_of(steps: list[Step]) -> str:
-    return "".join(step.text for step in steps)
-
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.types import END, Draft, Position, Token
 
 CHAIN: Table = {
     b"": {b"the ": 0.9, b"a ": 0.1},
@@ -300,8 +174,7 @@ async def test_alpha_may_be_a_schedule_and_zero_is_the_base() -> None:
 
 async def test_several_pairs_each_with_its_alpha() -> None:
     to_hen = TablePair({b"the blue ": {b"hen": 2.0}})
-    settings = Settings(20, (1.0, 0.5), Sampling())
-    steps = [step async for step in decode(TableBase(CHAIN), [TO_BLUE, to_hen], "prompt", settings, pace_of("1"))]
+    steps = await decoded(TableBase(CHAIN), [TO_BLUE, to_hen], Settings(20, (1.0, 0.5)), pace_of("1"))
     assert text_of(steps) == "the blue hen"
 
 
@@ -375,7 +248,8 @@ async def test_steps_before_an_error_are_delivered() -> None:
     seen = []
 
     async def collect() -> None:
-        async for step in decode(Broken(CHAIN), [TablePair({})], "prompt", SETTINGS, pace_of("8")):
+        given = (SETTINGS.equation, SETTINGS.limits, SETTINGS.sampling, pace_of("8"))
+        async for step in decode(Broken(CHAIN), [TablePair({})], "prompt", *given):
             seen.append(step.token)  # noqa: PERF401
 
     with pytest.raises(CannotContinue):
@@ -413,7 +287,7 @@ def expected_texts(settings: Settings) -> dict[tuple[bytes, ...], float]:
         row = sorted(SHOWN.get(text, {None: 1.0}).items(), key=lambda item: -item[1])[:2]
         position = Position(END, None, [token(s) for s, _ in row], np.log([p for _, p in row]))
         pair = TablePair(OFFSETS, proposals)
-        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings, 0)
+        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings.equation, 0)
         p = nucleus(weighed.log_p, settings.sampling)
         return {b"" if t.end else t.bytes or b"": float(x) for t, x in zip(weighed.tokens, p, strict=True) if x > 0}
 
@@ -445,10 +319,14 @@ async def test_law_5_sampled_texts_follow_p(
     right.
     """
 
-    async def here(work: Any, *arguments: Any) -> Any:
-        return work(*arguments)
+    def here(work: Callable[..., object], *arguments: object) -> asyncio.Future[object]:
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(work(*arguments))
+        return done
 
-    monkeypatch.setattr("asyncio.to_thread", here)  # tables need no thread, and 10,000 texts no hops between them
+    monkeypatch.setattr(
+        "blackbox_proxy.decoding.threads.start", here
+    )  # tables need no thread, and 10,000 texts no hops between them
     settings = Settings(2, (1.0,), Sampling(temperature, top_p), tail=tail)  # type: ignore[arg-type]
     expected = expected_texts(settings)
     assert sum(expected.values()) == pytest.approx(1.0)

@@ -55,7 +55,7 @@ def test_whole_answers_have_the_length_of_least_price(rate: float, minimise: str
     plan = found.plan(WHOLE, left=128, prompt_tokens=40.0)
     fixed, each = (0.3 - 0.02, 0.02) if minimise == "latency" else (40.0 * 1.0, 3.0)
     prices = {n: (fixed + n * each) / sum(rate**i for i in range(n)) for n in range(1, 129)}
-    assert (plan.given, plan.stream) == (0, False)
+    assert (plan.local, plan.stream) == (0, False)
     assert prices[plan.n] <= 1.01 * min(prices.values())
 
 
@@ -90,19 +90,19 @@ def test_a_stream_may_go_on_to_the_end() -> None:
 )
 def test_wishes_and_abilities_rule_ways_out(drafting: Drafting, abilities: Abilities, expected: Plan | None) -> None:
     plan = pace(drafting, base=0.8, local=0.99).plan(abilities, 100, 40.0)
-    assert plan == expected if expected else (plan.given == 0 and not plan.stream)
+    assert plan == expected if expected else (plan.local == 0 and not plan.stream)
 
 
 @pytest.mark.parametrize("minimise", ["latency", "cost"])
 def test_the_local_pair_drafts_where_it_agrees_more_often(minimise: str) -> None:
     drafting = Drafting(minimise=minimise)  # type: ignore[arg-type]
-    assert pace(drafting, base=0.5, local=0.95).plan(BOTH, 100, 40.0).given >= 4
-    assert pace(drafting, base=0.95, local=0.3).plan(BOTH, 100, 40.0).given == 0
+    assert pace(drafting, base=0.5, local=0.95).plan(BOTH, 100, 40.0).local >= 4
+    assert pace(drafting, base=0.95, local=0.3).plan(BOTH, 100, 40.0).local == 0
 
 
 def test_a_local_draft_that_is_not_streamed_brings_a_bounded_continuation() -> None:
     plan = pace(Drafting(), base=0.5, local=0.95).plan(SCORES, 100, 40.0)
-    assert plan.given >= 4
+    assert plan.local >= 4
     assert not plan.stream
     assert plan.n < 50
 
@@ -110,7 +110,7 @@ def test_a_local_draft_that_is_not_streamed_brings_a_bounded_continuation() -> N
 def test_one_token_left_is_one_token_asked_for() -> None:
     for abilities in (WHOLE, STREAMS, BOTH):
         plan = pace(Drafting(), base=0.9, local=0.9).plan(abilities, 1, 40.0)
-        assert (plan.given, plan.n) == (0, 1)
+        assert (plan.local, plan.n) == (0, 1)
 
 
 def test_times_do_not_count_where_a_text_must_come_out_the_same_again() -> None:

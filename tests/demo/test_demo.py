@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import re
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from blackbox_proxy.demo.evaluate import Answer, Row, Task, gap_closed, row_of, score, tasks
+from blackbox_proxy.demo import models as demo_models_module
+from blackbox_proxy.demo.evaluate import Answer, Figures, Task, gap_closed, row_of, score, tasks
 from blackbox_proxy.demo.models import demo_models, is_built
 from blackbox_proxy.demo.recipe import Recipe
 from blackbox_proxy.demo.world import build_world, held_out_lines, leaks, library_text, news_text, questions, reports
@@ -87,7 +91,7 @@ def test_rows_and_the_gap() -> None:
     row = row_of("some", WORLD, todo, [Answer("x", 1, 4), Answer("n", 2, 4), Answer("z", 1, 2)])
     assert row.scores == {"changed": 0.5, "unchanged": 1.0, "free": 0.0}
     assert row.calls_per_token == 0.4
-    base, ceiling = (Row("", {"changed": c, "unchanged": 1.0, "free": 0.0}, 0.0, ()) for c in (0.1, 0.9))
+    base, ceiling = (Figures("", {"changed": c, "unchanged": 1.0, "free": 0.0}, 0.0, ()) for c in (0.1, 0.9))
     assert gap_closed(row, base, ceiling, "changed") == pytest.approx(0.5)
     assert gap_closed(row, base, base, "changed") is None
 
@@ -149,13 +153,19 @@ def test_a_failed_training_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo's own models are kept, once a test has built them."""
+    return tmp_path_factory.mktemp("demo")
+
+
 @pytest.mark.slow
-def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The claims of the README on its table: pytest -m slow tests/test_demo.py (minutes)."""
+def test_the_demo_shows_what_it_claims(built: Path) -> None:
+    """The claims of the README on its table: pytest -m slow tests/demo (minutes)."""
     from blackbox_proxy.demo.run import run_demo
 
     out = io.StringIO()
-    rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=tmp_path_factory.mktemp("demo"))}
+    rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=built)}
     base, expert = rows["base"], rows["expert alone"]
     ceiling, proxy = rows["base tuned directly"], rows["proxy, top 5, backoff"]
     closed = gap_closed(proxy, base, ceiling, "changed")
@@ -166,3 +176,19 @@ def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory)
     assert proxy.scores["changed"] > rows["proxy, top 5, truncate"].scores["changed"] + 0.2
     assert proxy.calls_per_token < 1.0
     assert "changed by the proxy" in out.getvalue()
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_print_what_stands_below_them(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words; numbers as near as another machine's training may bring them."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    use = readme.partition("<!-- use -->")[2].partition("<!-- /use -->")[0]
+    (code, printed) = (re.findall(rf"^```{kind}\n(.*?)^```$", use, re.S | re.M)[0] for kind in ("python", "text"))
+    monkeypatch.setattr(demo_models_module, "default_cache", lambda: built)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    number = re.compile(r"\d\.\d{3}")
+    assert number.sub("_", out.getvalue()) == number.sub("_", printed)
+    came, claimed = (np.array([float(each) for each in number.findall(text)]) for text in (out.getvalue(), printed))
+    assert np.abs(came - claimed).max() < 0.1

@@ -93,6 +93,20 @@ def test_the_disagreement_is_that_of_the_tuned_model_at_the_base_s_own_places(
         assert fit.covered_mass == pytest.approx(1.0)
 
 
+def test_the_tuners_own_equation_is_measured(
+    api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """With a tail of no tokens p moves as far from q as without a tail, and less far than with one of 32."""
+
+    def divergence(**equation: Any) -> float:
+        tuner = ProxyTuner(api_base(), pairs("same"), 2.0, **equation)
+        return measure_fit(tuner, PROMPTS[:2], max_tokens=6).divergence
+
+    assert divergence(tail_size=0) == divergence(tail="truncate")
+    assert divergence(tail_size=0) != pytest.approx(divergence(), rel=1e-3)
+    assert divergence(tail_size=32) == divergence()
+
+
 def _batch(ids: tuple[int, ...]) -> object:
     import torch
 
@@ -123,7 +137,7 @@ def _position(columns: list[tuple[bytes, float, float, float, How]], shown: int,
     q, e, a = (np.log(np.array(column)) for column in probabilities)
     offset = np.where([kind == "neutral" for kind in how], 0.0, e - a)
     tokens = tuple(Token(bytes=text, text=text.decode()) for text in spelled)
-    return Weighed(tokens, shown, q, combine(q, [offset], [alpha]), Scores(e, a, offset, how), 0.95)
+    return Weighed(tokens, shown, q, combine(q, [offset], [alpha]), (Scores(e, a, offset, how),), 0.95)
 
 
 def _vocabulary(*spelled: bytes) -> Vocabulary:

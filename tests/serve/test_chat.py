@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from hosting import HI, TRIMMING, client_of, plain, spelled
+from hosting import HI, TRIMMING, client_of, spelled
 from openai import AsyncOpenAI
-from tiny import END_TEXT
+from tiny import END_TEXT, plain
 from transformers import AutoTokenizer
 
 from blackbox_proxy.errors import InputError

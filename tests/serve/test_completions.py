@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hosting import SOUP, plain, spelled
+from hosting import SOUP, spelled
 from openai import AsyncOpenAI
-from tiny import END_TEXT, TEXTS
+from tiny import END_TEXT, TEXTS, plain
 
 from blackbox_proxy.serve.text import Feed
 from blackbox_proxy.types import Position, Token

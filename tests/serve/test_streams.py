@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from hosting import HI, SOUP, TRIMMING, client_of, get, plain, post
+from hosting import HI, SOUP, TRIMMING, client_of, get, post
 from openai import AsyncOpenAI
-from tiny import END_TEXT
+from tiny import END_TEXT, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError

@@ -1,0 +1,41 @@
+"""Of which candidates a better score is worth a pass of the models: those whose error could change what is made of p.
+
+A pair may score by estimate first, and say by how much each offset can be off. What then holds of log p is a bar around
+it, sum_i |alpha_i| error_i. Greedy, a token contends if the upper end of its bar reaches the best lower end:
+
+    log p   a -1.0 ± 0.1     b -1.3 ± 0.4     c -4.0 ± 0.5     best lower end -1.1: a and b contend, c cannot win
+
+Sampled, p itself is what counts: a token contends, too, where its error moves more than a stated part of p. The rule
+looks at one place and nothing else, so p is the same for every draft length and order of questions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox_proxy.maths.equation import normalise
+from blackbox_proxy.types import Floats
+
+_MOVED = 0.005  # of all probability: a token whose error moves less is left as it was estimated
+
+
+def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.intp]:
+    """Indices of the candidates to be scored anew: log_p (c,), finite somewhere, and its bar (c,), nats >= 0."""
+    if not bar.any():
+        return np.empty(0, dtype=np.intp)
+    contend = log_p + bar >= np.max(log_p - bar)
+    if temperature > 0.0:
+        contend |= _moved(normalise(log_p / temperature), bar / temperature)
+    return np.flatnonzero(contend & (bar > 0.0))
+
+
+def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:
+    """The same where offsets themselves are asked for, and no p: log_mass (c,) is what the pair gives each token."""
+    return np.flatnonzero(_moved(log_mass, bar))
+
+
+def _moved(log_p: Floats, bar: Floats) -> NDArray[np.bool_]:
+    """Whether each error can add a stated part of all probability to its token: p (exp(bar) - 1)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.exp(log_p) * np.expm1(bar) > _MOVED
