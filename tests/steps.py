@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -55,6 +56,11 @@ def text_of(steps: Sequence[Step], prompt: Any = "Say: ", **fields: Any) -> Trac
 
 def page_of(*texts: TracedText, prices: Prices | None = None, **settings: Any) -> str:
     return html.page(overview([("trace.jsonl", Trace({"alpha": 1.0, **settings}, texts))], prices))
+
+
+def with_second(columns: Candidates, token: Token) -> Candidates:
+    """These two candidates with another one for the second."""
+    return replace(columns, tokens=(columns.tokens[0], token))
 
 
 NONE = np.empty(0)
@@ -118,16 +124,7 @@ def hostile_page() -> tuple[str, list[TracedText]]:
     """Hostile text wherever text comes from: tokens, candidates, prompts, settings, errors, ids, finish reasons."""
     evil = [step(token, (0.1, 0.9), (0.9, 0.1), [token + b"!"], changed=True) for token in HOSTILE for _ in (0, 1)]
     printed = Token(None, None, HOSTILE[0].decode())
-    columns = evil[0].candidates
-    unknown = Candidates(
-        (columns.tokens[0], printed),
-        columns.log_q,
-        columns.log_expert,
-        columns.log_antiexpert,
-        columns.log_p,
-        columns.tail,
-        columns.how,
-    )
+    unknown = with_second(evil[0].candidates, printed)
     evil.append(Step(HOSTILE[0], "", 7, unknown, 0.2, False, True))
     words = [token.decode("utf-8", "replace") for token in HOSTILE]
     texts = [

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from steps import ODD, Run, page_of, step
+from steps import ODD, Run, page_of, step, with_second
 
 from blackbox_proxy import ProxyTuner, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.trace import TracedTuner, TraceFile, read_trace, write_trace
-from blackbox_proxy.types import Candidates, Generation, Step, Token
+from blackbox_proxy.types import Generation, Step, Token
 
 
 def close(a: Step, b: Step) -> None:
@@ -47,16 +47,7 @@ def test_a_real_generation_comes_back_as_it_was(
 
 def test_odd_steps_come_back(tmp_path: Path) -> None:
     unknown = Token(None, None, "\ufffd\ud800")
-    columns = ODD[4].candidates
-    strange = Candidates(
-        (columns.tokens[0], unknown),
-        columns.log_q,
-        columns.log_expert,
-        columns.log_antiexpert,
-        columns.log_p,
-        columns.tail,
-        columns.how,
-    )
+    strange = with_second(ODD[4].candidates, unknown)
     steps = [*ODD[:-1], Step(b"a", "a", 7, strange, 0.5, False, True), ODD[-1]]
     with TraceFile(tmp_path / "t.jsonl", {"stop": ["\ud800"]}) as file:
         file.add([{"role": "user", "content": "hi"}], steps, id="row", error=InputError("no more"))
