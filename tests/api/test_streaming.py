@@ -169,7 +169,7 @@ def test_malformed_chunks(chunk: Any, kind: type[BaseError]) -> None:
 
 
 def test_text_without_log_probabilities_is_seen_at_once() -> None:
-    reader = Incremental(10, 5)
+    reader: Any = Incremental(10, 5)
     assert reader.feed({"choices": [{"text": "", "logprobs": None}]}) == Draft(())
     assert not reader.unscored
     reader.feed({"choices": [{"text": "Hi", "logprobs": None}]})
@@ -189,7 +189,7 @@ def test_usage_is_the_last_that_was_reported() -> None:
 
 
 def test_an_empty_reason_is_none() -> None:
-    reader = Incremental(10, 5)
+    reader: Any = Incremental(10, 5)
     reader.feed(legacy(row("Hi"), text="Hi", finish=""))
     assert not reader.complete
     reader.feed(legacy(text="", finish="length"))

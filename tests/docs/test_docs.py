@@ -25,8 +25,6 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "exa
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXPECTED = {"architecture", "bulk", "concepts", "contributing", "cost", "evaluate", "exactness", "servers"}
 
-# Named before they are there: empty when the house is done.
-
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

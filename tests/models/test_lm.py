@@ -31,7 +31,8 @@ def path(node: int) -> list[int]:
 
 @torch.inference_mode()
 def plain(lm: CausalLM, ids: list[int]) -> torch.Tensor:
-    return lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    row: torch.Tensor = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    return row
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -70,7 +71,8 @@ def test_a_mask_that_ignores_the_window_would_be_found_out(monkeypatch: pytest.M
 
 def test_reading_only_what_is_new() -> None:
     lm = make("llama")
-    trunk, read = Trunk(lm), []
+    trunk = Trunk(lm)
+    read: list[int] = []
 
     def asked(rows: torch.Tensor) -> None:
         read.append(lm.reader.read_tokens - sum(read) - start)

@@ -4,6 +4,8 @@ once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,8 @@ def brute_force(lm: CausalLM, base: Vocabulary, read: list[int], tail: bytes) ->
 
     def next_probabilities(ids: list[int]) -> np.ndarray:
         with torch.no_grad():
-            return lm.model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).numpy()
+            row: np.ndarray = lm.model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).numpy()
+            return row
 
     def walk(ids: list[int], text: bytes, mass: float) -> None:
         probabilities = next_probabilities(ids)
@@ -79,7 +82,7 @@ def brute_force(lm: CausalLM, base: Vocabulary, read: list[int], tail: bytes) ->
 def test_all_segmentations_equal_brute_force(issued: list[bytes], seed: int) -> None:
     lm = toy_lm(LOCAL, seed)
     pair = TransformersPair(lm, toy_lm(LOCAL, seed + 10), segmentations="all")
-    session = pair.open("ab c", BASE)
+    session: Any = pair.open("ab c", BASE)
     tokens = [BASE.token(spelling) for spelling in issued]
     row = session.score(tokens, [position(b"a", everything(BASE))])[0]
     scores = row.score(everything(BASE))

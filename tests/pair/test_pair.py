@@ -7,6 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def score(pair: TransformersPair, prompt: str, issued: list[Token], candidates: 
     return pair.open(prompt, BASE).score(issued, [position(candidates)])[0].score(candidates)
 
 
-CASES = {
+CASES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "one begins another": ("He went to", [], ["  ", " ", " New", " N", "New", " York"]),
     "digits": ("In the year", [" "], ["2", "20", "202", "2023", "1"]),
     "split emoji": ("Good ", [], ["👍".encode()[:2], "👍".encode(), "👍".encode()[:3], "👩"]),
@@ -213,7 +214,8 @@ def test_each_model_sees_the_prompt_in_its_own_rendering() -> None:
 
 
 def test_text_is_not_taken_back_across_special_tokens() -> None:
-    side = pair("digits").open("abc</s>th", BASE)._sides[0]
+    session: Any = pair("digits").open("abc</s>th", BASE)
+    side = session._sides[0]
     assert side.text_after([])[0][-1] == 1
     assert side.text_after([])[1] == b"th"
 

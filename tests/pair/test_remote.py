@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,7 +295,7 @@ def test_bad_arguments_are_refused_before_anything_is_asked(options: dict[str, o
 
 
 def test_the_command_line_opens_it(models: dict[str, str]) -> None:
-    given = {"base": "b", "expert": "e", "antiexpert": "a"}
+    given: dict[str, Any] = {"base": "b", "expert": "e", "antiexpert": "a"}
     options = TunerOptions(**given, expert_url="http://h:1/v1", pair_tokenizer=models["same-expert"])
     pair = options.open_pair()
     assert isinstance(pair, ServedPair)
@@ -321,7 +322,7 @@ def test_vllm(top_logprobs: int, models: dict[str, str]) -> None:
         pytest.skip("BLACKBOX_PROXY_SERVER_VLLM_PAIR does not name a served pair: URL FOLDER URL FOLDER")
     expert_url, expert, antiexpert_url, antiexpert = given
     local = TransformersPair(expert, antiexpert, device="cpu", exact=True)
-    urls = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
+    urls: dict[str, Any] = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
     bases = {"same": TransformersBase(expert, top_logprobs=20, device="cpu")}
     if top_logprobs == -1:
         bases["other"] = TransformersBase(models["digits-expert"], top_logprobs=20, device="cpu")
