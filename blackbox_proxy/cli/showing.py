@@ -33,6 +33,37 @@ def demo(
     run_demo(Console(), cache=cache)
 
 
+def _bench_near(
+    shape: str,
+    expert: str | None,
+    antiexpert: str | None,
+    pair_tokenizer: str | None,
+    base_tokenizer: str | None,
+    lengths: list[int] | None,
+    candidates: int,
+    exact: bool,
+) -> None:
+    """One table: a pair of weights or random ones, and the tokenizer of a base, by default two made on the spot."""
+    from blackbox_proxy.base.opening import vocabulary_of
+    from blackbox_proxy.bench import near
+    from blackbox_proxy.demo.spelling import big_tokenizer, small_tokenizer
+    from blackbox_proxy.models.loading import load_causal_lm
+    from blackbox_proxy.text.spelling import from_pretrained, from_tokenizer
+
+    if candidates < 1 or any(n < 1 for n in lengths or ()):
+        raise InputError("--length and --candidates must be at least 1", hint="Leave them out for 1, 8, 32 and 20.")
+    if bool(expert) != bool(antiexpert):
+        raise InputError("a pair is an expert and an anti-expert", hint="Give --expert and --antiexpert.")
+    lines = near.own_text().splitlines()
+    if expert and antiexpert:
+        models = (load_causal_lm(expert, device="cpu"), load_causal_lm(antiexpert, device="cpu"))
+    else:
+        vocabulary = from_pretrained(pair_tokenizer) if pair_tokenizer else from_tokenizer(small_tokenizer(lines, 900))
+        models = near.random_models(shape, vocabulary)
+    base = vocabulary_of(base_tokenizer) or from_tokenizer(big_tokenizer(lines, 900))
+    near.run_near(Console(), models, base, lengths=lengths or near.LENGTHS, candidates=candidates, exact=exact)
+
+
 @app.command()
 def bench(
     *,
@@ -49,6 +80,15 @@ def bench(
     temperature: Temperature = 0.0,
     prices: PriceList = None,
     way: Annotated[list[str] | None, typer.Option(help="Only this way of asking; may be repeated.")] = None,
+    near: Annotated[bool, typer.Option("--near", help="Measure this machine's part of a draft instead.")] = False,
+    shape: Annotated[str, typer.Option(help="Size of the random pair that --near measures: 0.8M, 10M, 100M.")] = "0.8M",
+    pair_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of that pair: folder or hub id.")] = None,
+    base_tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer of the base: folder, hub id or encoding.")
+    ] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Length of a draft; may be repeated.")] = None,
+    candidates: Annotated[int, typer.Option(help="Candidates of each of its positions.")] = 20,
+    exact: Annotated[bool, typer.Option("--exact", help="Sum every candidate over all ways to write it.")] = False,
     cache: _DemoModels = None,
 ) -> None:
     """Measure what few calls are worth: the same texts, asked for in every way, over an emulated network.
@@ -61,8 +101,13 @@ def bench(
         blackbox-proxy bench
 
         blackbox-proxy bench --base ./big --expert ./small-tuned --antiexpert ./small --prompts prompts.txt --alpha 0.5
+
+        blackbox-proxy bench --near --shape 10M --pair-tokenizer ./small --base-tokenizer cl100k_base
     """
     quiet_transformers()
+    if near:
+        _bench_near(shape, expert, antiexpert, pair_tokenizer, base_tokenizer, length, candidates, exact)
+        return
     from blackbox_proxy.bench.run import read_prompts, run_bench
     from blackbox_proxy.serve.network import Network
 

@@ -39,6 +39,7 @@ _GOES_ON = 0.12
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
 _LEAST = 1e-6  # mass below which nothing is proposed
+_PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
 
 
 class Bases:
@@ -184,7 +185,12 @@ class EstimatedSession:
             EstimatedRow(self, crossing, alignment, [own[j] for own in views], [side.ends for side in self._sides])
             for j, (crossing, alignment) in enumerate(known[: len(positions)])
         ]
-        estimate([(row, position.tokens[: row.limit or None]) for row, position in zip(rows, positions, strict=True)])
+        estimate(
+            [
+                (row, [*position.tokens[: row.limit or None], *row.propose(_PROPOSED)])
+                for row, position in zip(rows, positions, strict=True)
+            ]
+        )
         return list(rows)
 
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
@@ -243,6 +249,7 @@ class EstimatedRow:
         self._exact: dict[bytes, tuple[float, ...]] = {}
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
         self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
+        self._proposed: dict[int, tuple[int, list[Token]]] = {}
         self._wanted: list[bytes] = []
         self._log_end: list[float] | None = None
         self._spelled = all(view.at_x is not None for view in views)
@@ -306,6 +313,13 @@ class EstimatedRow:
         model = min(model, len(self.views) - 1)
         if not self._spelled:
             return []
+        most, found = self._proposed.get(model, (0, []))
+        if most < count:
+            found = self._propose(max(count, _PROPOSED), model)
+            self._proposed[model] = (max(count, _PROPOSED), found)
+        return found[:count]
+
+    def _propose(self, count: int, model: int) -> list[Token]:
         outputs, place = self.views[model].after_x
         ids, values = outputs.top(place, max(count, TOP))
         likely = values > np.log(_LEAST)
@@ -332,6 +346,7 @@ class EstimatedRow:
             view.ways = {way.token: way for way in spelled}
 
     def sum_up(self) -> None:
+        self._proposed.clear()
         columns: list[dict[bytes, float]] = []
         shifts = []
         for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
