@@ -25,8 +25,6 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
     if not bar.any():
         return np.empty(0, dtype=np.intp)
     contend = log_p + bar >= np.max(log_p - bar)
-    if np.count_nonzero(contend) == 1:  # nobody reaches the best: it wins, whatever it is exactly
-        contend[:] = False
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))
