@@ -18,7 +18,7 @@ from blackbox_proxy.errors import ContextTooLong
 from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Abilities, Ask, Row
-from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, TailPolicy, Token, Usage
+from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Step, TailPolicy, Token, Usage
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""
@@ -99,7 +99,8 @@ class TableRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         offset = np.array([self.offsets.get(None if t.end else t.bytes, 0.0) for t in tokens])
         antiexpert = np.full(len(tokens), math.log(0.1))
-        return Scores(antiexpert + offset, antiexpert, offset, ("exact",) * len(tokens))
+        how: tuple[How, ...] = ("exact",) * len(tokens)
+        return Scores(antiexpert + offset, antiexpert, offset, how)
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         return list(self.proposals)[:count]

@@ -53,7 +53,7 @@ def test_sampled_whoever_moves_p_contends_too() -> None:
 
 def test_a_bar_is_the_errors_of_all_pairs_times_their_weights() -> None:
     error = np.array([0.1, 0.2])
-    scores = Scores(np.zeros(2), np.zeros(2), np.zeros(2), ("exact",) * 2, error)
+    scores = Scores(np.zeros(2), np.zeros(2), np.zeros(2), ("exact", "exact"), error)
     assert Equation((2.0, -1.0)).error([scores, scores], 0) == pytest.approx(3.0 * error)
     unknown = replace(scores, error=np.full(2, np.inf))
     assert Equation((0.0, 1.0)).error([unknown, scores], 0) == pytest.approx(error), "alpha 0 leaves a pair out"
@@ -65,7 +65,7 @@ def test_a_bar_is_the_errors_of_all_pairs_times_their_weights() -> None:
 class RoughRow(TableRow):
     """Offsets are off by up to `off` until they are asked for, and the row knows by how much."""
 
-    limit = 64
+    limit: int | None = 64
 
     def __init__(self, offsets: dict[bytes | None, float], proposals: Sequence[Token], off: float, text: bytes) -> None:
         super().__init__(offsets, proposals)
