@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from api_server import Asking, Server
+
     from blackbox_proxy.base.openai import OpenAIBase
     from blackbox_proxy.pair.transformers import TransformersPair
+    from blackbox_proxy.text.vocabulary import Vocabulary
 
 DATA = Path(os.environ.get("BLACKBOX_PROXY_TEST_DATA", Path(__file__).parents[2] / "shared"))
 """Where real data is looked for: tokenizers/{gpt2,qwen2,llama-spm,tiktoken} and data/realtimeqa/{qa,articles} in it."""
@@ -88,6 +91,39 @@ def api_base(models: dict[str, str], hosted: Callable[[int], str]) -> Iterator[C
     yield make
     for base in opened:
         run(base.aclose())
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """One that is small enough to read."""
+    from api_answers import make_vocabulary
+
+    return make_vocabulary()
+
+
+@pytest.fixture(scope="session")
+def _running() -> Iterator[Server]:
+    from api_server import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server that answers as it is told."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    _running.answers, _running.sent, _running.paths, _running.headers = [], [], [], []
+    return _running
+
+
+@pytest.fixture
+def asking(server: Server) -> Asking:
+    """Opens bases on that server."""
+    from api_server import Asking
+
+    return Asking(server)
 
 
 @pytest.fixture

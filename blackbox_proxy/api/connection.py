@@ -19,7 +19,7 @@ import openai
 
 from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.native import native_request, native_url
-from blackbox_proxy.api.retry import lost, named, take_out, without_secret
+from blackbox_proxy.api.retry import take_out, translated, truncated, without_secret
 from blackbox_proxy.dialects.table import Api
 
 NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
@@ -111,7 +111,7 @@ class Connection:
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             if isinstance(error, openai.APIStatusError):
                 self._limiter.learn(error.response.headers)
-            raise named(error, model=self._model, url=self._url, secret=self.secret) from error
+            raise translated(error, model=self._model, url=self._url, secret=self.secret) from error
 
     def clean(self, content: bytes) -> bytes:
         """A body without the key, which some servers repeat."""
@@ -207,7 +207,7 @@ class Answer:
                 event = await anext(self._events)
             except (ValueError, RecursionError) as error:
                 take_out(error, self._connection.secret)
-                raise lost(
+                raise truncated(
                     "the API streamed something that is not JSON",
                     hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url.",
                 ) from error

@@ -1,22 +1,21 @@
-"""Given text: asking a server for its candidates there, and finding them in the answer.
+"""Given text: finding in an answer the candidates that a server shows at it.
 
-A completions API that repeats its prompt (`echo`) shows its candidates at every token of it. `plan` decides what can be
-sent; the `Echo` it makes then tells, row by row, what in the answer is prompt, given text, or continuation. Sent as
-ids, rows are counted. Sent as text, the rows' bytes are matched with it from the front; tokens whose bytes the server
-does not show are skipped by its text offsets, as long as those have agreed with the text so far.
+A completions API that repeats its prompt (`echo`) shows its candidates at every token of it. An `Echo` tells, token by
+token, what in the answer is prompt, given text, or continuation. Sent as ids, tokens are counted. Sent as text, their
+bytes are matched with it from the front; tokens whose bytes the server does not show are skipped by its text offsets,
+as long as those have agreed with the text so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from blackbox_proxy.api.entries import malformed, token_of
-from blackbox_proxy.api.payload import Settings, as_ids, as_text, travels
-from blackbox_proxy.api.positions import Row
-from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Prefix, Token
+from blackbox_proxy.api.entries import malformed
+from blackbox_proxy.api.sent import Sent
+from blackbox_proxy.dialects.table import Dialect
+from blackbox_proxy.types import Token
 
 Place = Literal["before", "given", "after", "lost"]
 
@@ -33,8 +32,11 @@ class Echo(Protocol):
     @property
     def literal(self) -> bool: ...
 
-    def place(self, row: Row, vocabulary: Vocabulary | None) -> Place:
-        """Where the next row belongs. "lost": it is not kept apart from its neighbours, so nothing after it counts."""
+    def place(self, token: Token, offset: int | None, *, has_candidates: bool) -> Place:
+        """Where the next token of the answer belongs, read as text even where it is spelled like the end. offset: where
+        it begins, in characters of the answer's text, if the server says so. "lost": it is not kept apart from its
+        neighbours, so nothing after it counts.
+        """
         ...
 
     def rest(self, text: str) -> str | None:
@@ -51,21 +53,20 @@ class EchoedIds:
     goes_on: bool = True
     last: bool = False
     literal: bool = field(default=True, init=False)
-    _row: int = field(default=0, init=False)
+    _next: int = field(default=0, init=False)
 
-    def place(self, row: Row, vocabulary: Vocabulary | None) -> Place:
-        if self._row == 0 and self.last and row.shown:
-            self._row = self.before  # the first token of a prompt has no candidates: a server that ignores the limit
-        at, self._row = self._row - self.before, self._row + 1
+    def place(self, token: Token, offset: int | None, *, has_candidates: bool) -> Place:
+        if self._next == 0 and self.last and has_candidates:
+            self._next = self.before  # the first token of a prompt has none: a server that ignores the limit
+        at, self._next = self._next - self.before, self._next + 1
         if at < 0:
             return "before"
         if at >= len(self.given):
             return "after"
         sent = self.given[at]
         self.literal = sent.bytes != b""
-        found = token_of(row.sampled, vocabulary, literal=row.sampled.text if self.literal else None)
-        if (found.bytes and sent.bytes and found.bytes != sent.bytes) or (
-            found.id is not None and sent.id is not None and found.bytes is None and found.id != sent.id
+        if (token.bytes and sent.bytes and token.bytes != sent.bytes) or (
+            token.id is not None and sent.id is not None and token.bytes is None and token.id != sent.id
         ):
             raise malformed("the prompt is not repeated as it was sent")
         return "given"
@@ -93,19 +94,20 @@ class EchoedText:
         self._sent = (self.before + self.given).encode()
         self._border = len(self.before.encode())
 
-    def place(self, row: Row, vocabulary: Vocabulary | None) -> Place:
+    def place(self, token: Token, offset: int | None, *, has_candidates: bool) -> Place:
         if self._at is None:
-            self._at = self._by_offset(row.offset)
+            self._at = self._by_offset(offset)
             if self._at is None:
                 return "lost"
         if self._at >= len(self._sent):
             return "after"
         start = self._at
-        size = self._size(row, vocabulary)
+        size = self._size(token, has_candidates)
         if size is None:
             self._at = None
-            return "before" if start < self._border and self._skipped(row, vocabulary) else "lost"
-        if row.offset is not None and row.offset != self._characters(start):
+            readable_again = token.bytes is None and offset is not None and self._offsets_agree
+            return "before" if start < self._border and readable_again else "lost"
+        if offset is not None and offset != self._characters(start):
             self._offsets_agree = False
         self._at = start + size
         if start >= self._border and size:
@@ -118,9 +120,8 @@ class EchoedText:
             return text[len(sent) :]
         return "" if sent.startswith(text) else None
 
-    def _size(self, row: Row, vocabulary: Vocabulary | None) -> int | None:
-        """How many bytes of the text the row is; None where that cannot be told."""
-        token = token_of(row.sampled, vocabulary, literal=row.sampled.text)
+    def _size(self, token: Token, has_candidates: bool) -> int | None:
+        """How many bytes of the text the token is; None where that cannot be told."""
         first, self._first = self._first, self._first and not token.bytes
         start = self._at or 0
         for spelled in (token.bytes, token.text.encode("utf-8", "replace") if token.bytes == b"" else None):
@@ -131,7 +132,7 @@ class EchoedText:
         if first and token.bytes:
             if token.bytes[:1] == b" " and self._sent.startswith(token.bytes[1:]):
                 return len(token.bytes) - 1  # the space that some tokenizers put before a text
-            if not row.shown:
+            if not has_candidates:
                 self._first = True
                 return 0  # a special token that the server put before the text, printed like text
         return None
@@ -144,11 +145,6 @@ class EchoedText:
             self._anchor = place, count
         return count
 
-    def _skipped(self, row: Row, vocabulary: Vocabulary | None) -> bool:
-        """Whether the next rows can be found although this one cannot be read."""
-        token = token_of(row.sampled, vocabulary, literal=row.sampled.text)
-        return token.bytes is None and row.offset is not None and self._offsets_agree
-
     def _by_offset(self, offset: int | None) -> int | None:
         """The place of a text offset; None beyond the border, for then it was passed unseen."""
         sent = self.before + self.given
@@ -157,52 +153,11 @@ class EchoedText:
         return len(sent[:offset].encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to ask: a prefix (`given` included as far as it can be), how many tokens to draft, fields of the body.
-
-    `before` is the prefix without given text; `given` what was put after it.
-    """
-
-    prefix: Prefix
-    n: int
-    before: Prefix
-    given: tuple[Token, ...] = ()
-    goes_on: bool = True
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    way: Literal["ids", "text"] | None = None
-
-    def echo(self, settings: Settings) -> Echo | None:
-        """A new reader of what one answer to this repeats; None where nothing was given."""
-        if not self.given:
-            return None
-        if self.way == "ids":
-            before = len(as_ids(self.before, settings))
-            return EchoedIds(before, self.given, self.goes_on, last=settings.dialect.echo_last is not None)
-        before_text = as_text(self.before, settings)
-        return EchoedText(before_text, as_text(self.prefix, settings)[len(before_text) :], self.goes_on)
-
-
-def plan(prefix: Prefix, n: int, given: Sequence[Token], settings: Settings) -> Plan | None:
-    """How to ask for n tokens after `prefix` and `given`; None where nothing of `given` can be sent.
-
-    `given` is cut before the first token from which the prefix could not be continued in the way it travels now:
-    what follows the rest is then not wanted, but no API writes nothing at all, so one token is asked for.
-    """
-    way = travels(prefix, settings)
-    if not given or way is None:
-        return Plan(prefix, n, prefix, way=way)
-    kept = 0
-    while kept < len(given) and travels(_extended(prefix, given[: kept + 1]), settings) == way:
-        kept += 1
-    if kept == 0:
+def echo_of(sent: Sent, dialect: Dialect) -> Echo | None:
+    """A new reader of what one answer repeats; None where nothing was given."""
+    if not sent.given:
         return None
-    fields = dict(settings.dialect.echo or {})
-    if settings.dialect.echo_last is not None and way == "ids":
-        fields[settings.dialect.echo_last] = kept
-    goes_on = kept == len(given)
-    return Plan(_extended(prefix, given[:kept]), n if goes_on else 1, prefix, tuple(given[:kept]), goes_on, fields, way)
-
-
-def _extended(prefix: Prefix, given: Sequence[Token]) -> Prefix:
-    return Prefix(prefix.prompt, (*prefix.tokens, *given))
+    if sent.way == "ids":
+        return EchoedIds(len(sent.before), sent.given, sent.goes_on, last=dialect.echo_last is not None)
+    before, prompt = str(sent.before), str(sent.prompt)
+    return EchoedText(before, prompt[len(before) :], sent.goes_on)

@@ -57,7 +57,7 @@ _SHORT = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RawToken:
     """One token as the API printed it. `bytes` and `logprob` are None where it gave none."""
 
     text: str
@@ -66,23 +66,23 @@ class Entry:
     id: int | None = None
 
 
-def entry_of(item: object) -> Entry:
+def raw_token(item: object) -> RawToken:
     if not isinstance(item, Mapping) or not isinstance(item.get("token"), str):
         raise malformed("an entry has no token")
     index = item.get("id", item.get("token_id"))
-    entry = plain_entry(item["token"], item.get("logprob"), _bytes(item.get("bytes")))
+    entry = plain_token(item["token"], item.get("logprob"), _bytes(item.get("bytes")))
     if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
         entry = replace(entry, id=index)
     return entry
 
 
-def plain_entry(text: object, logprob: object, spelled: bytes | None = None) -> Entry:
+def plain_token(text: object, logprob: object, spelled: bytes | None = None) -> RawToken:
     if not isinstance(text, str):
         raise malformed("a token is not text")
     found = _ID.fullmatch(text)
     if found:  # whatever bytes came with it are those of this string
-        return Entry(text, _logprob(logprob), id=int(found[1]))
-    return Entry(text, _logprob(logprob), spelled)
+        return RawToken(text, _logprob(logprob), id=int(found[1]))
+    return RawToken(text, _logprob(logprob), spelled)
 
 
 def _logprob(value: object) -> float | None:
@@ -121,7 +121,7 @@ def malformed(what: str) -> BadResponse:
     )
 
 
-def token_of(entry: Entry, vocabulary: Vocabulary | None = None, *, literal: str | None = None) -> Token:
+def token_of(entry: RawToken, vocabulary: Vocabulary | None = None, *, literal: str | None = None) -> Token:
     """Which token an entry is; one spelled `literal` is known to be no end of text."""
     if vocabulary is not None and entry.id is not None:
         return vocabulary.token_of(entry.id)
@@ -137,7 +137,7 @@ def token_of(entry: Entry, vocabulary: Vocabulary | None = None, *, literal: str
     return Token(entry.id, spelled, text)
 
 
-def _spelling(entry: Entry) -> bytes | None:
+def _spelling(entry: RawToken) -> bytes | None:
     text = entry.text
     plain = utf8(text)
     if entry.bytes is not None:

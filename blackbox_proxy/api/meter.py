@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from blackbox_proxy.api.payload import Settings, prompt_length
-from blackbox_proxy.types import Prefix, Usage
+from blackbox_proxy.api.sent import Sent, Settings, prompt_length
+from blackbox_proxy.types import Usage
 
 _BYTES_PER_TOKEN = 4
 
@@ -43,16 +42,14 @@ class Meter:
         )
 
 
-def sent_tokens(prefix: Prefix, arguments: Mapping[str, Any], settings: Settings) -> int:
-    """Tokens of a request's prompt; where the tokenizer is unknown, a quarter of the bytes of its text.
-
-    `prefix`: what was asked, with given text. `arguments`: the request made of it.
-    """
-    prompt = arguments.get("prompt")
-    if isinstance(prompt, list):
-        return len(prompt)
+def sent_tokens(sent: Sent, settings: Settings) -> int:
+    """Tokens of a request's prompt; where the tokenizer is unknown, a quarter of the bytes of its text."""
+    if sent.way == "ids":
+        return len(sent.prompt)
+    prefix = sent.ask.prefix
     length = prompt_length(prefix.prompt, settings)
     if length is not None:
-        return length + len(prefix.tokens)
-    texts = [prompt] if prompt is not None else [message.get("content") for message in arguments.get("messages", ())]
+        return length + len(prefix.tokens) + len(sent.given)
+    prompt = sent.prompt
+    texts = [prompt] if isinstance(prompt, str) else [part["content"] for part in prompt if isinstance(part, dict)]
     return max(1, sum(len(str(text).encode("utf-8", "replace")) for text in texts) // _BYTES_PER_TOKEN)

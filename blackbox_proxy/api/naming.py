@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from blackbox_proxy.api.entries import plain_entry, token_of
+from blackbox_proxy.api.entries import plain_token, token_of
 from blackbox_proxy.api.positions import rows_of
 from blackbox_proxy.api.streaming import choice_of, usage_of
 from blackbox_proxy.errors import InputError
@@ -30,14 +30,16 @@ def ids_of(token: Token, vocabulary: Vocabulary | None) -> tuple[int, ...]:
     return () if token.id is None else (token.id,)
 
 
-def named(tokens: Sequence[Token], row: Floats, vocabulary: Vocabulary) -> Floats:
+def from_row(tokens: Sequence[Token], row: Floats, vocabulary: Vocabulary) -> Floats:
     """log q (t,) of tokens from a whole row (V,) of it, nats; NaN for a token without an id."""
     return _gathered(tokens, lambda index: float(row[index]) if index < len(row) else None, vocabulary)
 
 
-def from_position(tokens: Sequence[Token], position: Position, vocabulary: Vocabulary | None) -> Floats:
-    """log q (t,) of tokens from the candidates that a position shows; NaN for those that are not among them."""
-    listed = [*zip(position.tokens, position.logprobs.tolist(), strict=True), (position.token, position.logprob)]
+def from_draft(tokens: Sequence[Token], draft: Draft, vocabulary: Vocabulary | None) -> Floats:
+    """log q (t,) of tokens from the candidates that a draft shows first; NaN for those that are not among them."""
+    listed: list[tuple[Token, float | None]] = []
+    for position in draft.positions[:1]:
+        listed = [*zip(position.tokens, position.logprobs.tolist(), strict=True), (position.token, position.logprob)]
     shown = {token.id: value for token, value in reversed(listed) if token.id is not None and value is not None}
     return _gathered(tokens, shown.get, vocabulary)
 
@@ -61,10 +63,6 @@ def given_logprobs(tokens: Sequence[Token], drafts: Sequence[Draft]) -> Floats:
             logprob = draft.positions[0].logprob
             values[place] = np.nan if logprob is None else logprob
     return values
-
-
-def none_told(tokens: Sequence[Token]) -> Floats:
-    return np.full(len(tokens), np.nan)
 
 
 def in_requests(tokens: Sequence[Token], vocabulary: Vocabulary, limit: int) -> Iterator[list[Token]]:
@@ -109,7 +107,7 @@ def has_logprobs(body: object) -> bool:
     return choice is not None and bool(rows_of(choice.get("logprobs")))
 
 
-def text_only(body: object, *, n: int, top_logprobs: int, vocabulary: Vocabulary | None) -> Draft:
+def text_only(body: object, vocabulary: Vocabulary | None) -> Draft:
     """The one token of an answer without log probabilities, known by its text; no candidates.
 
     An empty text that stopped is the end; half a character has unknown bytes, since only a replacement is shown.
@@ -118,6 +116,6 @@ def text_only(body: object, *, n: int, top_logprobs: int, vocabulary: Vocabulary
     message = choice.get("message")
     text = (message.get("content") if isinstance(message, Mapping) else choice.get("text")) or ""
     ended = text == "" and choice.get("finish_reason") == "stop"
-    token = END if ended else token_of(plain_entry(text, None), vocabulary, literal=text)
+    token = END if ended else token_of(plain_token(text, None), vocabulary, literal=text)
     positions = () if not text and not ended else (Position(token, None, (), np.empty(0)),)
     return Draft(positions, "stop" if ended else "length", usage_of(body))

@@ -16,27 +16,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blackbox_proxy.api.entries import Entry, as_list, entry_of, malformed, plain_entry, token_of
+from blackbox_proxy.api.entries import RawToken, as_list, malformed, plain_token, raw_token, token_of
 from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Token
 
 
-class Row(NamedTuple):
+class RawPosition(NamedTuple):
     """One position as it was answered: the sampled token, the candidates shown, and where its text begins.
 
     `offset`: in characters from the start of the answer's text; None where the server does not say.
     """
 
-    sampled: Entry
-    shown: Sequence[Entry]
+    sampled: RawToken
+    shown: Sequence[RawToken]
     offset: int | None = None
 
 
 # -- the rows ---------------------------------------------------------------------------------------------------------
 
 
-def rows_of(logprobs: object) -> list[Row]:
+def rows_of(logprobs: object) -> list[RawPosition]:
     """The rows of a `logprobs` object; [] where it has none."""
     if logprobs is None:
         return []
@@ -45,7 +45,7 @@ def rows_of(logprobs: object) -> list[Row]:
     content = logprobs.get("content")
     if content is not None:
         return [
-            Row(entry_of(item), [entry_of(other) for other in as_list(item["top_logprobs"])])
+            RawPosition(raw_token(item), [raw_token(other) for other in as_list(item["top_logprobs"])])
             for item in _items(content)
         ]
     columns = [logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
@@ -55,7 +55,7 @@ def rows_of(logprobs: object) -> list[Row]:
     if not len(tokens) == len(own) == len(top):
         raise malformed(f"the columns have {len(tokens)}, {len(own)} and {len(top)} entries")
     offsets = _offsets(logprobs.get("text_offset"), len(tokens))
-    return [Row(plain_entry(tokens[i], own[i]), _legacy_shown(top[i]), offsets[i]) for i in range(len(tokens))]
+    return [RawPosition(plain_token(tokens[i], own[i]), _legacy_shown(top[i]), offsets[i]) for i in range(len(tokens))]
 
 
 def _offsets(column: object, count: int) -> list[int | None]:
@@ -74,18 +74,18 @@ def _items(content: object) -> list[Mapping[str, Any]]:
     return items
 
 
-def _legacy_shown(column: object) -> list[Entry]:
+def _legacy_shown(column: object) -> list[RawToken]:
     if column is None:
         return []
     if not isinstance(column, Mapping):
         raise malformed("top_logprobs has an entry that is not an object")
-    return [plain_entry(text, logprob) for text, logprob in column.items()]
+    return [plain_token(text, logprob) for text, logprob in column.items()]
 
 
 # -- the positions ----------------------------------------------------------------------------------------------------
 
 
-def position_of(row: Row, k: int, vocabulary: Vocabulary | None, *, went_on: bool) -> Position:
+def position_of(row: RawPosition, k: int, vocabulary: Vocabulary | None, *, went_on: bool) -> Position:
     """`went_on`: more text follows, so the sampled token is not the end, however it is spelled."""
     sampled, shown = row.sampled, row.shown
     literal = sampled.text if went_on else None
@@ -140,7 +140,7 @@ def likeliest(position: Position, k: int) -> Position:
     return replace(position, tokens=position.tokens[:k], logprobs=position.logprobs[:k])
 
 
-def joined(row: Row, vocabulary: Vocabulary | None) -> bool:
+def stands_for_several(row: RawPosition, vocabulary: Vocabulary | None) -> bool:
     """Whether a row stands for several tokens, of which only the last is named by its id and has its candidates here.
 
     llama-server holds back tokens that end inside a character, and prints them with the one that completes it. Where
@@ -154,7 +154,7 @@ def joined(row: Row, vocabulary: Vocabulary | None) -> bool:
     return not spelled.isascii() if own is None else own != spelled
 
 
-def may_be_end(row: Row, vocabulary: Vocabulary | None) -> bool:
+def may_be_end(row: RawPosition, vocabulary: Vocabulary | None) -> bool:
     """Whether the spelling of its token makes a difference between a row that ends the text and one that does not."""
     text = row.sampled.text
     alike = (entry for entry in (row.sampled, *row.shown) if entry.text == text)

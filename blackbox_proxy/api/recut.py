@@ -1,8 +1,9 @@
 """Where text that travels as text would be cut into other tokens than it was written in.
 
 A base that is sent its text anew cuts it anew: asked for one token at a time, it sees what its tokenizer makes of the
-whole text. A draft sees the tokens that it wrote itself. The two agree as long as the tokenizer makes just these tokens
-of the text; from the first place on where it does not, the rest of a draft answers another question.
+whole text. A draft sees the tokens that it wrote itself. Say it wrote "a" and then "b", and the tokenizer makes one
+token "ab" of that text: what the draft says after its "b" is not what a later request would be told after "ab". So a
+draft counts up to the first place where the two differ, and no further.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
 from blackbox_proxy.types import Draft, Prompt, Token
 
@@ -68,9 +70,10 @@ class Recut:
 
 
 def until_recut(draft: Draft, recut: Recut | None) -> Draft:
-    """The draft itself as long as its text is cut as it was written, else what of it answers the question.
+    """The draft as far as its text, sent anew, would be cut into the tokens that it was written in.
 
-    The first position after which the text would be cut anew stays; the end of a text needs no cut.
+    The position that makes the difference stays (the "b" of "a", "b" where "ab" is one token): its candidates follow
+    "a" in both. The end of a text is never sent.
     """
     for i, position in enumerate(draft.positions if recut is not None else ()):
         if not position.token.end and recut is not None and not recut.add(position.token):
@@ -80,21 +83,33 @@ def until_recut(draft: Draft, recut: Recut | None) -> Draft:
     return draft
 
 
+def recut_of(sent: Sent, settings: Settings) -> Recut | None:
+    """What watches a draft, where a later request sends its text and the server cuts that anew; else None."""
+    vocabulary = settings.vocabulary
+    if vocabulary is None or sent.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
+        return None
+    if settings.api == "completions":
+        return Recut(after_special(str(sent.before), vocabulary), vocabulary)
+    return Recut(chat_opening(sent.ask.prefix.prompt, settings) + sent.ask.prefix.generated, vocabulary)
+
+
 def after_special(text: str, vocabulary: Vocabulary) -> bytes:
     """What of a text follows the last special token that is written out in it: nothing before can join with it."""
     places = (text.rfind(mark) + len(mark) for mark in vocabulary.special_ids if mark and mark in text)
     return text[max(places, default=0) :].encode("utf-8")
 
 
-def chat_opening(prompt: Prompt, vocabulary: Vocabulary) -> bytes:
+def chat_opening(prompt: Prompt, settings: Settings) -> bytes:
     """The text between the last special token of a rendered chat and the answer; b"" where that cannot be known."""
     last = prompt[-1] if prompt else None
     if isinstance(last, Mapping) and last.get("role") == "assistant":  # begun by the caller, and continued
         return str(last.get("content") or "").encode("utf-8")
+    vocabulary = settings.vocabulary
     try:
-        ids = vocabulary.prompt_ids(prompt, "chat")
+        ids = settings.prompt_ids(prompt, "chat")
     except Exception:  # no template, or one that refuses these roles: the server's own may still take them
         return b""
+    assert vocabulary is not None
     special = [i for i, index in enumerate(ids) if index in vocabulary.special]
     opening = b"".join(vocabulary.token_of(i).bytes or b"" for i in ids[special[-1] + 1 if special else 0 :])
     return opening if utf8_prefix(opening) == len(opening) else b""

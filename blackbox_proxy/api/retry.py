@@ -1,9 +1,10 @@
 """What can go wrong on the way to the API, and what waiting cures.
 
-`named` turns every exception of openai-python and httpx2 into the one of `errors` that says what to do, `reported` an
-error that came inside a 200, `lost` a body that did not arrive whole; `with_retries` repeats a call while its error is
-retryable, waiting as long as the server asks. Only the request and the arrival of its answer belong inside: what an
-answer means is read outside, because a parser that fails in there would buy the same tokens again.
+`translated` turns every exception of openai-python and httpx2 into the one of `errors` that says what to do,
+`error_in_body` an error that came inside a 200, `truncated` a body that did not arrive whole (`decode_body` finds
+both); `with_retries` repeats a call while its error is retryable, waiting as long as the server asks. Only the request
+and the arrival of its answer belong inside: what an answer means is read outside (streaming.py), because a parser that
+fails in there would buy the same tokens again.
 
 Each retry is one line of this module's logger (INFO): attempt, kind of error, wait. Never the error's own words, which
 are the server's and may repeat the prompt.
@@ -12,6 +13,7 @@ are the server's and may repeat the prompt.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import re
@@ -225,7 +227,7 @@ def _number(text: str | None, unit: float) -> float | None:
 # -- naming -----------------------------------------------------------------------------------------------------------
 
 
-def named(error: Exception, *, model: str, url: str, secret: str = "") -> BlackboxError:
+def translated(error: Exception, *, model: str, url: str, secret: str = "") -> BlackboxError:
     """The error of `errors` for one of openai-python or httpx2; the caller raises it from the original.
 
     model, url: what was asked, for the sentence. secret: the API key, taken out of whatever the server said, in the
@@ -250,7 +252,7 @@ def named(error: Exception, *, model: str, url: str, secret: str = "") -> Blackb
             f"no connection to {url}: {_cut(reason)}", hint="Check base_url, that the server runs, and the network."
         )
     if type(error) is openai.APIError:
-        return reported(getattr(error, "body", None), url)
+        return error_in_body(getattr(error, "body", None), url)
     return BaseError(f"the request to {url} failed: {_cut(str(error))}", hint="The cause is attached (__cause__).")
 
 
@@ -299,7 +301,7 @@ def _should_retry(error: openai.APIStatusError) -> bool | None:
     return {"true": True, "false": False}.get(said)
 
 
-def reported(error: object, url: str) -> BaseError:
+def error_in_body(error: object, url: str) -> BaseError:
     """For the `error` of an event in a stream that had begun well, or of a whole answer with status 200."""
     fields = error if isinstance(error, Mapping) else {}
     said, code = _words(error), str(fields.get("code"))
@@ -318,7 +320,24 @@ def reported(error: object, url: str) -> BaseError:
     return ServerFailed(f"{url} failed while it wrote: {said}", hint="Try again later.", status=status)
 
 
-def lost(what: str, hint: str) -> BadResponse:
+def decode_body(content: bytes, url: str) -> object:
+    """The JSON of a body. Raises what can be asked for again: BadResponse where it is no JSON (a gateway's page, a body
+    cut short), and what `error_in_body` makes of an `error` in it.
+    """
+    try:
+        body: object = json.loads(content)
+    except (ValueError, RecursionError):
+        shown = " ".join(content[:400].decode("utf-8", "replace").split())[:80]
+        raise truncated(
+            f"the API answered with something that is not a completion: {shown!r}",
+            hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url, usually ending in /v1.",
+        ) from None
+    if isinstance(body, Mapping) and body.get("error"):
+        raise error_in_body(body["error"], url)
+    return body
+
+
+def truncated(what: str, hint: str) -> BadResponse:
     """For a 200 whose body is not the one that was sent: asking again is the only way to get the answer."""
     error = BadResponse(what, hint=hint)
     error.retryable = True

@@ -16,16 +16,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.entries import plain_entry
+from blackbox_proxy.api.entries import plain_token
 from blackbox_proxy.api.limits import Limiter
-from blackbox_proxy.api.parse import decode_body
-from blackbox_proxy.api.retry import named_limit, with_retries
+from blackbox_proxy.api.retry import decode_body, named_limit, with_retries
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.errors import BadRequest, BadResponse, InputError
 from blackbox_proxy.types import Usage
 
 Text = tuple[int, ...]
-Row = Mapping[int, float]
+Logprobs = Mapping[int, float]
 """id -> log probability, nats; not of all ids."""
 
 _PROMPTS = 256  # of one request
@@ -77,7 +76,7 @@ class Scorer:
             limiter=limiter or Limiter(),
         )
 
-    async def after(self, texts: Sequence[Text]) -> tuple[list[Row], Usage]:
+    async def after(self, texts: Sequence[Text]) -> tuple[list[Logprobs], Usage]:
         """The likeliest ids after each text."""
         while True:
             k = self.top_logprobs
@@ -90,7 +89,7 @@ class Scorer:
                     raise
                 self.top_logprobs = limit
 
-    async def named(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
+    async def reveal(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
         """Text -> id -> log probability, of these ids at least."""
         if self._names:
             try:
@@ -110,9 +109,9 @@ class Scorer:
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    async def _rows(self, texts: Sequence[Text], fields: Mapping[str, Any]) -> tuple[list[Row], Usage]:
+    async def _rows(self, texts: Sequence[Text], fields: Mapping[str, Any]) -> tuple[list[Logprobs], Usage]:
         choices, usage = await self._asked(texts, {"max_tokens": 1, **fields})
-        rows: list[Row] = []
+        rows: list[Logprobs] = []
         for choice in choices:
             tops = _column(choice, "top_logprobs")
             if not tops or not isinstance(tops[0], Mapping):
@@ -205,7 +204,7 @@ def _column(choice: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _id(key: str) -> int:
-    index = plain_entry(key, None).id
+    index = plain_token(key, None).id
     if index is None:
         raise BadResponse(
             f"the server of the model names tokens by their text ({key[:40]!r}), not by their ids",

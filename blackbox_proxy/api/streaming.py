@@ -4,7 +4,7 @@ A position is released as soon as nothing that may still come can change it. Two
 end of the text is one only if nothing follows, and the last token of a text that "stop" ended is the end, whatever it
 looks like, if it added nothing to the text. So a position is held back while its token is spelled like an end, or
 while the text so far does not go beyond the tokens before it; at most one, the last, is held at a time. A whole answer
-is one chunk (parse.py), so that streamed and whole answers cannot differ.
+is one chunk (`parse`), so that streamed and whole answers cannot differ.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blackbox_proxy.api.echo import Echo
+from blackbox_proxy.api.echo import Echo, echo_of
 from blackbox_proxy.api.entries import token_of, utf8
-from blackbox_proxy.api.positions import Row, as_end, joined, may_be_end, position_of, rows_of
+from blackbox_proxy.api.positions import (
+    RawPosition,
+    as_end,
+    likeliest,
+    may_be_end,
+    position_of,
+    rows_of,
+    stands_for_several,
+)
+from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.errors import BadResponse, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import FinishReason, Position, Usage
+from blackbox_proxy.types import Draft, FinishReason, Position, Usage
 
 _STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
@@ -26,7 +35,8 @@ _REPLACEMENT = "\ufffd"
 class Incremental:
     """Reads one answer. n, top_logprobs: what was asked for. echo: what the answer repeats before it goes on.
     shows_end: an ended text may have a position for its end; else a last token printed as nothing is no end.
-    beyond: how many tokens more than n the server may write; they are left out.
+    beyond: how many tokens more than n the server may write; they are left out. kept: how many of the likeliest
+    candidates a position shows, by default all.
 
     `given` counts the released positions that repeat given text, `written` the others; `usage` is the last that the
     API reported, None before.
@@ -41,9 +51,11 @@ class Incremental:
         *,
         shows_end: bool = True,
         beyond: int = 0,
+        kept: int | None = None,
     ) -> None:
         self._beyond = beyond
         self._shows_end = shows_end
+        self._kept = kept
         self._n = n
         self._k = top_logprobs
         self._vocabulary = vocabulary
@@ -51,7 +63,7 @@ class Incremental:
         self._rows = 0
         self._generated = 0
         self._lost = False
-        self._held: Row | None = None
+        self._held: RawPosition | None = None
         self._text: str | None = None
         self._hidden = False
         self._reason: object = None
@@ -89,7 +101,7 @@ class Incremental:
             if self._held is not None:
                 released.append(self._release(self._held, went_on=True))
             self._held = row
-            if joined(row, self._vocabulary):
+            if stands_for_several(row, self._vocabulary):
                 self._held, self._lost = None, True
                 break
         if self._held is not None and not self._may_change(self._held):
@@ -137,7 +149,7 @@ class Incremental:
     def _goes_on(self) -> bool:
         return not self._lost and (self._echo is None or self._echo.goes_on)
 
-    def _apart(self, rows: list[Row]) -> tuple[list[Position], list[Row]]:
+    def _apart(self, rows: list[RawPosition]) -> tuple[list[Position], list[RawPosition]]:
         """The positions of given text among the rows, and the rows that were generated."""
         if self._echo is None:
             return [], rows
@@ -145,22 +157,26 @@ class Incremental:
         for i, row in enumerate(rows):
             if self._lost:
                 break
-            place = self._echo.place(row, self._vocabulary)
+            token = token_of(row.sampled, self._vocabulary, literal=row.sampled.text)
+            place = self._echo.place(token, row.offset, has_candidates=bool(row.shown))
             if place == "after":
                 return given, rows[i:]
             if place == "given":
-                given.append(position_of(row, self._k, self._vocabulary, went_on=self._echo.literal))
+                given.append(self._position(row, went_on=self._echo.literal))
             self._lost = place == "lost"
         return given, []
 
-    def _release(self, row: Row, *, went_on: bool) -> Position:
-        position = position_of(row, self._k, self._vocabulary, went_on=went_on)
-        self.written += 1
+    def _release(self, row: RawPosition, *, went_on: bool) -> Position:
+        position = self._position(row, went_on=went_on)
         spelled = position.token.bytes
         self._spelled = self._spelled + spelled if self._spelled is not None and spelled else None
         return position
 
-    def _may_change(self, row: Row) -> bool:
+    def _position(self, row: RawPosition, *, went_on: bool) -> Position:
+        position = position_of(row, self._k, self._vocabulary, went_on=went_on)
+        return position if self._kept is None else likeliest(position, self._kept)
+
+    def _may_change(self, row: RawPosition) -> bool:
         """Whether this last row would be another position if text followed, or if the text ended here."""
         if may_be_end(row, self._vocabulary):
             return True
@@ -194,6 +210,32 @@ class Incremental:
         if self._hidden or text is None:
             return None
         return text if self._echo is None else self._echo.rest(text)
+
+
+def reader_of(sent: Sent, settings: Settings) -> Incremental:
+    """A new reader of one answer to this."""
+    dialect = settings.dialect
+    return Incremental(
+        sent.n,
+        settings.top_logprobs,
+        settings.vocabulary,
+        echo_of(sent, dialect),
+        shows_end=dialect.shows_end,
+        beyond=dialect.beyond,
+        kept=settings.kept,
+    )
+
+
+def parse(body: object, reader: Incremental) -> Draft:
+    """The draft in a completion or chat completion, read by a new reader, which knows what was asked for.
+
+    `finish` is "stop" where the API says that the text ended after the last position, whether or not that position is
+    the end itself. `usage` counts one call, and tokens where the API does. Raises BadResponse and NoLogprobs.
+    """
+    choice_of(body)
+    positions = reader.feed(body)
+    last, finish = reader.finish()
+    return Draft((*positions, *last), finish, usage_of(body), reader.given)
 
 
 def _adds_nothing(position: Position, before: bytes | None, text: str | None) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from blackbox_proxy.api.naming import logit_bias, named
+from blackbox_proxy.api.naming import from_row, logit_bias
 from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
@@ -190,7 +190,7 @@ class TransformersBase:
         ids = self._ids(prefix)
         self._check_window(len(ids) + 1)
         row = await self._on_thread(lambda: self._rows(ids, keep=1)[0].cpu().numpy().astype(np.float64))
-        return Revealed(named(tokens, row, self.vocabulary), Usage(1, len(ids), 1))
+        return Revealed(from_row(tokens, row, self.vocabulary), Usage(1, len(ids), 1))
 
     async def steer(
         self,

@@ -1,8 +1,8 @@
 """A base behind an OpenAI-compatible API. opening.py makes it from checked arguments.
 
-One draft is one request: payload.py builds it (given.py, where it has given text), connection.py sends it, retry.py
-sends it again where that helps, parse.py reads the answer, streaming.py one that arrives in parts, and recut.py says
-where it stops being an answer to what will be asked next. single.py asks about tokens by name.
+One draft is one request. sent.py says what travels, payload.py builds the request, connection.py sends it, retry.py
+sends it again where that helps; streaming.py reads the answer, in one piece or as it arrives, and recut.py says where
+its tokens stop being those that a later request would send. single.py asks about tokens by name.
 """
 
 from __future__ import annotations
@@ -16,24 +16,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.echo import Plan, plan
 from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.meter import Meter, sent_tokens
 from blackbox_proxy.api.native import native_answer
-from blackbox_proxy.api.parse import decode_body, parse
-from blackbox_proxy.api.payload import (
-    Settings,
-    as_text,
-    can_continue,
-    check,
-    draws_what_it_shows,
-    prompt_length,
-    request,
-)
-from blackbox_proxy.api.positions import likeliest
-from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_recut
-from blackbox_proxy.api.retry import named_limit, note_break, refuses_streams, with_retries
-from blackbox_proxy.api.streaming import Incremental, usage_of
+from blackbox_proxy.api.payload import draws_what_it_shows, request
+from blackbox_proxy.api.recut import recut_of, until_recut
+from blackbox_proxy.api.retry import decode_body, named_limit, note_break, refuses_streams, with_retries
+from blackbox_proxy.api.sent import Sent, Settings, can_continue, carried, check, prompt_length
+from blackbox_proxy.api.streaming import Incremental, parse, reader_of, usage_of
 from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.single import OneToken
 from blackbox_proxy.dialects.table import PROBED
@@ -46,7 +36,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
+class _InOnePiece:
     """The JSON of an answer that came in one piece where a stream was asked for."""
 
     body: object
@@ -181,22 +171,19 @@ class OpenAIBase(OneToken):
         `usage.api_calls` counts requests answered with 200 (so 1 here), `usage.retries` the failed ones before it.
         Raises BaseError and InputError; nothing of openai or httpx2 gets out, their exceptions are the `__cause__`.
         """
-        asked = self._plan(ask)
-        if asked is None:
+        sent = self._sent(ask)
+        if sent is None:
             return Draft(())
         body, settings, retries = await self._asked(
-            lambda settings: request(
-                asked.prefix, settings, asked.n, temperature=ask.temperature, seed=ask.seed, fields=asked.fields
-            ),
-            lambda arguments, _: self._whole(arguments),
+            lambda settings: request(sent, settings), lambda arguments, _: self._answer(arguments)
         )
         try:
-            draft = self._read(body, asked, settings, Usage(retries=retries))
+            draft = self._read(body, sent, settings, Usage(retries=retries))
         except (NoLogprobs, BadResponse) as error:
-            if not self._hides(ask.given):
+            if not self._hides(ask):
                 raise
             return await self._brought_out(ask.prefix, usage_of(body) + Usage(retries=retries), error)
-        if self._hides(ask.given) and not draft.positions and draft.finish is None:
+        if self._hides(ask) and not draft.positions and draft.finish is None:
             return await self._brought_out(ask.prefix, draft.usage)
         return draft
 
@@ -214,52 +201,25 @@ class OpenAIBase(OneToken):
         if not (abilities.streams_scored if ask.given else abilities.streams):
             yield await self.draft(ask)
             return
-        asked = self._plan(ask)
-        if asked is None:
+        sent = self._sent(ask)
+        if sent is None:
             yield Draft(())
             return
-        sent: dict[str, Any] = {}
-
-        def build(settings: Settings) -> dict[str, Any]:
-            sent.update(
-                request(
-                    asked.prefix,
-                    settings,
-                    asked.n,
-                    temperature=ask.temperature,
-                    seed=ask.seed,
-                    stream=True,
-                    fields=asked.fields,
-                )
-            )
-            return dict(sent)
-
-        meter = Meter(lambda: sent_tokens(asked.prefix, sent, self.settings))
+        meter = Meter(lambda: sent_tokens(sent, self.settings))
         try:
             (first, rest, reader), settings, retries = await self._asked(
-                build, lambda arguments, settings: self._begin(arguments, settings, asked)
+                lambda settings: request(sent, settings, stream=True),
+                lambda arguments, settings: self._begin(arguments, reader_of(sent, settings)),
             )
         except (NoLogprobs, BadResponse, BadRequest) as error:
-            # Where parts of characters are held back, what is missing is one. But a chat that repeats its prefill
-            # begins with text alone, too: a whole answer tells.
-            hidden = self._hides(ask.given) and not isinstance(error, BadRequest) and not error.retryable
-            if hidden and not (ask.prefix.tokens and self.settings.api == "chat"):
-                yield await self._brought_out(ask.prefix, meter.last(None), error)
-                return
-            refused = isinstance(error, BadRequest) and not refuses_streams(error)
-            if not hidden and (isinstance(error, BadResponse) or refused):
-                raise
-            self._streams = hidden
-            lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
-            draft = await self.draft(ask)
-            yield replace(draft, usage=draft.usage + lost)
+            yield await self._not_streamed(ask, error, meter)
             return
-        recut, finish, more = self._recut(asked), None, Usage(retries=retries)
-        part: Draft | _Whole | None = first
+        recut, finish, more = recut_of(sent, settings), None, Usage(retries=retries)
+        part: Draft | _InOnePiece | None = first
         positions = 0
         async with aclosing(rest):
-            if isinstance(first, _Whole):
-                draft = self._read(first.body, asked, settings, more)
+            if isinstance(first, _InOnePiece):
+                draft = self._read(first.body, sent, settings, more)
                 self._streams = False
                 yield draft
                 return
@@ -281,20 +241,35 @@ class OpenAIBase(OneToken):
                     note_break(error, positions)
                     more += Usage(retries=1)
                     break
-        if self._hides(ask.given) and not positions and finish is None:
+        if self._hides(ask) and not positions and finish is None:
             yield await self._brought_out(ask.prefix, meter.last(reader.usage) + more)
         else:
             yield Draft((), finish, meter.last(reader.usage) + more)
 
+    async def _not_streamed(self, ask: Ask, error: BaseError, meter: Meter) -> Draft:
+        """The draft where a stream failed before its first position. Raises the error where nothing else helps."""
+        # Where parts of characters are held back, what is missing is one. But a chat that repeats its prefill begins
+        # with text alone, too: a whole answer tells.
+        hidden = self._hides(ask) and not isinstance(error, BadRequest) and not error.retryable
+        if hidden and not (ask.prefix.tokens and self.settings.api == "chat"):
+            return await self._brought_out(ask.prefix, meter.last(None), error)
+        refused = isinstance(error, BadRequest) and not refuses_streams(error)
+        if not hidden and (isinstance(error, BadResponse) or refused):
+            raise error
+        self._streams = hidden
+        lost = Usage(retries=1) if isinstance(error, BadRequest) else meter.last(None)
+        draft = await self.draft(ask)
+        return replace(draft, usage=draft.usage + lost)
+
     # -- what asks and what is read -------------------------------------------------------------------------------
 
-    def _plan(self, ask: Ask) -> Plan | None:
+    def _sent(self, ask: Ask) -> Sent | None:
         if ask.given and not self.abilities.scores:
             raise InputError(
                 f"the {self.settings.dialect.name!r} dialect's {self.settings.api} API does not score given text",
                 hint='Of the servers known, those of dialect="vllm" and "host" do, through api="completions".',
             )
-        return plan(ask.prefix, ask.n, ask.given, self.settings)
+        return carried(ask, self.settings)
 
     async def _asked(
         self,
@@ -324,57 +299,27 @@ class OpenAIBase(OneToken):
                 refused += 1
                 self.settings = replace(self.settings, top_logprobs=limit)
 
-    async def _whole(self, arguments: dict[str, Any]) -> object:
+    async def _answer(self, arguments: dict[str, Any]) -> object:
         """A whole answer's JSON."""
         body = decode_body(await self._connection.send(arguments), self.url)
         return body if self.settings.dialect.native is None else native_answer(body, arguments)
 
-    def _read(self, body: object, asked: Plan, settings: Settings, more: Usage) -> Draft:
-        draft = parse(
-            body,
-            n=asked.n,
-            top_logprobs=settings.top_logprobs,
-            vocabulary=settings.vocabulary,
-            echo=asked.echo(settings),
-            shows_end=settings.dialect.shows_end,
-            beyond=settings.dialect.beyond,
-        )
-        kept = tuple(likeliest(position, settings.kept) for position in draft.positions)
-        return replace(until_recut(replace(draft, positions=kept), self._recut(asked)), usage=draft.usage + more)
-
-    def _recut(self, asked: Plan) -> Recut | None:
-        """Where a later request sends text that the server will cut anew, what watches for that; else None."""
-        settings, prefix, vocabulary = self.settings, asked.before, self.settings.vocabulary
-        if vocabulary is None or asked.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
-            return None
-        if settings.api == "completions":
-            return Recut(after_special(as_text(prefix, settings), vocabulary), vocabulary)
-        return Recut(chat_opening(prefix.prompt, vocabulary) + prefix.generated, vocabulary)
+    def _read(self, body: object, sent: Sent, settings: Settings, more: Usage) -> Draft:
+        draft = parse(body, reader_of(sent, settings))
+        return replace(until_recut(draft, recut_of(sent, settings)), usage=draft.usage + more)
 
     async def _begin(
-        self, arguments: dict[str, Any], settings: Settings, asked: Plan
-    ) -> tuple[Draft | _Whole, AsyncGenerator[Draft | _Whole, None], Incremental]:
+        self, arguments: dict[str, Any], reader: Incremental
+    ) -> tuple[Draft | _InOnePiece, AsyncGenerator[Draft | _InOnePiece, None], Incremental]:
         """A stream read up to its first position (or to its end), the rest of it, and its reader."""
-        reader = Incremental(
-            asked.n,
-            settings.top_logprobs,
-            settings.vocabulary,
-            asked.echo(settings),
-            shows_end=settings.dialect.shows_end,
-            beyond=settings.dialect.beyond,
-        )
-        rest = self._parts(arguments, reader, settings.kept)
+        rest = self._parts(arguments, reader)
         return await anext(rest), rest, reader
 
-    async def _parts(
-        self, arguments: dict[str, Any], reader: Incremental, k: int
-    ) -> AsyncGenerator[Draft | _Whole, None]:
-        """The positions as they arrive, with their k likeliest candidates, and at last a part with the finish; or an
-        answer in one piece.
-        """
+    async def _parts(self, arguments: dict[str, Any], reader: Incremental) -> AsyncGenerator[Draft | _InOnePiece, None]:
+        """The positions as they arrive, and at last a part with the finish; or an answer in one piece."""
         async with self._connection.open(arguments) as answer:
             if not answer.streams:
-                yield _Whole(decode_body(await answer.body(), self.url))
+                yield _InOnePiece(decode_body(await answer.body(), self.url))
                 return
             try:
                 async for chunk in answer:
@@ -383,8 +328,7 @@ class OpenAIBase(OneToken):
                     if reader.unscored:
                         raise NoLogprobs("the API streams text without log probabilities")
                     if positions:
-                        kept = tuple(likeliest(position, k) for position in positions)
-                        yield Draft(kept, given=reader.given - before)
+                        yield Draft(positions, given=reader.given - before)
                     if reader.done:
                         break
             except BaseError as error:
@@ -392,8 +336,7 @@ class OpenAIBase(OneToken):
                     raise
             if not (reader.complete or reader.done):
                 raise ConnectionFailed(f"{self.url} ended its answer early", hint="Try again.")
-            last, finish = reader.finish()
-            yield Draft(tuple(likeliest(position, k) for position in last), finish)
+            yield Draft(*reader.finish())
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""

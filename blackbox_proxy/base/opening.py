@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from blackbox_proxy.api.connection import NO_KEY, shown_url
 from blackbox_proxy.api.limits import Limiter
-from blackbox_proxy.api.payload import RESERVED, Settings
+from blackbox_proxy.api.payload import RESERVED
+from blackbox_proxy.api.sent import Settings
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.dialects.findings import Findings, base_dialect, load, saved
 from blackbox_proxy.dialects.guessing import AUTO, dialect_of, located

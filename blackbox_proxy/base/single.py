@@ -15,23 +15,23 @@ import numpy as np
 
 from blackbox_proxy.api.naming import (
     BIAS_LIMIT,
-    from_position,
+    from_draft,
     given_logprobs,
     has_logprobs,
     ids_of,
     in_requests,
     logit_bias,
-    none_told,
     text_only,
     without_logprobs,
 )
-from blackbox_proxy.api.parse import parse
-from blackbox_proxy.api.payload import Settings, request
+from blackbox_proxy.api.payload import request
+from blackbox_proxy.api.sent import Settings, carried
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, InputError, NoLogprobs
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
 
-_WHOLE = "a"  # text that is whole characters in any vocabulary
+_LETTER = "a"  # text that is whole characters in any vocabulary
 _T = TypeVar("_T")
 
 
@@ -57,11 +57,12 @@ class OneToken(ABC):
         """What `send` returns, the settings that it was asked with, and how many requests failed before."""
 
     @abstractmethod
-    async def _whole(self, arguments: dict[str, Any]) -> object:
+    async def _answer(self, arguments: dict[str, Any]) -> object:
         """A whole answer's JSON."""
 
-    def _hides(self, given: Sequence[Token]) -> bool:
-        return self.settings.dialect.hides_parts and not given
+    def _hides(self, ask: Ask) -> bool:
+        """Whether the server may have written what it does not show."""
+        return self.settings.dialect.hides_parts and not ask.given
 
     async def _brought_out(self, prefix: Prefix, spent: Usage, hidden: BaseError | None = None) -> Draft:
         """The candidates at a place where the server holds back the token it wrote, since it ends inside a character.
@@ -70,7 +71,7 @@ class OneToken(ABC):
         likeliest then stands for what it wrote. `hidden` is raised where it shows none even so.
         """
         try:
-            draft = await self._one(prefix, {"logit_bias": {_WHOLE: BIAS_LIMIT}}, self.settings.top_logprobs)
+            draft = await self._one(Ask(prefix, 1), {"logit_bias": {_LETTER: BIAS_LIMIT}}, self.settings.top_logprobs)
         except (NoLogprobs, BadResponse) as error:
             raise hidden or error from None
         shown = [replace(p, token=p.tokens[0], logprob=float(p.logprobs[0])) for p in draft.positions]
@@ -96,8 +97,8 @@ class OneToken(ABC):
         told, usage = [np.empty(0)], Usage()
         for some in in_requests(tokens, vocabulary, dialect.named_limit):
             ids = [index for token in some for index in ids_of(token, vocabulary)]
-            draft = await self._one(prefix, {dialect.named: ids}, len(ids) + 1)
-            told.append(from_position(some, draft.positions[0], vocabulary) if draft.positions else none_told(some))
+            draft = await self._one(Ask(prefix, 1), {dialect.named: ids}, len(ids) + 1)
+            told.append(from_draft(some, draft, vocabulary))
             usage += draft.usage
         return Revealed(np.concatenate(told), usage)
 
@@ -115,35 +116,30 @@ class OneToken(ABC):
         """
         settings = self.settings
         fields = {"logit_bias": logit_bias(bias, settings.vocabulary, self.abilities.biases)}
-        return await self._one(prefix, fields, 1, temperature=temperature, top_p=top_p, seed=seed, bare=True)
+        return await self._one(Ask(prefix, 1, temperature, seed), fields, 1, top_p=top_p, bare=True)
 
     async def _one(
-        self,
-        prefix: Prefix,
-        fields: Mapping[str, Any],
-        k: int,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        bare: bool = False,
+        self, ask: Ask, fields: Mapping[str, Any], k: int, *, top_p: float = 1.0, bare: bool = False
     ) -> Draft:
         """One token in one request with further fields; bare: log probabilities are welcome, not needed."""
+        sent = carried(ask, self.settings)
+        assert sent is not None  # nothing is given
 
         def build(settings: Settings) -> dict[str, Any]:
-            arguments = request(prefix, settings, 1, temperature=temperature, seed=seed, fields=fields)
-            arguments["top_p"] = top_p
+            arguments = {**request(sent, settings, fields=fields), "top_p": top_p}
             return without_logprobs(arguments) if bare and not self._shows else arguments
 
         try:
-            body, settings, retries = await self._asked(build, lambda arguments, _: self._whole(arguments))
+            body, settings, retries = await self._asked(build, lambda arguments, _: self._answer(arguments))
         except BadRequest as error:
             if not (bare and self._shows and "logprobs" in str(error)):
                 raise
             self._shows = False
-            return await self._one(prefix, fields, k, temperature=temperature, top_p=top_p, seed=seed, bare=True)
-        read = text_only if bare and not has_logprobs(body) else parse
-        draft = read(body, n=1, top_logprobs=k, vocabulary=settings.vocabulary)
+            return await self._one(ask, fields, k, top_p=top_p, bare=True)
+        if bare and not has_logprobs(body):
+            draft = text_only(body, settings.vocabulary)
+        else:
+            draft = parse(body, Incremental(1, k, settings.vocabulary))
         return replace(draft, usage=draft.usage + Usage(retries=retries))
 
 

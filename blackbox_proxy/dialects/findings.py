@@ -40,86 +40,76 @@ Parts = Literal["escaped", "replaced"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What an endpoint was seen to do. Differences (`…_drift`) are the largest of a log probability, in nats.
+    """What an endpoint was seen to do. Differences (`…_drift`) are the largest of a log probability, in nats."""
 
-    Which: url (without user, password and query), model, api; asked_at, ISO; dialect: the one that it was asked in.
-    apis: what each gives: "log probabilities", "text only", or why it gives nothing. owner: what it writes as
-    `owned_by`; claims: the dialect that this names; recognised: that, the URL or the caller did name one. listed:
-    whether the model is in its list. window: tokens.
-
-    k: the most `top_logprobs`, 0 where it shows none; k_how: it "named" that limit, shows no more whatever is asked
-    ("silent"), took it after refusing more ("tried"), or took all that was asked ("open"). outside: a token written
-    beyond the k is "listed" besides them, "missing", or "cut" the k short. chat_length, omit: as in `Dialect`, where
-    the server corrected them.
-    ids: of candidates: "shown" unasked, "on request", "no". bytes, parts, wrong: as in `answered.Spelling`.
-    joined: some rows stood for several tokens, of which only the last is told. overwritten: candidates that are written
-    alike took each other's place. sentinels: numbers that stood for none.
-
-    ids_in: prompts of token ids are taken. ids_drift, text_drift, prefill_drift: between a draft and its own
-    continuation from a prefix of ids, of text, of a chat message. prefill: the fields of body and message with which
-    chat continues; {} where nothing made it. keeps_space: of a message that ends in white space. repeats: the text of
-    the answer begins with what was continued.
-    echo: log probabilities of a prompt come back ("scored"), only its "text", nothing ("ignored"), or it is "refused".
-    streams: "log probabilities", only "text", or the answer comes "whole". stream_options: whether they are taken.
-    bias: "honoured", "ignored" or "refused"; reflected: in the numbers shown; bias_keys: as many were taken. named: the
-    field that names tokens to show; "" where none did.
-    after: what the numbers have been through. greedy: at temperature 0 it writes the likeliest it shows. repeated: how
-    often the same was asked, same_text and drift: whether the text was the same, and the numbers.
-    end: how the end of text shows. limits: headers about rate limits. refused: question -> why it has no answer.
-    calls: requests that the probe made; tokens as the API counted them.
-    """
-
-    url: str
+    # Which endpoint.
+    url: str  # without user, password and query
     model: str
     api: Api
-    dialect: str
-    asked_at: str = ""
-    apis: Mapping[str, str] = field(default_factory=dict)
-    owner: str | None = None
-    claims: str | None = None
-    recognised: bool = True
-    listed: bool | None = None
-    window: int | None = None
-    k: int | None = None
+    dialect: str  # the one that it was asked in
+    asked_at: str = ""  # ISO
+    apis: Mapping[str, str] = field(default_factory=dict)  # API -> "log probabilities", "text only", or why nothing
+    owner: str | None = None  # what it writes as `owned_by`
+    claims: str | None = None  # the dialect that this names
+    recognised: bool = True  # that, the URL or the caller did name a dialect
+    listed: bool | None = None  # the model is in its list
+    window: int | None = None  # tokens
+
+    # How many candidates.
+    k: int | None = None  # the most `top_logprobs`; 0 where it shows none
+    # It "named" that limit, shows no more whatever is asked ("silent"), took it after refusing more ("tried"), or took
+    # all that was asked ("open").
     k_how: Literal["named", "silent", "tried", "open"] | None = None
+    # A token written beyond the k is "listed" besides them, "missing", or "cut" the k short.
     outside: Literal["listed", "missing", "cut"] | None = None
-    chat_length: str | None = None
-    omit: tuple[str, ...] = ()
-    ids: Literal["shown", "on request", "no"] | None = None
-    bytes: Bytes | None = None
-    parts: Parts | None = None
-    wrong: int | None = None
-    joined: bool | None = None
-    overwritten: bool | None = None
-    sentinels: tuple[float, ...] = ()
-    ids_in: bool | None = None
-    ids_drift: float | None = None
-    text_drift: float | None = None
-    prefill: Mapping[str, Any] | None = None
-    prefill_drift: float | None = None
-    keeps_space: bool | None = None
-    repeats: bool | None = None
+    chat_length: str | None = None  # as in `Dialect`, where the server corrected it
+    omit: tuple[str, ...] = ()  # the same
+
+    # How tokens are written.
+    ids: Literal["shown", "on request", "no"] | None = None  # of candidates; "shown": unasked
+    bytes: Bytes | None = None  # as in `answers.Spelling`
+    parts: Parts | None = None  # the same
+    wrong: int | None = None  # the same
+    joined: bool | None = None  # some rows stood for several tokens, of which only the last is told
+    overwritten: bool | None = None  # candidates that are written alike took each other's place
+    sentinels: tuple[float, ...] = ()  # numbers that stood for no log probability
+
+    # Whether it goes on from what was issued.
+    ids_in: bool | None = None  # prompts of token ids are taken
+    ids_drift: float | None = None  # between a draft and its own continuation from a prefix of ids
+    text_drift: float | None = None  # from a prefix of text
+    prefill: Mapping[str, Any] | None = None  # fields of body and message with which chat continues; {}: none made it
+    prefill_drift: float | None = None  # from a begun chat message
+    keeps_space: bool | None = None  # of a message that ends in white space
+    repeats: bool | None = None  # the text of the answer begins with what was continued
+
+    # Given text and streams.
+    # Log probabilities of a prompt come back ("scored"), only its "text", nothing ("ignored"), or it is "refused".
     echo: Literal["scored", "text", "ignored", "refused"] | None = None
-    echo_drift: float | None = None
-    echo_last: bool | None = None
+    echo_drift: float | None = None  # between a draft and the same text given
+    echo_last: bool | None = None  # only the last so many tokens come back where that is asked
     echo_streams: bool | None = None
-    prompt_logprobs: bool | None = None
-    streams: Literal["log probabilities", "text", "whole"] | None = None
-    stream_options: bool | None = None
+    prompt_logprobs: bool | None = None  # that field is honoured
+    streams: Literal["log probabilities", "text", "whole"] | None = None  # "whole": the answer comes in one piece
+    stream_options: bool | None = None  # they are taken
+
+    # What bends the choice, and what the numbers have been through.
     bias: Literal["honoured", "ignored", "refused"] | None = None
-    reflected: bool | None = None
-    bias_keys: int = 0
-    named: str | None = None
-    after: Literal["nothing", "temperature"] | None = None
-    greedy: bool | None = None
-    repeated: int = 0
-    same_text: bool | None = None
-    drift: float | None = None
-    end: str | None = None
-    limits: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    calls: int = 0
-    prompt_tokens: int = 0
+    reflected: bool | None = None  # a bias is seen in the numbers shown
+    bias_keys: int = 0  # as many were taken
+    named: str | None = None  # the field that names tokens to show; "" where none did
+    after: Literal["nothing", "temperature"] | None = None  # what the numbers have been through
+    greedy: bool | None = None  # at temperature 0 it writes the likeliest it shows
+    repeated: int = 0  # how often the same was asked
+    same_text: bool | None = None  # whether the text was the same then
+    drift: float | None = None  # and the numbers
+    end: str | None = None  # how the end of text shows
+
+    # What it took.
+    limits: Mapping[str, str] = field(default_factory=dict)  # headers about rate limits
+    refused: Mapping[str, str] = field(default_factory=dict)  # question -> why it has no answer
+    calls: int = 0  # requests that the probe made
+    prompt_tokens: int = 0  # as the API counted them
     completion_tokens: int = 0
 
     def onto(self, dialect: Dialect) -> Dialect:

@@ -1,9 +1,9 @@
 """What differs between "OpenAI-compatible" servers, as data.
 
-Nothing in here runs: payload.py and parse.py read these fields, and a further server is a further entry of `DIALECTS`.
-What a server *answers* needs no field where the answer itself tells (both log-probability shapes, ids printed as
-"token_id:17", the end of the text): parse.py recognises those from any server. guessing.py finds the entry for a URL,
-emulation.py says how `host` behaves like a server, support.py prints what can be done with each.
+Nothing in here runs: the requests and their readers follow these fields, and a further server is a further entry of
+`DIALECTS`. What a server *answers* needs no field where the answer itself tells (both log-probability shapes, ids
+printed as "token_id:17", the end of the text): entries.py recognises those from any server. guessing.py finds the entry
+for a URL, emulation.py says how `host` behaves like a server, support.py prints what can be done with each.
 
 Where it is not known what a server does, its entry says what is safe: no continuation, no given text, no claim that a
 draft is drawn from the very probabilities shown.
@@ -41,86 +41,63 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One kind of server.
-
-    What it has:
-    `apis`: which of the two give log probabilities. `completions_k`, `chat_k`: the most `top_logprobs` that API gives;
-    None where the server sets no fixed limit.
-    `prefix`: how a completions prefix travels where the tokenizer is known; without a tokenizer it is always text.
-    `prefill`: how a chat continues; None where it cannot, so that only single tokens can be decoded through it.
-    `echo`: fields that make the completions API repeat its prompt with the candidates at every token of it; None where
-    it cannot. `echo_last`: the field that limits this to the last so many tokens. `echo_streams`: it does so in a
-    stream, too.
-    `streams`: log probabilities stream. `usage_stream`: the `stream_options` to send with a stream.
-    `named`: the field of the body that holds ids whose log probabilities shall be shown (at most `named_limit` of
-    them); None where there is none. `bias_keys`: how many tokens a `logit_bias` may name; 0 where it is not honoured.
-
-    How it is asked:
-    `ids_out`: fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide
-    what the token is, and then its text is worth more. `ids_shown`: they come unasked, beside the text.
-    `chat_length`: what the chat API calls the number of tokens to generate. `chat_logprobs`: how it is asked for log
-    probabilities, by "top_logprobs" besides `logprobs: true` or by a "number" in `logprobs`.
-    `seed`: what it calls the seed; None where it has none. `omit`: fields that are usually sent and that it refuses.
-    `extra_body`: sent with every request, below the caller's own `extra_body`.
-    `native`: the route of its own, below the server's root, that is asked in place of OpenAI's (native.py translates).
-
-    What its numbers mean:
-    `shown_after`: what the log probabilities have been through: nothing (they are the model's own), a `logit_bias`, or
-    also the temperature; None where that is not known. A greedy answer has no temperature anywhere, and a draft is
-    drawn at 1 or not at all, so that the model's own are shown in either case.
-    `draws`: what is drawn at temperature 1, top_p 1 comes from the very probabilities that are shown, and all of it is
-    shown. `hides_parts`: tokens that end inside a character are not, so that a bias must bring out what else could
-    have stood in their place. `shows_end`: a text that the model ended may have a position for its end.
-    `beyond`: how many tokens it may write more than were asked for. `tells_parts`: a token that ends inside a character
-    is not written as if it were the whole characters in it. `chat_counts_own`: the token drawn takes one of the
-    k places of chat, so that only k - 1 candidates are shown whatever is drawn.
-
-    Where it is:
-    `home`: the URL of the one service that speaks it. `key_variable`: the environment variable with the key for it.
-    `key_header`: the header that takes the key, None for the usual one. `deployment`: the path below the root of the
-    service, with "{model}" in it, and `query`: what such a URL needs, unless it is there.
-    `hosts`: host names by which it is known, and all names below them. `owners`: what it writes as `owned_by` in its
-    list of models.
-    `evidence`: what this entry rests on.
-    """
+    """One kind of server."""
 
     name: str
-    completions_k: int | None
-    chat_k: int | None
-    apis: tuple[Api, ...] = ("completions", "chat")
+
+    # What it has.
+    completions_k: int | None  # the most `top_logprobs` of completions; None where the server sets no fixed limit
+    chat_k: int | None  # the same of chat
+    apis: tuple[Api, ...] = ("completions", "chat")  # those that give log probabilities
+    # How a completions prefix travels where the tokenizer is known; without a tokenizer it is always text.
     prefix: Literal["ids", "text"] = "text"
-    prefill: Prefill | None = None
-    ids_out: Mapping[str, Any] = field(default_factory=dict)
-    ids_shown: bool = False
-    chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
-    seed: str | None = "seed"
-    omit: tuple[str, ...] = ()
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    native: str | None = None
-    streams: bool = True
-    usage_stream: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
+    prefill: Prefill | None = None  # how a chat continues; None: it cannot, so single tokens are all it can decode
+    # Fields that make completions repeat the prompt with the candidates at every token of it; None where it cannot.
     echo: Mapping[str, Any] | None = None
-    echo_last: str | None = None
-    echo_streams: bool = False
-    draws: bool = True
-    hides_parts: bool = False
-    chat_counts_own: bool = False
-    shows_end: bool = True
-    beyond: int = 0
-    tells_parts: bool = True
+    echo_last: str | None = None  # the field that limits this to the last so many tokens
+    echo_streams: bool = False  # it does so in a stream, too
+    streams: bool = True  # log probabilities stream
+    usage_stream: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})  # `stream_options`
+    named: str | None = None  # the field that holds ids whose log probabilities shall be shown
+    named_limit: int = 128  # how many ids it takes
+    bias_keys: int = 0  # how many tokens a `logit_bias` may name; 0 where it is not honoured
+
+    # How it is asked.
+    # Fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide what the
+    # token is, and then its text is worth more.
+    ids_out: Mapping[str, Any] = field(default_factory=dict)
+    ids_shown: bool = False  # ids come unasked, beside the text
+    chat_length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # chat's number of tokens to generate
+    # How chat is asked for log probabilities: "top_logprobs" besides `logprobs: true`, or a "number" in `logprobs`.
+    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
+    seed: str | None = "seed"  # what it calls the seed; None where it has none
+    omit: tuple[str, ...] = ()  # fields that are usually sent and that it refuses
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # of every request, below the caller's `extra_body`
+    native: str | None = None  # the route below the server's root that is asked in place of OpenAI's (native.py)
+
+    # What its numbers mean.
+    # What the log probabilities have been through: nothing (they are the model's own), a `logit_bias`, or also the
+    # temperature; None where that is not known. A greedy answer has no temperature anywhere, and a draft is drawn at 1
+    # or not at all, so that the model's own are shown in either case.
     shown_after: After | None = None
-    named: str | None = None
-    named_limit: int = 128
-    bias_keys: int = 0
-    home: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    key_header: str | None = None
-    deployment: str | None = None
-    query: Mapping[str, str] = field(default_factory=dict)
-    hosts: tuple[str, ...] = ()
-    owners: tuple[str, ...] = ()
-    evidence: str = SCHEMA
+    draws: bool = True  # at temperature 1, top_p 1 it draws from the very probabilities it shows, and shows all of it
+    # It does not show tokens that end inside a character: a bias must bring out what else could have stood there.
+    hides_parts: bool = False
+    shows_end: bool = True  # a text that the model ended may have a position for its end
+    beyond: int = 0  # how many tokens it may write more than were asked for
+    tells_parts: bool = True  # a token that ends inside a character is not written as the whole characters in it
+    # The token drawn takes one of the k places of chat, so that only k - 1 candidates are shown whatever is drawn.
+    chat_counts_own: bool = False
+
+    # Where it is.
+    home: str | None = None  # the URL of the one service that speaks it
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key for it
+    key_header: str | None = None  # the header that takes the key, None for the usual one
+    deployment: str | None = None  # the path below the service's root, with "{model}" in it
+    query: Mapping[str, str] = field(default_factory=dict)  # what such a URL needs, unless it is there
+    hosts: tuple[str, ...] = ()  # host names by which it is known, and all names below them
+    owners: tuple[str, ...] = ()  # what it writes as `owned_by` in its list of models
+    evidence: str = SCHEMA  # what this entry rests on
 
     def limit(self, api: Api) -> int | None:
         """The most `top_logprobs` this API gives; None where there is no fixed limit."""

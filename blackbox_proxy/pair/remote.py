@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from blackbox_proxy.api.scorer import Row, Scorer, Text
+from blackbox_proxy.api.scorer import Logprobs, Scorer, Text
 from blackbox_proxy.background import Background
 from blackbox_proxy.errors import (
     AccessDenied,
@@ -196,7 +196,7 @@ class RemoteModel:
             unknown = {text: self._unknown(known[text], ids) for text, ids in wanted.items()}
             unknown = {text: ids for text, ids in unknown.items() if ids}
             if unknown:
-                named, usage = await self._scorer.named(unknown)
+                named, usage = await self._scorer.reveal(unknown)
                 self._add(usage)
                 self._name(known, named)
         except BaseError as error:
@@ -259,7 +259,7 @@ class RemoteModel:
                     found[text] = self._rows[text]
         return found
 
-    def _keep(self, texts: Sequence[Text], rows: Sequence[Row]) -> dict[Text, _Known]:
+    def _keep(self, texts: Sequence[Text], rows: Sequence[Logprobs]) -> dict[Text, _Known]:
         kept = {text: _Known(dict(row), {}) for text, row in zip(texts, rows, strict=True)}
         with self._lock:
             for text, known in kept.items():
@@ -271,7 +271,7 @@ class RemoteModel:
                 self._kept -= len(old)
         return kept
 
-    def _name(self, known: Mapping[Text, _Known], named: Mapping[Text, Row]) -> None:
+    def _name(self, known: Mapping[Text, _Known], named: Mapping[Text, Logprobs]) -> None:
         with self._lock:
             for text, row in named.items():
                 before = len(known[text])

@@ -1,6 +1,6 @@
 """What a probe reads in an answer: pure functions over plain JSON.
 
-A draft is read for its meaning (parse.py); here the question is what the server *does*: how it writes tokens, which
+A draft is read for its meaning (streaming.py); here the question is what the server *does*: how it writes tokens, which
 numbers stand for none, whether two answers say the same.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blackbox_proxy.api.entries import Entry, token_of
-from blackbox_proxy.api.positions import Row, joined, rows_of
+from blackbox_proxy.api.entries import RawToken, token_of
+from blackbox_proxy.api.positions import RawPosition, rows_of, stands_for_several
 from blackbox_proxy.api.streaming import choice_of
 from blackbox_proxy.dialects.findings import Bytes, Parts
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ class Answered:
     """One answer: its text, its rows, why it ended, and the choice as it came."""
 
     text: str
-    rows: tuple[Row, ...]
+    rows: tuple[RawPosition, ...]
     finish: str | None
     choice: Mapping[str, Any]
     body: Mapping[str, Any]
@@ -68,14 +68,14 @@ class Agreement:
 _CLOSE = 0.3  # nats: more than quantised arithmetic, less than another text makes
 
 
-def name_of(entry: Entry) -> object:
+def name_of(entry: RawToken) -> object:
     """What tells one token from another in answers of one kind."""
     if entry.id is not None:
         return entry.id
     return entry.bytes if entry.bytes is not None and _REPLACEMENT not in entry.text else entry.text
 
 
-def shown(row: Row) -> dict[object, float]:
+def shown(row: RawPosition) -> dict[object, float]:
     """The candidates' log probabilities by name; without those that are written alike, or have none."""
     names = [name_of(entry) for entry in row.shown]
     return {
@@ -85,7 +85,7 @@ def shown(row: Row) -> dict[object, float]:
     }
 
 
-def agreement(one: Sequence[Row], other: Sequence[Row]) -> Agreement:
+def agreement(one: Sequence[RawPosition], other: Sequence[RawPosition]) -> Agreement:
     """Compared from the front up to the first place where the tokens differ, that place included."""
     compared = same = 0
     drift: float | None = None
@@ -102,7 +102,7 @@ def agreement(one: Sequence[Row], other: Sequence[Row]) -> Agreement:
     return Agreement(compared, same, drift)
 
 
-def sharpened(cold: Row, warm: Row) -> float | None:
+def sharpened(cold: RawPosition, warm: RawPosition) -> float | None:
     """By how much the distances from the likeliest candidate grew from one row to the other; None where that cannot
     be told. 1 is not at all; at half the temperature it is 2 where the numbers follow it.
     """
@@ -116,7 +116,7 @@ def sharpened(cold: Row, warm: Row) -> float | None:
     return after / before if before > 0.05 else None
 
 
-def greedy(rows: Sequence[Row]) -> bool:
+def greedy(rows: Sequence[RawPosition]) -> bool:
     """Whether each token written is the likeliest shown."""
     for row in rows:
         found = shown(row)
@@ -126,7 +126,7 @@ def greedy(rows: Sequence[Row]) -> bool:
     return True
 
 
-def overwritten(rows: Sequence[Row]) -> bool:
+def overwritten(rows: Sequence[RawPosition]) -> bool:
     """Whether, of candidates that are written alike, another took the place of the likeliest, which was written."""
     for row in rows:
         listed = shown(row).get(name_of(row.sampled))
@@ -135,17 +135,17 @@ def overwritten(rows: Sequence[Row]) -> bool:
     return False
 
 
-def sound(rows: Sequence[Row], vocabulary: Vocabulary | None) -> list[Row]:
+def sound(rows: Sequence[RawPosition], vocabulary: Vocabulary | None) -> list[RawPosition]:
     """The rows up to the first that stands for several tokens."""
-    found: list[Row] = []
+    found: list[RawPosition] = []
     for row in rows:
-        if joined(row, vocabulary):
+        if stands_for_several(row, vocabulary):
             break
         found.append(row)
     return found
 
 
-def cuts(rows: Sequence[Row], vocabulary: Vocabulary | None) -> list[tuple[int, str]]:
+def cuts(rows: Sequence[RawPosition], vocabulary: Vocabulary | None) -> list[tuple[int, str]]:
     """Where a draft can be cut so that its beginning is text: how many tokens, and that text; the best places first.
 
     Best is where words begin before and behind, since text is then cut into the same tokens again.
@@ -171,7 +171,7 @@ def cuts(rows: Sequence[Row], vocabulary: Vocabulary | None) -> list[tuple[int, 
     return [(count, text) for _, count, text in sorted(found)]
 
 
-def _stable(spelled: bytes, rows: Sequence[Row], vocabulary: Vocabulary) -> bool:
+def _stable(spelled: bytes, rows: Sequence[RawPosition], vocabulary: Vocabulary) -> bool:
     written = [token_of(row.sampled, vocabulary).id for row in rows]
     return vocabulary.encode([spelled])[0] == written
 
@@ -235,10 +235,10 @@ class Spelling:
             self.bytes = seen
 
 
-def _several(row: Row, vocabulary: Vocabulary | None) -> bool:
+def _several(row: RawPosition, vocabulary: Vocabulary | None) -> bool:
     """Whether a row certainly stands for several tokens."""
     known = vocabulary is not None or any(entry.id == row.sampled.id and entry.bytes for entry in row.shown)
-    return known and joined(row, vocabulary)
+    return known and stands_for_several(row, vocabulary)
 
 
 def _whole(raw: bytes) -> bool:

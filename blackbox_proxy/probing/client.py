@@ -15,8 +15,7 @@ from blackbox_proxy.api.connection import Connection
 from blackbox_proxy.api.entries import malformed
 from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.native import native_answer
-from blackbox_proxy.api.parse import decode_body
-from blackbox_proxy.api.retry import with_retries
+from blackbox_proxy.api.retry import decode_body, with_retries
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached

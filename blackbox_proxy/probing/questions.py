@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from blackbox_proxy.api.entries import token_of
-from blackbox_proxy.api.positions import Row
+from blackbox_proxy.api.positions import RawPosition
 from blackbox_proxy.dialects.findings import EXACT, Findings
 from blackbox_proxy.dialects.table import Prefill
 from blackbox_proxy.errors import BadRequest, BadResponse, BlackboxError, BudgetReached, ConnectionFailed, ServerFailed
@@ -71,9 +71,9 @@ class Questions:
         self._odd: Answered = most["odd"]
         self._prompt = _TEXTS[0] if asker.api == "completions" else _TALKS[0]
         self._k = min(_FEW, most["k"])
-        self._draft: list[Row] = []
+        self._draft: list[RawPosition] = []
         self._text = ""
-        self._ids: list[Row] = []  # the draft as it is where ids were asked for
+        self._ids: list[RawPosition] = []  # the draft as it is where ids were asked for
         self._prompt_ids: list[int] = []
         self._keys = 0
         self._lost = 0
@@ -172,7 +172,7 @@ class Questions:
         told = answer.choice.get("prompt_token_ids") or answer.body.get("prompt_token_ids")
         self._prompt_ids = [index for index in told if isinstance(index, int)] if isinstance(told, list) else []
 
-    def _drawn_ids(self) -> tuple[list[int], list[Row]]:
+    def _drawn_ids(self) -> tuple[list[int], list[RawPosition]]:
         """The ids of the draft's tokens as far as all are known, and the rows that show them."""
         rows, ids = self._ids or self._draft, list[int]()
         for row in rows:
@@ -231,7 +231,7 @@ class Questions:
             return answer
         raise AssertionError("one of the two returns or raises")
 
-    def _note_outside(self, before: Row, after: Row) -> None:
+    def _note_outside(self, before: RawPosition, after: RawPosition) -> None:
         """How a token beyond the k shows, by an answer whose token was forced and whose candidates are the usual."""
         own = name_of(after.sampled)
         if own in shown(before):

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.parse import decode_body
-from blackbox_proxy.api.retry import named_limit
+from blackbox_proxy.api.retry import decode_body, named_limit
 from blackbox_proxy.base.opening import OPENAI_URL, checked_url, given_url, key_for, vocabulary_of
 from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.guessing import AUTO, by_models, by_url, dialect_of, located

@@ -16,13 +16,13 @@ import pytest
 from api_server import Asking, Server
 from starlette.responses import Response
 
-from blackbox_proxy.api.parse import parse
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadRequest, BaseError, ContextTooLong, ModelNotFound, NoLogprobs
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, Prompt, Token, joined
 
-CAPTURED = Path(__file__).parents[2] / "servers" / "captured"
+CAPTURED = Path(__file__).parents[1] / "servers" / "captured"
 SERVERS = ("vllm", "llama-server", "llama-cpp-python")
 WITH_IDS = ("vllm", "llama-server")
 SHOWS_END = WITH_IDS
@@ -229,7 +229,7 @@ async def test_llama_cpp_python_completes_a_character_beyond_the_limit(replay: R
 
 def test_named_ids_take_the_place_of_the_top_k() -> None:
     asked = answers("vllm")["named"]["request"]["logprob_token_ids"]
-    draft = parse(answers("vllm")["named"]["body"], n=1, top_logprobs=len(asked) + 1, vocabulary=toy())
+    draft = parse(answers("vllm")["named"]["body"], Incremental(1, len(asked) + 1, toy()))
     (position,) = draft.positions
     assert {token.id for token in position.tokens} == {position.token.id, *asked}
 
@@ -295,7 +295,7 @@ def test_no_candidate_is_made_of_nothing(kind: str) -> None:
         if answer["status"] != 200 or body is None or asked.get("echo") or "prompt" not in asked:
             continue
         try:
-            draft = parse(body, n=8, top_logprobs=asked.get("logprobs", 1))
+            draft = parse(body, Incremental(8, asked.get("logprobs", 1)))
         except NoLogprobs:
             continue
         for position in draft.positions:

@@ -10,9 +10,10 @@ import pytest
 from api_answers import END, TURN, legacy
 from api_server import Asking, Server
 
-from blackbox_proxy.api.echo import Echo, EchoedIds, EchoedText, Plan, plan
-from blackbox_proxy.api.parse import parse
-from blackbox_proxy.api.payload import Settings
+from blackbox_proxy.api.echo import Echo, EchoedIds, EchoedText
+from blackbox_proxy.api.payload import request
+from blackbox_proxy.api.sent import Sent, Settings, carried
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.dialects.table import DIALECTS, Dialect
 from blackbox_proxy.errors import BadResponse, InputError, NoLogprobs
 from blackbox_proxy.protocols import Ask
@@ -41,7 +42,7 @@ def answer(*tokens: str, text: str = "", finish: str | None = "length", null: in
 
 
 def read(body: Any, echo: Echo, n: int = 4, known: Vocabulary | None = None) -> Draft:
-    return parse(body, n=n, top_logprobs=5, vocabulary=known, echo=echo)
+    return parse(body, Incremental(n, 5, known, echo))
 
 
 def told(draft: Draft) -> tuple[list[bytes | None], int, str | None]:
@@ -68,16 +69,21 @@ def told(draft: Draft) -> tuple[list[bytes | None], int, str | None]:
 def test_what_is_asked(
     dialect: Dialect, known: bool, given: list[Token], kept: int, n: int, fields: Any, vocabulary: Vocabulary
 ) -> None:
-    found = plan(Prefix("Hi", (THE,)), 4, given, make(dialect, vocabulary if known else None))
-    assert isinstance(found, Plan)
-    assert (found.given, found.n, dict(found.fields)) == (tuple(given[:kept]), n, fields)
-    assert found.prefix == Prefix("Hi", (THE, *given[:kept]))
+    settings = make(dialect, vocabulary if known else None)
+    found = carried(Ask(Prefix("Hi", (THE,)), 4, given=given), settings)
+    assert isinstance(found, Sent)
+    assert (found.given, found.n) == (tuple(given[:kept]), n)
+    body = request(found, settings)["extra_body"] if fields else {}
+    assert {name: value for name, value in body.items() if name.startswith("echo")} == fields
+    without = carried(Ask(Prefix("Hi", (THE, *given[:kept])), 4), settings)
+    assert without is not None
+    assert (found.prompt, found.before) == (without.prompt, found.prompt[: len(found.before)])
     assert found.goes_on == (kept == len(given))
 
 
 def test_nothing_is_asked_where_nothing_can_be_given(vocabulary: Vocabulary) -> None:
-    assert plan(Prefix("Hi"), 4, [PART, THE], make()) is None
-    assert plan(Prefix("Hi"), 4, [NAMELESS], make(HOST, vocabulary)) is None
+    assert carried(Ask(Prefix("Hi"), 4, given=[PART, THE]), make()) is None
+    assert carried(Ask(Prefix("Hi"), 4, given=[NAMELESS]), make(HOST, vocabulary)) is None
 
 
 async def test_what_is_sent(server: Server, asking: Asking, vocabulary: Vocabulary) -> None:

@@ -12,7 +12,8 @@ from api_answers import END, TURN, chat, entry, legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackbox_proxy.api.parse import decode_body, parse
+from blackbox_proxy.api.retry import decode_body
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs, ServerFailed
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Position, Token, Usage
@@ -22,7 +23,7 @@ HALF = chr(0xD83D)  # a surrogate without its partner
 
 
 def ask(body: object, n: int = 10, k: int = 5, vocabulary: Vocabulary | None = None) -> Draft:
-    return parse(body, n=n, top_logprobs=k, vocabulary=vocabulary)
+    return parse(body, Incremental(n, k, vocabulary))
 
 
 def only(body: object, k: int = 5, vocabulary: Vocabulary | None = None) -> Position:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from api_answers import END, TURN, make_vocabulary
 
-from blackbox_proxy.api.payload import RESERVED, Settings, can_continue, check, prompt_length, request, travels
+from blackbox_proxy.api.payload import RESERVED, request
+from blackbox_proxy.api.sent import Settings, can_continue, carried, check, prompt_length, travels
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect, Prefill
 from blackbox_proxy.errors import BlackboxError, CannotContinue, ContextTooLong, InputError
+from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.spelling import as_text
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END as END_TOKEN
@@ -37,7 +39,9 @@ def make(dialect: Dialect = OPENAI, api: Api = "completions", known: Vocabulary 
 
 
 def build(prefix: Prefix, given: Settings, n: int = 4, temperature: float = 0.0, seed: int | None = None) -> Any:
-    return request(prefix, given, n, temperature=temperature, seed=seed)
+    sent = carried(Ask(prefix, n, temperature, seed), given)
+    assert sent is not None
+    return request(sent, given)
 
 
 def on(prompt: Prompt, *tokens: Token) -> Prefix:

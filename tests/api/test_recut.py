@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from toys import toy_vocabulary, train_tokenizer
 
 from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_recut
+from blackbox_proxy.api.sent import Settings
 from blackbox_proxy.dialects.table import Dialect
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -21,6 +22,10 @@ from blackbox_proxy.types import END, Draft, Position, Prefix, Token
 TOY = toy_vocabulary(["a", "b", "c", "ab", "abc", "é"], [("a", "b"), ("ab", "c")])
 TEXTUAL = Dialect("textual", completions_k=None, chat_k=None)
 REAL = Vocabulary.from_tokenizer(train_tokenizer("bytes", 400))
+
+
+def chat(known: Vocabulary) -> Settings:
+    return Settings("m", "chat", TEXTUAL, 5, known)
 
 
 def drafted(*tokens: Token, finish: Any = "length", given: int = 0) -> Draft:
@@ -108,9 +113,9 @@ def test_long_texts_are_forgotten() -> None:
 def test_the_text_that_counts(vocabulary: Vocabulary) -> None:
     assert after_special("one<|im_start|>two<|endoftext|>Hi", vocabulary) == b"Hi"
     assert after_special("Hi", vocabulary) == b"Hi"
-    assert chat_opening("Hi", vocabulary) == b""  # it ends with <|im_start|>
+    assert chat_opening("Hi", chat(vocabulary)) == b""  # it ends with <|im_start|>
     begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "So"}]
-    assert chat_opening(begun, vocabulary) == b"So"
+    assert chat_opening(begun, chat(vocabulary)) == b"So"
 
     def refuse(prompt: Any, rendering: Any) -> Any:
         raise KeyError("role")
@@ -123,7 +128,7 @@ def test_the_text_that_counts(vocabulary: Vocabulary) -> None:
         pretokens=lambda t: [],
         render=refuse,
     )
-    assert chat_opening("Hi", bare) == b""
+    assert chat_opening("Hi", chat(bare)) == b""
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])

@@ -18,9 +18,9 @@ from blackbox_proxy.api.retry import (
     LONGEST_WAIT,
     asked_wait,
     duration,
-    named,
-    reported,
+    error_in_body,
     retry_after,
+    translated,
     with_retries,
 )
 from blackbox_proxy.errors import (
@@ -153,7 +153,7 @@ def asking_for(wait: str, status: int = 429) -> BlackboxError:
     """The error of an answer with this `Retry-After`."""
     response = httpx2.Response(status, request=REQUEST, headers={"retry-after": wait})
     original = openai.APIStatusError("slow down, " + PROMPT, response=response, body=None)
-    error = named(original, model="m", url="http://host/v1", secret=KEY)
+    error = translated(original, model="m", url="http://host/v1", secret=KEY)
     error.__cause__ = original
     return error
 
@@ -234,7 +234,7 @@ def status_error(status: int, body: Any, kind: type[openai.APIStatusError] = ope
 
 
 def name(error: Exception) -> BlackboxError:
-    return named(error, model="m", url="http://host/v1", secret=KEY)
+    return translated(error, model="m", url="http://host/v1", secret=KEY)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_the_server_may_say_itself_whether_to_retry(status: int, said: str, retr
     ],
 )
 def test_errors_inside_of_good_answers(body: Any, kind: type[BaseError], status: int | None) -> None:
-    error = reported(body, "http://host/v1")
+    error = error_in_body(body, "http://host/v1")
     assert (type(error), error.status) == (kind, status)
     assert error.retryable == (kind in (ServerFailed, RateLimited))
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from api_answers import END, TURN, chat, entry, legacy
 
-from blackbox_proxy.api.parse import parse
-from blackbox_proxy.api.streaming import Incremental
+from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Usage
@@ -110,7 +109,7 @@ def read(chunks: list[Any], known: Vocabulary | None, n: int = 10) -> tuple[list
 @pytest.mark.parametrize("name", BODIES)
 def test_every_way_of_cutting_an_answer(name: str, known: bool, vocabulary: Vocabulary) -> None:
     body, spelling = BODIES[name], vocabulary if known else None
-    whole = parse(body, n=10, top_logprobs=5, vocabulary=spelling)
+    whole = parse(body, Incremental(10, 5, spelling))
     for chunks in cuts(body):
         positions, finish, reader = read(chunks, spelling)
         assert finish == whole.finish

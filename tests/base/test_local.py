@@ -1,117 +1,26 @@
-"""`TransformersBase` against the model run plainly: every number, every choice, and how little is read again."""
+"""`TransformersBase` against the model run plainly: every number and every choice."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny import END_TEXT, ids_of, plain, text_of
 from toys import tiny_model, train_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from blackbox_proxy.base.local import Slots, TransformersBase
+from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.base.showing import draw, top
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError, ModelUnavailable
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, load_causal_lm
-from blackbox_proxy.protocols import Abilities, Ask, Base
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens
-from blackbox_proxy.types import Position, Prefix, Token
-
-TEXTS = (
-    "The cat sat on the mat.",
-    "The dog ate “naïve” soup — 日本語 €5!",
-    "A fox ran to the sea 👍🏽 and back.",
-    "User: hi\nAssistant: hello there, friend.",
-    "User: where?\nAssistant: on the mat. STOP now",
-)
-END_TEXT = "<|endoftext|>"
-
-
-def build_tiny(folder: Path) -> Path:
-    """A Llama of two layers that knows TEXTS by heart and ends them; its tokens split multi-byte characters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[END_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*TEXTS, *TEXTS], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_TEXT)
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=0,
-        bos_token_id=None,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    texts = [[*fast(text)["input_ids"], 0] for text in TEXTS]
-    width = max(map(len, texts))
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts])
-    labels = torch.tensor([text + [-100] * (width - len(text)) for text in texts])
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-@pytest.fixture(scope="module")
-def lm(folder: Path) -> CausalLM:
-    return load_causal_lm(folder)
-
-
-@pytest.fixture
-async def base(lm: CausalLM) -> AsyncIterator[TransformersBase]:
-    base = TransformersBase(lm)
-    yield base
-    await base.aclose()
-
-
-def plain(reference: Any, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Log probabilities (len(ids), V) computed without any of the code under test."""
-    with torch.inference_mode():
-        rows = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    return rows.double().log_softmax(-1).numpy()  # type: ignore[no-any-return]
-
-
-def ids_of(positions: tuple[Position, ...] | list[Position]) -> list[int]:
-    return [position.token.id if position.token.id is not None else -1 for position in positions]
-
-
-def text_of(positions: tuple[Position, ...]) -> str:
-    return b"".join(position.token.bytes or b"" for position in positions).decode()
-
+from blackbox_proxy.types import Prefix, Token
 
 # -- numbers --------------------------------------------------------------------------------------------------------
 
@@ -288,114 +197,6 @@ async def test_chat_rendering_uses_the_template(folder: Path, tmp_path: Path) ->
     await base.aclose()
 
 
-# -- given tokens ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def rows_computed(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows of log probabilities each forward pass has computed."""
-    counts: list[int] = []
-    rows = base._rows
-
-    def counting(ids: list[int], keep: int) -> torch.Tensor:
-        counts.append(keep)
-        return rows(ids, keep)
-
-    monkeypatch.setattr(base, "_rows", counting)
-    return counts
-
-
-def tokens_of(base: TransformersBase, text: str) -> tuple[Token, ...]:
-    return tuple(base.vocabulary.token_of(index) for index in base.prompt_ids(text))
-
-
-def test_what_it_can_do(base: TransformersBase) -> None:
-    ids = base.known
-    assert base.abilities == Abilities(scores=True, draws=True, reveals=ids, biases=ids)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-async def test_given_tokens_are_scored_and_continued(
-    base: TransformersBase, rows_computed: list[int], temperature: float
-) -> None:
-    prefix, given = Prefix("The", tokens_of(base, " dog")), tokens_of(base, " ate a soup")
-    draft = await base.draft(Ask(prefix, 12, temperature=temperature, seed=5, given=given))
-    assert draft.given == len(given)
-    assert rows_computed == [len(given) + 1] + [1] * (len(draft.positions) - len(given) - 1)
-    assert [position.token for position in draft.positions[: len(given)]] == list(given)
-    longer = prefix
-    for position in draft.positions[: len(given)]:
-        [here] = (await base.draft(Ask(longer, 1))).positions
-        assert isinstance(position.tokens, VocabularyTokens)
-        np.testing.assert_array_equal(position.tokens.ids, here.tokens.ids)  # type: ignore[attr-defined]
-        np.testing.assert_allclose(position.logprobs, here.logprobs, atol=1e-4)
-        shown = here.logprobs[position.tokens.ids == position.token.id]
-        assert position.logprob == pytest.approx(float(shown[0]), abs=1e-4)
-        longer = longer.plus(position.token)
-    alone = await base.draft(Ask(longer, 12, temperature=temperature, seed=5))
-    own = draft.positions[len(given) :]
-    assert ids_of(own) == ids_of(alone.positions)
-    assert [p.logprob for p in own] == pytest.approx([p.logprob for p in alone.positions], abs=1e-4)
-    assert (draft.finish, alone.given) == (alone.finish, 0)
-    assert draft.usage.api_calls == 1
-    assert draft.usage.prompt_tokens == alone.usage.prompt_tokens == len(base.prompt_ids("The")) + len(longer.tokens)
-    assert draft.usage.completion_tokens == len(own)
-
-
-async def test_given_tokens_in_several_passes(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tokens_of(base, " dog ate “naïve” soup")
-    whole = await base.draft(Ask(Prefix("The"), 4, given=given))
-    await base.aclose()
-    monkeypatch.setattr("blackbox_proxy.base.local._ECHO_NUMBERS", 300 * 4)
-    parts = await base.draft(Ask(Prefix("The"), 4, given=given))
-    assert ids_of(parts.positions) == ids_of(whole.positions)
-    assert parts.given == whole.given == len(given)
-    assert len(parts.positions) == len(given) + 4
-
-
-@pytest.mark.parametrize("odd", [Token(bytes=b" x"), Token(id=0, bytes=b"", end=True), Token(id=300, bytes=b"x")])
-async def test_a_draft_stops_before_a_given_token_that_has_no_continuation(base: TransformersBase, odd: Token) -> None:
-    prefix, given = Prefix("The"), tokens_of(base, " dog")
-    draft = await base.draft(Ask(prefix, 5, given=(*given, odd, *given)))
-    assert [position.token for position in draft.positions] == list(given)
-    assert (draft.given, draft.finish) == (len(given), None)
-    prompt = len(base.prompt_ids("The"))
-    assert (draft.usage.prompt_tokens, draft.usage.completion_tokens) == (prompt + len(given), 0)
-    none = await base.draft(Ask(prefix, 5, given=(odd,)))
-    assert (none.positions, none.given, none.finish) == ((), 0, None)
-
-
-async def test_given_tokens_fit_the_window(base: TransformersBase) -> None:
-    given = (base.vocabulary.token_of(6),) * 5
-    draft = await base.draft(Ask(Prefix([5] * 250), 100, temperature=1.0, seed=1, given=given))
-    assert (len(draft.positions), draft.given, draft.finish) == (6, 5, "length")
-    with pytest.raises(ContextTooLong):
-        await base.draft(Ask(Prefix([5] * 251), 100, given=given))
-
-
-async def test_a_stream_is_the_draft_in_one_part(base: TransformersBase) -> None:
-    given = tokens_of(base, " dog")
-    draft = await base.draft(Ask(Prefix("The"), 5, temperature=1.0, seed=2, given=given))
-    [part] = [part async for part in base.stream(Ask(Prefix("The"), 5, temperature=1.0, seed=2, given=given))]
-    assert ids_of(part.positions) == ids_of(draft.positions)
-    assert (part.finish, part.given) == (draft.finish, draft.given)
-    assert part.usage == draft.usage
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
-async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
-    model = tiny_model(architecture, 300, seed=3)
-    vocabulary = Vocabulary.from_tokenizer(train_tokenizer("bytes", 300), end_ids=[1])
-    base = TransformersBase(CausalLM(model, vocabulary, architecture))
-    given = [vocabulary.token_of(index) for index in range(70, 76)]
-    draft = await base.draft(Ask(Prefix(list(range(40, 60))), 3, given=given))
-    ids = list(range(40, 60)) + ids_of(draft.positions)
-    rows = plain(model, ids)
-    for place, position in enumerate(draft.positions, start=20):
-        assert position.logprob == pytest.approx(rows[place - 1][ids[place]], abs=1e-3)
-    await base.aclose()
-
-
 # -- sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -503,136 +304,3 @@ async def test_a_token_without_an_id_cannot_be_continued(base: TransformersBase)
 def test_a_missing_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable):
         TransformersBase(tmp_path / "nothing")
-
-
-# -- what is read again ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def read(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each forward pass has read."""
-    lengths: list[int] = []
-    forward = base._lm.forward
-
-    def counting(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        lengths.append(ids.shape[1])
-        return forward(ids, *rest, **named)
-
-    monkeypatch.setattr(base._lm, "forward", counting)
-    return lengths
-
-
-async def test_one_token_at_a_time_reads_one_token_at_a_time(base: TransformersBase, read: list[int]) -> None:
-    prompt = list(base.prompt_ids(TEXTS[2]))
-    prefix = Prefix(prompt)
-    for _ in range(6):
-        [position] = (await base.draft(Ask(prefix, 1))).positions
-        prefix = prefix.plus(position.token)
-    assert read == [len(prompt), 1, 1, 1, 1, 1]
-
-
-async def test_texts_decoded_in_turn_keep_their_caches(base: TransformersBase, read: list[int]) -> None:
-    prompt = [5 + i % 90 for i in range(100)]
-    prefixes = [Prefix(prompt).plus(base.vocabulary.token_of(40 + i)) for i in range(3)]
-    streams = [base.positions(prefix, 30, temperature=1.0, seed=i) for i, prefix in enumerate(prefixes)]
-    for _ in range(30):
-        await asyncio.gather(*(anext(stream, None) for stream in streams))
-    assert read[0] == 101
-    assert sum(read) < 101 + 3 * 30 + 3 * 40  # while a text is short, reading it again is cheaper than a copy …
-    assert read[-45:] == [1] * 45  # … and from then on each has a cache of its own
-
-
-async def test_copied_caches_give_the_same_numbers(base: TransformersBase, reference: Any) -> None:
-    prompt = [5 + i % 90 for i in range(60)]
-    for branch in ([7] * 20, [8] * 20, [7] * 20, [9] * 20, [8] * 25, [7] * 21):
-        ids = prompt + branch
-        scored = await base.echo(ids)
-        rows = plain(reference, ids)
-        for place, position in enumerate(scored[1:]):
-            assert position.logprob == pytest.approx(rows[place][ids[place + 1]], abs=1e-3)
-        [following] = (await base.draft(Ask(Prefix(ids), 1))).positions
-        assert following.logprob == pytest.approx(rows[-1].max(), abs=1e-3)
-
-
-def test_the_least_recently_used_text_is_forgotten(lm: CausalLM) -> None:
-    slots = Slots(lm, 2)
-    one, two, three = ([start + i for i in range(20)] for start in (10, 40, 70))
-    for ids in (one, two, one, three):
-        slots.advance(ids, 1)
-    assert [read for read, _ in slots._slots] == [one, three]
-
-
-async def test_a_failed_pass_leaves_no_half_written_cache(
-    base: TransformersBase, reference: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await base.draft(Ask(Prefix([5] * 10), 1))
-    forward = base._lm.forward
-
-    def failing(*given: Any, **named: Any) -> torch.Tensor:
-        forward(*given, **named)
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(base._lm, "forward", failing)
-        with pytest.raises(RuntimeError):
-            await base.draft(Ask(Prefix([5] * 12), 1))
-    [position] = (await base.draft(Ask(Prefix([5] * 12), 1))).positions
-    assert position.logprob == pytest.approx(plain(reference, [5] * 12)[-1].max(), abs=1e-4)
-
-
-# -- side by side ---------------------------------------------------------------------------------------------------
-
-
-async def test_many_at_once_are_as_one_by_one(base: TransformersBase) -> None:
-    prompts = ["The", "The dog", "A fox", "User:", "A", "User: where"] * 3
-    alone = [
-        ids_of((await base.draft(Ask(Prefix(p), 20, temperature=0.8, seed=i))).positions) for i, p in enumerate(prompts)
-    ]
-    drafts = await asyncio.gather(
-        *(base.draft(Ask(Prefix(p), 20, temperature=0.8, seed=i)) for i, p in enumerate(prompts))
-    )
-    assert [ids_of(draft.positions) for draft in drafts] == alone
-
-
-def test_it_serves_several_loops_and_threads(folder: Path) -> None:
-    base = TransformersBase(folder)
-
-    def decode(text: str) -> str:
-        return text_of(asyncio.run(base.draft(Ask(Prefix(text), 60))).positions)
-
-    async def in_threads() -> list[str]:
-        return await asyncio.gather(*(asyncio.to_thread(decode, text) for text in ["The dog", "A", "User: hi"] * 3))
-
-    want = [" ate “naïve” soup — 日本語 €5!", " fox ran to the sea 👍🏽 and back.", "\nAssistant: hello there, friend."]
-    assert asyncio.run(in_threads()) == want * 3
-    asyncio.run(base.aclose())
-    assert decode("A") == want[1]  # it can be used again
-    asyncio.run(base.aclose())
-
-
-async def test_the_event_loop_runs_on_while_the_model_reads(base: TransformersBase) -> None:
-    beats = 0
-    done = asyncio.Event()
-
-    async def beat() -> None:
-        nonlocal beats
-        while not done.is_set():
-            beats += 1
-            await asyncio.sleep(0)
-
-    heart = asyncio.create_task(beat())
-    await base.draft(Ask(Prefix("The dog"), 5))
-    done.set()
-    await heart
-    assert beats > 5
-
-
-async def test_closing_a_stream_stops_the_model(base: TransformersBase, read: list[int]) -> None:
-    stream = base.positions(Prefix("The dog"), 60, temperature=1.0, seed=0)
-    await anext(stream)
-    await anext(stream)
-    await stream.aclose()
-    before = len(read)
-    await base.draft(Ask(Prefix("A"), 1))
-    assert len(read) == before + 1
-    assert before == 2

@@ -150,7 +150,7 @@ def test_a_bias_is_ids_within_what_apis_take(whole: TransformersBase) -> None:
     ],
 )
 def test_a_token_known_by_its_text_only(choice: dict[str, Any], token: bytes | Token | None, finish: str) -> None:
-    draft = text_only({"choices": [choice]}, n=1, top_logprobs=1, vocabulary=None)
+    draft = text_only({"choices": [choice]}, None)
     assert draft.finish == finish
     assert draft.positions[0].token.bytes == (token.bytes if isinstance(token, Token) else token)
     assert len(draft.positions[0].tokens) == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import re
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -149,13 +152,19 @@ def test_a_failed_training_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo's own models are kept, once a test has built them."""
+    return tmp_path_factory.mktemp("demo")
+
+
 @pytest.mark.slow
-def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The claims of the README on its table: pytest -m slow tests/test_demo.py (minutes)."""
+def test_the_demo_shows_what_it_claims(built: Path) -> None:
+    """The claims of the README on its table: pytest -m slow tests/demo (minutes)."""
     from blackbox_proxy.demo.run import run_demo
 
     out = io.StringIO()
-    rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=tmp_path_factory.mktemp("demo"))}
+    rows = {row.name: row for row in run_demo(Console(file=out, width=140), cache=built)}
     base, expert = rows["base"], rows["expert alone"]
     ceiling, proxy = rows["base tuned directly"], rows["proxy, top 5, backoff"]
     closed = gap_closed(proxy, base, ceiling, "changed")
@@ -166,3 +175,19 @@ def test_the_demo_shows_what_it_claims(tmp_path_factory: pytest.TempPathFactory)
     assert proxy.scores["changed"] > rows["proxy, top 5, truncate"].scores["changed"] + 0.2
     assert proxy.calls_per_token < 1.0
     assert "changed by the proxy" in out.getvalue()
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_print_what_stands_below_them(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words; numbers as near as another machine's training may bring them."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    use = readme.partition("<!-- use -->")[2].partition("<!-- /use -->")[0]
+    (code, printed) = (re.findall(rf"^```{kind}\n(.*?)^```$", use, re.S | re.M)[0] for kind in ("python", "text"))
+    monkeypatch.setattr(demo_models_module, "default_cache", lambda: built)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    number = re.compile(r"\d\.\d{3}")
+    assert number.sub("_", out.getvalue()) == number.sub("_", printed)
+    came, claimed = (np.array([float(each) for each in number.findall(text)]) for text in (out.getvalue(), printed))
+    assert np.abs(came - claimed).max() < 0.1

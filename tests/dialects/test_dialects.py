@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from blackbox_proxy import ProxyTuner, open_base
 from blackbox_proxy.api.native import native_request
-from blackbox_proxy.api.payload import Settings, request
+from blackbox_proxy.api.payload import request
+from blackbox_proxy.api.sent import Settings, carried
 from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.cli import app
 from blackbox_proxy.dialects import support
@@ -216,7 +217,10 @@ def test_every_dialect_has_its_body_here() -> None:
 def test_the_body_of_a_request(name: str, api: Api) -> None:
     dialect = DIALECTS[name]
     tokens = (Token(None, b" the", " the"),) if dialect.continues(api) else ()
-    arguments = request(Prefix("Hi", tokens), Settings("m", api, dialect, 5), 3, temperature=1.0, seed=7)
+    settings = Settings("m", api, dialect, 5)
+    sent = carried(Ask(Prefix("Hi", tokens), 3, temperature=1.0, seed=7), settings)
+    assert sent is not None
+    arguments = request(sent, settings)
     if dialect.native:
         assert native_request(arguments) == BODIES[name, api]
         return
@@ -385,14 +389,6 @@ def test_some_servers_ignore_what_they_do_not_know(emulated: Callable[[str], str
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
-
-
-def test_the_readme_shows_the_table() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = "<!-- dialects -->", "<!-- /dialects -->"
-    assert text.count(begin) == text.count(end) <= 1
-    if begin in text:
-        assert text.partition(begin)[2].partition(end)[0].strip() == support.markdown()
 
 
 def test_the_command_prints_the_table() -> None:

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typer.testing import CliRunner
 
 from blackbox_proxy import ProxyTuner, open_base, probe
-from blackbox_proxy.api.entries import Entry
-from blackbox_proxy.api.positions import Row
+from blackbox_proxy.api.entries import RawToken
+from blackbox_proxy.api.positions import RawPosition
 from blackbox_proxy.cli import app
 from blackbox_proxy.dialects import findings as kept
 from blackbox_proxy.dialects.findings import Findings
@@ -490,8 +490,8 @@ def test_the_command(serve: Callable[..., str], folder: Path, tmp_path: Path) ->
 # -- pure parts -------------------------------------------------------------------------------------------------------
 
 
-def row(token: str, **shown: float) -> Row:
-    return Row(Entry(token, shown.get(token)), [Entry(text, value) for text, value in shown.items()])
+def row(token: str, **shown: float) -> RawPosition:
+    return RawPosition(RawToken(token, shown.get(token)), [RawToken(text, value) for text, value in shown.items()])
 
 
 def test_agreement_ends_where_tokens_differ() -> None:
@@ -515,7 +515,7 @@ def test_distances_tell_the_temperature() -> None:
 def test_what_is_written_is_the_likeliest_or_not() -> None:
     assert greedy([row("a", a=-0.5, b=-1.0)])
     assert not greedy([row("a", a=-0.5, b=-1.0), row("b", a=-0.5, b=-1.0)])
-    replaced = Row(Entry("\ufffd", -0.2), [Entry("\ufffd", -3.0), Entry("a", -1.0)])
+    replaced = RawPosition(RawToken("\ufffd", -0.2), [RawToken("\ufffd", -3.0), RawToken("a", -1.0)])
     assert greedy([replaced])
     assert overwritten([replaced])
     assert not overwritten([row("a", a=-0.5, b=-1.0)])

@@ -25,7 +25,7 @@ import openai
 import pytest
 import torch
 from openai import AsyncOpenAI
-from test_local import END_TEXT, TEXTS, build_tiny
+from tiny import END_TEXT, TEXTS, build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ConnectionFailed, InputError, ModelUnavailable, ServerFailed

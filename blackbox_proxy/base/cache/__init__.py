@@ -1,1 +1,5 @@
-"""What is asked twice is paid once: base.py asks and keeps, rows.py makes rows of positions, store.py is the file."""
+"""What is asked twice is paid once.
+
+base.py asks and keeps, reading.py says what the rows answer, rows.py has their bytes and keys; store.py is the table of
+them, file.py the file it lies in.
+"""

@@ -19,10 +19,10 @@ from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens
 from blackbox_proxy.types import Floats, Position, Token
 
 GREEDY = b"greedy"
-"""`Entry.draw` of what the base wrote greedily."""
+"""`StoredRow.draw` of what the base wrote greedily."""
 
 STOP = "stop"
-"""`Entry.drawn` where the base ended its text without showing the end."""
+"""`StoredRow.drawn` where the base ended its text without showing the end."""
 
 
 def digest(*parts: bytes) -> bytes:
@@ -40,7 +40,7 @@ def after(key: bytes, token: Token) -> bytes:
     return digest(key, kind.encode(), spelled)
 
 
-def named(key: bytes, token: Token) -> bytes:
+def reveal_key(key: bytes, token: Token) -> bytes:
     """The key of log q of one token at a place, told by name: it may lie outside the k candidates."""
     return digest(after(key, token), b"revealed")
 
@@ -67,7 +67,7 @@ class Drawn(NamedTuple):
 
 
 def drawn_to(drawn: Drawn) -> str:
-    """`Entry.drawn`: JSON of [token, log probability], and true where the answer was cut."""
+    """`StoredRow.drawn`: JSON of [token, log probability], and true where the answer was cut."""
     return json.dumps([token_to(drawn.token), drawn.logprob, *([True] if drawn.cut else [])])
 
 
@@ -117,25 +117,25 @@ def export(store: Store) -> Iterator[dict[str, object]]:
     """
     texts: dict[bytes, bytes] = {}
     current: bytes | None = None
-    for root, entry, draws in store.rows():
+    for root, row, draws in store.rows():
         if root.root != current:
             current, texts = root.root, {root.root: b""}
-        place, asked = entry.key, False
-        if entry.before is not None and entry.token is not None:
-            token = token_from(json.loads(entry.token))
-            asked = entry.key == named(entry.before, token)
+        place, asked = row.key, False
+        if row.before is not None and row.token is not None:
+            token = token_from(json.loads(row.token))
+            asked = row.key == reveal_key(row.before, token)
             if asked:
-                place = entry.before
-            elif entry.before in texts and token.bytes is not None:
-                texts[entry.key] = texts[entry.before] + token.bytes
+                place = row.before
+            elif row.before in texts and token.bytes is not None:
+                texts[row.key] = texts[row.before] + token.bytes
         text = texts.get(place)
         kind, prompt = json.loads(root.prompt)
         yield {
             "base": json.loads(root.base),
             "prompt": {kind: prompt},
-            "place": entry.place,
+            "place": row.place,
             "text": None if text is None else text.decode("utf-8", "replace"),
-            "candidates": _candidates(entry.value),
+            "candidates": _candidates(row.value),
             "drawn": [_shown_draw(draw, drawn) for draw, drawn in draws.items()],
             **({"named": True} if asked else {}),
         }
