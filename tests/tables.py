@@ -99,8 +99,8 @@ class TableRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         offset = np.array([self.offsets.get(None if t.end else t.bytes, 0.0) for t in tokens])
         antiexpert = np.full(len(tokens), math.log(0.1))
-        how: tuple[How, ...] = ("exact",) * len(tokens)
-        return Scores(antiexpert + offset, antiexpert, offset, how)
+        exact: How = "exact"
+        return Scores(antiexpert + offset, antiexpert, offset, (exact,) * len(tokens))
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         return list(self.proposals)[:count]

@@ -102,8 +102,8 @@ class _Row:
     def score(self, tokens: Any) -> Scores:
         pairs = [self._table.get(-1 if token.end else token.id, (1.0, 1.0)) for token in tokens]
         e, a = np.log([pair[0] for pair in pairs]), np.log([pair[1] for pair in pairs])
-        how: tuple[How, ...] = ("exact",) * len(tokens)
-        return Scores(e, a, e - a, how)
+        exact: How = "exact"
+        return Scores(e, a, e - a, (exact,) * len(tokens))
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         ordered = sorted(self._table, key=lambda i: -self._table[i][model])

@@ -408,7 +408,7 @@ def test_nothing_is_asked_before_all_is_checked(tuner: ProxyTuner, counted: Coun
     text = {"prompt": "a", "text": " b"}
     calls: list[Callable[[], Evaluation]] = [
         lambda: evaluate(tuner, [fine, {"prompt": "x " * 4000, "answer": "a"}]),
-        lambda: evaluate(tuner, [fine], systems=["best"]),  # type: ignore[list-item]
+        lambda: evaluate(tuner, [fine], systems=["best"]),
         lambda: evaluate(tuner, [fine], systems=[]),
         lambda: evaluate(tuner, [fine], alphas=[math.nan]),
         lambda: evaluate(tuner, [fine], alphas=[]),

@@ -107,13 +107,13 @@ def test_the_tuners_own_equation_is_measured(
     assert divergence(tail_size=32) == divergence()
 
 
-def _batch(ids: tuple[int, ...]) -> object:
+def _batch(ids: tuple[int, ...]) -> Any:
     import torch
 
     return torch.tensor([ids])
 
 
-def _both(pair: TransformersPair) -> list[object]:
+def _both(pair: TransformersPair) -> list[Any]:
     return [lm for lm, _ in pair.models]
 
 
@@ -254,8 +254,8 @@ def test_the_command_and_what_it_refuses(
 
 def test_nothing_to_look_at(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]) -> None:
     tuner = ProxyTuner(api_base(), pairs("digits"))
-    for call in (lambda: measure_fit(tuner, []), lambda: measure_fit(tuner, ["x " * 4000])):
+    for prompts in ([], ["x " * 4000]):
         with pytest.raises(InputError) as caught:
-            call()
+            measure_fit(tuner, prompts)
         assert caught.value.hint
     assert math.isfinite(measure_fit(tuner, ["a"], max_tokens=1).divergence)
