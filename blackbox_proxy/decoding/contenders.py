@@ -1,7 +1,8 @@
 """Of which candidates a better score is worth a pass of the models: those whose error could change what is made of p.
 
 A pair may score by estimate first, and say by how much each offset can be off. What then holds of log p is a bar around
-it, sum_i |alpha_i| error_i. Greedy, a token contends if the upper end of its bar reaches the best lower end:
+it, sum_i |alpha_i| error_i. Greedy, tokens contend if the upper ends of their bars reach the best lower end; one that
+does so alone has won:
 
     log p   a -1.0 ± 0.1     b -1.3 ± 0.4     c -4.0 ± 0.5     best lower end -1.1: a and b contend, c cannot win
 
@@ -25,6 +26,8 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
     if not bar.any():
         return np.empty(0, dtype=np.intp)
     contend = log_p + bar >= np.max(log_p - bar)
+    if np.count_nonzero(contend) == 1:
+        contend[:] = False
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))

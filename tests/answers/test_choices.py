@@ -299,7 +299,8 @@ class Ends(FakeAround):
 
 
 def test_an_end_without_candidates_is_an_abstention(near: Any, pairs: Pairs) -> None:
-    found = ProxyTuner(Ends(near()), pairs("same")).choose(PROMPT, LETTERS)
+    base: Any = Ends(near())
+    found = ProxyTuner(base, pairs("same")).choose(PROMPT, LETTERS)
     assert (found.abstained, found.instead, found.usage.api_calls) == (True, "", 1)
 
 
@@ -335,9 +336,8 @@ def test_one_form_is_asked_about_where_each_costs_a_request(near: Any, api_base:
     assert (found.usage.api_calls, found.how) == (1 + 4, ("asked",) * 4)
     (position,) = wait(near().draft(Ask(Prefix(PROMPT), 1))).positions
     q = {token.text: value for token, value in zip(position.tokens, position.logprobs, strict=True)}
-    (asked,) = wait(
-        choose(OneByOne(near(), "a", " the"), [pairs("same")], PROMPT, LETTERS, equations(0.0), rule=Rule("ask"))
-    )
+    base: Any = OneByOne(near(), "a", " the")
+    (asked,) = wait(choose(base, [pairs("same")], PROMPT, LETTERS, equations(0.0), rule=Rule("ask")))
     assert asked.how == ("shown", "asked", "asked", "asked")
     expected = np.array([q[text] for text in "abcd"])
     assert np.allclose(asked.log_q, expected - np.logaddexp.reduce(expected), atol=1e-5)

@@ -183,7 +183,8 @@ def test_a_long_text_is_scored_in_overlapping_parts(
     known: bool, narrow: TransformersBase, near: Any, pairs: Pairs
 ) -> None:
     text = TEXT * 3
-    tuner = ProxyTuner(narrow if known else Unknown(narrow), pairs("same"))
+    base: Any = narrow if known else Unknown(narrow)
+    tuner = ProxyTuner(base, pairs("same"))
     long = tuner.score(PROMPT, text)
     assert b"".join(token.token for token in long.tokens) == text.encode()
     assert len(long.tokens) > 2 * 48

@@ -65,6 +65,7 @@ def test_law_3_same_vocabulary_equals_the_equation(
     pairs: Callable[[str], TransformersPair],
     direct: list[tuple[list[int], list[np.ndarray]]],
 ) -> None:
+    base: OpenAIBase | TransformersBase
     if where == "http":
         size = len(from_pretrained(models["base"]))
         base: Base = api_base(size)

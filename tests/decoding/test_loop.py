@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,8 +249,9 @@ async def test_steps_before_an_error_are_delivered() -> None:
     seen = []
 
     async def collect() -> None:
+        base: Any = Broken(CHAIN)
         given = (SETTINGS.equation, SETTINGS.limits, SETTINGS.sampling, pace_of("8"))
-        async for step in decode(Broken(CHAIN), [TablePair({})], "prompt", *given):
+        async for step in decode(base, [TablePair({})], "prompt", *given):
             seen.append(step.token)  # noqa: PERF401
 
     with pytest.raises(CannotContinue):

@@ -107,7 +107,7 @@ def test_the_tuners_own_equation_is_measured(
     assert divergence(tail_size=32) == divergence()
 
 
-def _batch(ids: tuple[int, ...]) -> object:
+def _batch(ids: tuple[int, ...]) -> Any:
     import torch
 
     return torch.tensor([ids])
