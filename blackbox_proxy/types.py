@@ -166,9 +166,9 @@ class Scores:
 
     `log_expert`, `log_antiexpert`: log mass of the event "the base's next token is this one", nats. `offset` is their
     difference: the log ratio that `combine` multiplies by alpha. `how` says where each offset came from: "exact" (the
-    event's own mass), "prefix" (the mass of the longest part of the token that could be scored), "neutral" (offset 0,
-    nothing is known of the token). `error`: nats by which each offset may be off until the pair is asked for the
-    models' own (`Session.refine`); 0 where it is that. Left out, it is 0 everywhere.
+    event's own mass), "estimated" (from the row after the text alone), "prefix" (the mass of the longest part of the
+    token that could be scored), "neutral" (offset 0, nothing is known of the token). `error`: nats by which each offset
+    may be off until the pair is asked for the models' own (`Session.refine`); 0 where it is that. Left out, it is 0.
     """
 
     log_expert: Floats
@@ -199,7 +199,7 @@ class Scores:
         )
 
 
-How = Literal["exact", "prefix", "neutral"]
+How = Literal["exact", "estimated", "prefix", "neutral"]
 TailPolicy = Literal["truncate", "floor", "backoff", "ask"]
 
 

@@ -119,7 +119,8 @@ def standard_library(every: int = 1) -> Corpus:
     whole, by a hash of its name, and a held-out file with lines that were read elsewhere is left out.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    read, held_out = [], []
+    read: list[tuple[str, str]] = []
+    held_out: list[tuple[str, str]] = []
     paths = [path for path in sorted(folder.rglob("*.py")) if not LEFT_OUT & set(path.relative_to(folder).parts)]
     for path in [path for path in paths if 1_000 <= path.stat().st_size <= 300_000][::every]:
         parts = path.relative_to(folder).parts
@@ -177,7 +178,7 @@ def sections(text: str, length: int, count: int) -> list[str]:
     for line in lines:
         starts.append(starts[-1] + len(line))
     latest = max(0, len(text) - length)
-    found = []
+    found: list[tuple[int, str]] = []
     for i in range(count):
         wanted = latest * (i + 1) // (count + 1)
         start = max(start for start in starts if start <= wanted)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from fakes import FakeBase
 from toys import Always
 
 from blackbox_proxy.decoding.loop import decode
@@ -18,7 +19,7 @@ from blackbox_proxy.errors import ContextTooLong
 from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Abilities, Ask, Row
-from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Step, TailPolicy, Token, Usage
+from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Step, TailPolicy, Token, Usage
 
 Table = dict[bytes, dict[bytes | None, float]]
 """Text so far -> next token (None: the end) -> probability."""
@@ -28,20 +29,18 @@ def token(spelling: bytes | None) -> Token:
     return END if spelling is None else Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))
 
 
-class TableBase:
+class TableBase(FakeBase):
     """A base whose next-token table is written down. `as_text`: prefixes must be whole UTF-8."""
 
-    name, vocabulary, context = "table", None, None
+    name = "table"
+    abilities = Abilities(streams=True, scores=True, streams_scored=True)
 
     def __init__(
         self, table: Table, *, as_text: bool = True, limit: int = 100, hide_end: bool = False, slow: float = 0.0
     ) -> None:
         self.table, self.as_text, self.limit, self.hide_end = table, as_text, limit, hide_end
         self.asked: list[tuple[bytes, int]] = []
-        self.abilities = Abilities(streams=True, scores=True, streams_scored=True)
         self.streamed, self.slow = 0, slow
-
-    def check(self, prompt: Any, max_tokens: int) -> None: ...
 
     def can_continue(self, prefix: Prefix) -> bool:
         try:
@@ -49,9 +48,6 @@ class TableBase:
         except UnicodeDecodeError:
             return not self.as_text
         return True
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """One position a part, then a part with the finish alone."""
@@ -87,8 +83,6 @@ class TableBase:
         usage = Usage(1, len(prefix.tokens) + len(given), len(positions) - len(given))
         return Draft(tuple(positions), finish, usage, len(given))  # type: ignore[arg-type]
 
-    async def aclose(self) -> None: ...
-
 
 class TableRow:
     limit: int | None = None
@@ -99,7 +93,8 @@ class TableRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         offset = np.array([self.offsets.get(None if t.end else t.bytes, 0.0) for t in tokens])
         antiexpert = np.full(len(tokens), math.log(0.1))
-        return Scores(antiexpert + offset, antiexpert, offset, ("exact",) * len(tokens))
+        exact: How = "exact"
+        return Scores(antiexpert + offset, antiexpert, offset, (exact,) * len(tokens))
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         return list(self.proposals)[:count]

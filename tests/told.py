@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fakes import FakeBase
 
 from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.protocols import Abilities, Ask, Base
-from blackbox_proxy.types import Draft, Position, Prefix, Prompt, Token, Usage
+from blackbox_proxy.types import Draft, Position, Prefix, Token, Usage
 
 LENGTH = 24  # tokens of a text of `Told`
 
 
-class Told:
+class Told(FakeBase):
     """A base whose texts follow from their prompts. Writes what it shows into `log`, one line per position."""
 
-    name, vocabulary, context = "told", None, None
+    name = "told"
 
     def __init__(self, log: Path | None = None, *, seconds: float = 0.0, identity: object = "told") -> None:
         self.log = log
@@ -43,13 +44,8 @@ class Told:
     def identity(self) -> Mapping[str, object] | None:
         return None if self._identity is None else {"model": self._identity}
 
-    def check(self, prompt: Prompt, max_tokens: int) -> None: ...
-
     def can_continue(self, prefix: Prefix) -> bool:
         return not prefix.tokens or not (prefix.tokens[-1].bytes or b"").startswith(b"\xe6")
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     def show(self, prefix: Prefix, token: Token | None, temperature: float, seed: int | None) -> Position:
         spelled = repr((prefix.prompt, [t.key for t in prefix.tokens])).encode()
@@ -83,8 +79,6 @@ class Told:
         parts = [part async for part in self.stream(ask)]
         positions = tuple(position for part in parts for position in part.positions)
         return Draft(positions, parts[-1].finish, Usage(1), sum(part.given for part in parts))
-
-    async def aclose(self) -> None: ...
 
 
 def same(one: Position, other: Position) -> bool:

@@ -86,7 +86,8 @@ def request(
         arguments |= {"prompt": sent.prompt, "max_tokens": sent.n, "logprobs": settings.top_logprobs}
     else:
         extra |= sent.prefill
-        arguments |= {"messages": sent.prompt, dialect.chat_length: sent.n, **_chat_logprobs(settings)}
+        arguments |= {"messages": sent.prompt, dialect.chat_length: sent.n, "logprobs": True}
+        arguments["logprobs" if dialect.chat_logprobs == "number" else "top_logprobs"] = settings.top_logprobs
     if seed is not None and dialect.seed == "seed":
         arguments["seed"] = seed
     elif seed is not None and dialect.seed is not None:
@@ -111,9 +112,3 @@ def _echo(sent: Sent, dialect: Dialect) -> dict[str, Any]:
     if dialect.echo_last is not None and sent.way == "ids":  # as text, nobody knows how many tokens it will be
         fields[dialect.echo_last] = len(sent.given)
     return fields
-
-
-def _chat_logprobs(settings: Settings) -> dict[str, Any]:
-    if settings.dialect.chat_logprobs == "number":
-        return {"logprobs": settings.top_logprobs}
-    return {"logprobs": True, "top_logprobs": settings.top_logprobs}

@@ -10,6 +10,7 @@ is one chunk (`parse`), so that streamed and whole answers cannot differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from blackbox_proxy.api.echo import Echo, echo_of
@@ -26,7 +27,7 @@ from blackbox_proxy.api.positions import (
 from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.errors import BadResponse, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Draft, FinishReason, Position, Usage
+from blackbox_proxy.types import Draft, Position, Usage, joined
 
 _STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
@@ -38,8 +39,7 @@ class Incremental:
     beyond: how many tokens more than n the server may write; they are left out. kept: how many of the likeliest
     candidates a position shows, by default all.
 
-    `given` counts the released positions that repeat given text, `written` the others; `usage` is the last that the
-    API reported, None before.
+    `usage` is the last that the API reported, None before.
     """
 
     def __init__(
@@ -68,19 +68,17 @@ class Incremental:
         self._hidden = False
         self._reason: object = None
         self._spelled: bytes | None = b""  # of the tokens released; None once one is unknown
-        self.given = 0
-        self.written = 0
         self.usage: Usage | None = None
 
     # -- what has come --------------------------------------------------------------------------------------------
 
-    def feed(self, chunk: object) -> tuple[Position, ...]:
-        """The positions that this chunk releases. Raises BadResponse and NoLogprobs."""
+    def feed(self, chunk: object) -> Draft:
+        """The positions that this chunk releases, those of given text first. Raises BadResponse and NoLogprobs."""
         choice = choice_of(chunk, needed=False)
         if isinstance(chunk, Mapping) and isinstance(chunk.get("usage"), Mapping):
             self.usage = usage_of(chunk)
         if choice is None:
-            return ()
+            return Draft(())
         if choice.get("finish_reason"):  # "" is what some servers send before the last chunk
             self._reason = choice["finish_reason"]
         self._add_text(choice)
@@ -95,8 +93,7 @@ class Incremental:
                 hint="It ignores the limit that was sent, or repeats the prompt. Another dialect may spell the limit "
                 "as this server expects it.",
             )
-        self.given += len(given)
-        released = given
+        released = list(given)
         for row in generated[: max(0, len(generated) - over)] if self._goes_on else ():
             if self._held is not None:
                 released.append(self._release(self._held, went_on=True))
@@ -107,18 +104,18 @@ class Incremental:
         if self._held is not None and not self._may_change(self._held):
             released.append(self._release(self._held, went_on=False))
             self._held = None
-        return tuple(released)
+        return Draft(tuple(released), given=len(given))
 
-    def finish(self) -> tuple[tuple[Position, ...], FinishReason | None]:
+    def finish(self) -> Draft:
         """The answer is complete: the position that was held back, and why the text ended there."""
         stopped = isinstance(self._reason, str) and self._reason in _STOPS
         text = None if self._hidden else self._text
         if not self._rows:
             if stopped and text == "":
-                return (), "stop"
+                return Draft((), "stop")
             raise _no_logprobs(text, self._reason)
         if not self._goes_on:
-            return (), None
+            return Draft(())
         last: tuple[Position, ...] = ()
         if self._held is not None:
             before = self._spelled
@@ -126,7 +123,7 @@ class Incremental:
             if stopped and self._shows_end and _adds_nothing(position, before, self._written_text(self._text)):
                 position = as_end(position)
             last, self._held = (position,), None
-        return last, "stop" if stopped else "length" if self._reason == "length" else None
+        return Draft(last, "stop" if stopped else "length" if self._reason == "length" else None)
 
     @property
     def complete(self) -> bool:
@@ -233,9 +230,7 @@ def parse(body: object, reader: Incremental) -> Draft:
     the end itself. `usage` counts one call, and tokens where the API does. Raises BadResponse and NoLogprobs.
     """
     choice_of(body)
-    positions = reader.feed(body)
-    last, finish = reader.finish()
-    return Draft((*positions, *last), finish, usage_of(body), reader.given)
+    return replace(joined([reader.feed(body), reader.finish()]), usage=usage_of(body))
 
 
 def _adds_nothing(position: Position, before: bytes | None, text: str | None) -> bool:

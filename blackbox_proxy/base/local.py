@@ -12,7 +12,6 @@ for every thread that happens to ask.
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 import os
@@ -31,8 +30,9 @@ from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
+from blackbox_proxy.models.trunk import Slots
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens, is_ids
@@ -371,50 +371,3 @@ def fingerprint(model: Any) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(words.sum(dtype=torch.int64))} ".encode())
         digest.update(sample)
     return digest.hexdigest()[:32]
-
-
-class Slots:
-    """Several texts in one model, each with its KV cache. Not safe for threads: the caller holds a lock.
-
-    The text that shares the longest beginning with what is asked is continued. Where that would cut off much of it,
-    its cache is copied in place of the least recently used one, so that two answers to one prompt, decoded in turn,
-    do not tear down each other's cache.
-    """
-
-    def __init__(self, lm: CausalLM, count: int) -> None:
-        self._lm = lm
-        self._count = max(count, 1)
-        self._slots: list[tuple[list[int], Trunk]] = []  # what was read, most recently used last
-
-    def clear(self) -> None:
-        self._slots = []
-
-    def advance(self, ids: list[int], keep: int) -> torch.Tensor:
-        """Read `ids`; log probabilities (keep, V) of what follows its last `keep`."""
-        trunk = self._take(ids)
-        rows = trunk.advance(ids, keep)  # if this fails the trunk is gone, and with it a half-written cache
-        self._slots.append((list(ids), trunk))
-        return rows
-
-    def _take(self, ids: list[int]) -> Trunk:
-        if not self._slots:
-            return Trunk(self._lm)
-        shared = [_shared(read, ids) for read, _ in self._slots]
-        best = max(range(len(shared)), key=lambda i: (shared[i], i))
-        read, trunk = self._slots[best]
-        full = len(self._slots) == self._count
-        if len(read) - shared[best] <= _CHEAP_LOSS or (full and best == 0):
-            del self._slots[best]
-            return trunk
-        if full:
-            del self._slots[0]
-        if shared[best] < _WORTH_COPYING:
-            return Trunk(self._lm)
-        return copy.deepcopy(trunk, {id(self._lm): self._lm})
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    if one == other[: len(one)]:
-        return len(one)
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -323,12 +323,11 @@ class OpenAIBase(OneToken):
                 return
             try:
                 async for chunk in answer:
-                    before = reader.given
-                    positions = reader.feed(chunk)
+                    part = reader.feed(chunk)
                     if reader.unscored:
                         raise NoLogprobs("the API streams text without log probabilities")
-                    if positions:
-                        yield Draft(positions, given=reader.given - before)
+                    if part.positions:
+                        yield part
                     if reader.done:
                         break
             except BaseError as error:
@@ -336,7 +335,7 @@ class OpenAIBase(OneToken):
                     raise
             if not (reader.complete or reader.done):
                 raise ConnectionFailed(f"{self.url} ended its answer early", hint="Try again.")
-            yield Draft(*reader.finish())
+            yield reader.finish()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""

@@ -183,16 +183,13 @@ def given_url(given: str | None) -> str | None:
     return given or os.environ.get("OPENAI_BASE_URL") or None
 
 
-def _same_host(one: str, other: str) -> bool:
-    return urlsplit(one).hostname == urlsplit(other).hostname
-
-
 def key_for(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -> str:
     key = given or os.environ.get(dialect.key_variable) or ""
     if not key and not url_given and os.environ.get("OPENAI_BASE_URL"):
         key = os.environ.get("OPENAI_API_KEY") or ""  # set together with that URL, so it is for whoever is there
     key = key.strip()
-    service = next((home for home in (OPENAI_URL, dialect.home) if home and _same_host(home, url)), None)
+    host = urlsplit(url).hostname
+    service = next((home for home in (OPENAI_URL, dialect.home) if home and urlsplit(home).hostname == host), None)
     if not key and service is not None and service.startswith("https:"):
         raise InputError(
             f"{'OpenAI' if service == OPENAI_URL else urlsplit(service).hostname}'s API needs a key, and there is none",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blackbox_proxy.cli.app import app
+from blackbox_proxy.cli.options import AsJson, CacheFile
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,16 +22,11 @@ if TYPE_CHECKING:
 caches = typer.Typer(help="Look at the kept answers, write them out, or forget them.", no_args_is_help=True)
 app.add_typer(caches, name="cache")
 
-_CacheFile = Annotated[
-    Path | None,
-    typer.Option("--cache-file", envvar="BLACKBOX_PROXY_CACHE_FILE", help="The file; the user's cache by default."),
-]
-
 
 @caches.command("stats")
 def cache_stats(
-    cache_file: _CacheFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    cache_file: CacheFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """What the cache holds."""
     with _store(cache_file) as store:
@@ -47,7 +43,7 @@ def cache_stats(
 
 
 @caches.command("clear")
-def cache_clear(cache_file: _CacheFile = None) -> None:
+def cache_clear(cache_file: CacheFile = None) -> None:
     """Forget everything in the cache."""
     with _store(cache_file) as store:
         typer.echo(f"{store.clear()} positions forgotten")
@@ -55,7 +51,7 @@ def cache_clear(cache_file: _CacheFile = None) -> None:
 
 @caches.command("export")
 def cache_export(
-    cache_file: _CacheFile = None,
+    cache_file: CacheFile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
 ) -> None:
     """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.decoding import read_prompt
-from blackbox_proxy.cli.options import TunerOptions
+from blackbox_proxy.cli.options import AsJson, Missing, Normalise, TunerOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 
@@ -24,16 +24,12 @@ def choose(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the question from a file.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="An answer; give each of them.")] = None,
     parts: TunerOptions,
-    missing: Annotated[
-        str, typer.Option(help="Answers that the base does not show: backoff, floor, exclude or ask.")
-    ] = "backoff",
+    missing: Missing = "backoff",
     forms: Annotated[
         bool, typer.Option("--forms/--exact", help='Count " A", "(A", "a" and "A." as "A", or only "A" itself.')
     ] = True,
-    normalise: Annotated[
-        str, typer.Option(help="Divide answers of several tokens by their length: none, tokens or bytes.")
-    ] = "none",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    normalise: Normalise = "none",
+    as_json: AsJson = False,
 ) -> None:
     """Choose one of a few answers, as the tuned big model would: one request, one token.
 
@@ -50,16 +46,16 @@ def choose(
     """
     text = read_prompt(prompt, file)
     quiet_transformers()
-    from blackbox_proxy.answers.choices import Missing, Normalise
+    from blackbox_proxy.answers import choices as answers
     from blackbox_proxy.report import choices
 
     with parts.open() as tuner:
         choice = tuner.choose(
             text,
             option or [],
-            missing=cast(Missing, missing),
+            missing=cast(answers.Missing, missing),
             forms=forms,
-            normalise=cast(Normalise, normalise),
+            normalise=cast(answers.Normalise, normalise),
         )
     if as_json:
         typer.echo(json.dumps(choices.choice_record(choice), ensure_ascii=False))
@@ -79,7 +75,7 @@ def score(
     ] = None,
     parts: TunerOptions,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token of the text, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How probable a text is under the tuned big model, and under base, expert and anti-expert: bits per byte.
 

@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import DecodingOptions, TunerOptions, prices_of
+from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad, TunerOptions, prices_of
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, InputError
 
 if TYPE_CHECKING:
+    from blackbox_proxy.jobs.run import JobReport
     from blackbox_proxy.trace import TraceFile
 
 TracePath = Annotated[
@@ -55,7 +56,7 @@ def opened_trace(
     if path is None:
         return nullcontext()
     named = ("base", "api", "dialect", "tokenizer", "top_logprobs", "expert", "antiexpert", "alpha", "tail", "prices")
-    settings = {name: getattr(parts, name) for name in named} | decoding.given() | {"seed": seed}
+    settings = {name: getattr(parts, name) for name in named} | decoding.arguments() | {"seed": seed}
     return TraceFile(path, settings, **how)
 
 
@@ -75,6 +76,9 @@ def generate(
     trace: TracePath = None,
 ) -> None:
     """Decode a text from the tuned big model.
+
+    Printed as it is decoded. The base is an API unless --local says otherwise; the pair runs here unless
+    --expert-url says otherwise.
 
     Examples:
 
@@ -97,10 +101,10 @@ def generate(
     with opened_trace(trace, parts, decoding, seed) as kept, parts.open() as opened:
         tuner = TracedTuner(opened, kept) if kept else opened
         if as_json:
-            generation = tuner.generate(text, seed=seed, **decoding.given())
+            generation = tuner.generate(text, seed=seed, **decoding.arguments())
             typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
             return
-        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **decoding.given()), colour=show)
+        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **decoding.arguments()), colour=show)
     if show:
         note = Console(stderr=True)
         note.print(terminal.legend())
@@ -115,20 +119,20 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON line each.")],
     parts: TunerOptions,
     decoding: DecodingOptions,
-    seed: Annotated[int, typer.Option(help="Of the run: every sampled row without a seed gets its own from it.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Rows to decode at a time.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the run: every sampled row without one gets its own from it.")] = 0,
+    concurrency: Concurrency = 8,
     as_completed: Annotated[
         bool, typer.Option("--as-completed/--ordered", help="Write results as they are finished, or in input order.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the results that are there.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: ask failures again.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where there are results.")] = False,
-    limit: Annotated[int | None, typer.Option(help="The first so many rows only.")] = None,
+    limit: Limit = None,
     shuffle: Annotated[
         int | None, typer.Option(metavar="SEED", help="Take the rows in an order drawn from it.")
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End with the first failure.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
+    skip_bad: SkipBad = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the rows, say what they may cost, send nothing.")
     ] = False,
@@ -162,7 +166,7 @@ def run(
         "skip_bad": skip_bad,
         "settings": parts.what_decides_the_text(),
         "seed": seed,
-        **decoding.given(),
+        **decoding.arguments(),
     }
     priced = prices_of(parts.prices) if parts.prices else None
     note = Console(stderr=True)
@@ -189,14 +193,19 @@ def run(
         report = watch.last
         if report.total is not None:
             note.print(progress.job_line(report, priced), style="dim", highlight=False, soft_wrap=True)
-            for row in report.bad_rows:
-                note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)
-            if ended is not None or report.failed or report.failed_before:
-                advice = f"{output} keeps what is done: --resume goes on with it, --retry-failed asks failures again."
-                note.print(advice, markup=False, highlight=False, soft_wrap=True)
+            _advise(note, report, output, broken_off=ended is not None)
     if isinstance(ended, KeyboardInterrupt):
         raise typer.Exit(130)
     if ended is not None:
         raise ended
     if report.failed:
         raise typer.Exit(1)
+
+
+def _advise(note: Console, report: JobReport, output: Path, *, broken_off: bool) -> None:
+    """Which rows were left out, and how to go on."""
+    for row in report.bad_rows:
+        note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)
+    if broken_off or report.failed or report.failed_before:
+        advice = f"{output} keeps what is done: --resume goes on with it, --retry-failed asks failures again."
+        note.print(advice, markup=False, highlight=False, soft_wrap=True)

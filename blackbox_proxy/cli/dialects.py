@@ -13,12 +13,7 @@ from blackbox_proxy.cli.app import app
 def dialects(
     *, markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False
 ) -> None:
-    """List the kinds of servers that this library speaks to, and what works with each.
-
-    Example:
-
-        blackbox-proxy dialects
-    """
+    """List the kinds of servers that this library speaks to, and what works with each."""
     from blackbox_proxy.dialects import support
 
     typer.echo(support.markdown() if markdown else support.text())

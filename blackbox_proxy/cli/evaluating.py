@@ -12,12 +12,24 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import TunerOptions, prices_of, rendering_of
+from blackbox_proxy.cli.options import (
+    AsJson,
+    Concurrency,
+    Limit,
+    Missing,
+    Normalise,
+    SkipBad,
+    TextTokens,
+    TunerOptions,
+    prices_of,
+    rendering_of,
+)
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.local import TransformersBase
+    from blackbox_proxy.evaluation.run import Evaluation
 
 _Alphas = Annotated[
     list[float] | None, typer.Option("--alpha", help="Weight of the pair, 1 by default; may be repeated.")
@@ -42,7 +54,7 @@ class ComparedOptions(TunerOptions):
         rendering = rendering_of(self.base_prompt)
         return TransformersBase(model, device=self.device, dtype=self.dtype, rendering=rendering)
 
-    def named(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """What decides the figures, with no key and no address."""
         left_out = ("api_key", "base_url", "cache", "cache_file", "alpha")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
@@ -67,21 +79,19 @@ def evaluate(
         str | None, typer.Option(help="The base tuned directly (folder or hub id), for the gap closed.")
     ] = None,
     ceiling_value: Annotated[float | None, typer.Option(help="Its figure, where only that is known, as 0.8.")] = None,
-    missing: Annotated[
-        str, typer.Option(help="Options that the base does not show: backoff, floor, exclude or ask.")
-    ] = "backoff",
-    normalise: Annotated[
-        str, typer.Option(help="Divide options of several tokens by their length in: none, tokens or bytes.")
-    ] = "none",
+    missing: Missing = "backoff",
+    normalise: Normalise = "none",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of an answer in text.")] = 32,
     stop: Annotated[
         list[str] | None, typer.Option(help="Where an answer in text ends; the end of the line by default.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Rows to ask at a time.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="The first so many rows only.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, and of what is called significant.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    concurrency: Concurrency = 8,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    confidence: Annotated[
+        float, typer.Option(help="Level of the intervals, and of what is called significant.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Everything as JSON, each row included.")
     ] = None,
@@ -125,7 +135,7 @@ def evaluate(
     priced = prices_of(parts.prices) if parts.prices else None
     for path in (output, markdown):
         _writable(path, tasks)
-    console, note = Console(), Console(stderr=True)
+    note = Console(stderr=True)
     with parts.one().open() as tuner, report.watching(note) as watch:
         try:
             found = evaluate_tasks(
@@ -151,7 +161,7 @@ def evaluate(
         except KeyboardInterrupt:
             note.print("Stopped. What was answered is in the cache: the same command goes on from there.")
             raise typer.Exit(130) from None
-    settings = parts.named() | {
+    settings = parts.recorded() | {
         "alphas": list(parts.alpha or [1.0]) if swept is None else list(swept),
         "missing": missing,
         "normalise": normalise,
@@ -159,15 +169,7 @@ def evaluate(
         "stop": list(stop or ("\n",)),
         "tasks": [str(path) for path in tasks],
     }
-    plain = json.dumps(report.record(found, settings), ensure_ascii=False)
-    if output is not None:
-        output.write_text(plain + "\n", encoding="utf-8")
-    if markdown is not None:
-        markdown.write_text(report.markdown(found), encoding="utf-8")
-    if as_json:
-        typer.echo(plain)
-    else:
-        report.show(console, found)
+    _tell(found, settings, output, markdown, as_json=as_json)
     if found.failed:
         raise typer.Exit(1)
 
@@ -182,11 +184,11 @@ def fit(
     ] = None,
     parts: TunerOptions,
     tokens: Annotated[int, typer.Option(help="Tokens of the base to look at, about.")] = 300,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of each text.")] = 64,
+    max_tokens: TextTokens = 64,
     texts: Annotated[
         int | None, typer.Option(help="How many texts the forecast is about; as many as prompts by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how well a pair fits a base, before much is spent: vocabularies, candidates, disagreement, expected cost.
 
@@ -220,6 +222,23 @@ def fit(
         report.show(Console(), found)
     if not found.fits:
         raise typer.Exit(1)
+
+
+def _tell(
+    found: Evaluation, settings: dict[str, Any], output: Path | None, markdown: Path | None, *, as_json: bool
+) -> None:
+    """Write and print what an evaluation found."""
+    from blackbox_proxy.report import evaluation as report
+
+    plain = json.dumps(report.record(found, settings), ensure_ascii=False)
+    if output is not None:
+        output.write_text(plain + "\n", encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(report.markdown(found), encoding="utf-8")
+    if as_json:
+        typer.echo(plain)
+    else:
+        report.show(Console(), found)
 
 
 def _writable(path: Path | None, inputs: list[Path]) -> None:

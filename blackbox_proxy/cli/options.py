@@ -46,13 +46,13 @@ BasePrompt = Annotated[str, typer.Option(help="How the base sees the prompt: raw
 
 Expert = Annotated[str, typer.Option(help="The small tuned model: folder or hub id.")]
 Antiexpert = Annotated[str | None, typer.Option(help="The same small model before tuning.")]
-ExpertPrompt = Annotated[str, typer.Option(help="How the expert sees it: raw or chat.")]
-AntiexpertPrompt = Annotated[str, typer.Option(help="How the anti-expert sees it: raw or chat.")]
+ExpertPrompt = Annotated[str, typer.Option(help="How the expert sees the prompt: raw or chat.")]
+AntiexpertPrompt = Annotated[str, typer.Option(help="How the anti-expert sees the prompt: raw or chat.")]
 ExpertUrl = Annotated[
     str | None,
     typer.Option(help="Where the expert is served (vLLM), if not run here: http://host:port/v1; --expert is its name."),
 ]
-AntiexpertUrl = Annotated[str | None, typer.Option(help="The same for the anti-expert; --expert-url by default.")]
+AntiexpertUrl = Annotated[str | None, typer.Option(help="Where the anti-expert is served; --expert-url by default.")]
 PairTokenizer = Annotated[str | None, typer.Option(help="The tokenizer of a served pair: folder or hub id.")]
 PairTopLogprobs = Annotated[
     int | None,
@@ -74,6 +74,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens to de
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest candidates with this mass.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")]
+TextTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of each text.")]
 
 # -- drafts -----------------------------------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ Cache = Annotated[
 ]
 CacheFile = Annotated[
     Path | None,
-    typer.Option(envvar="BLACKBOX_PROXY_CACHE_FILE", help="Where they are kept; the user's cache by default."),
+    typer.Option(envvar="BLACKBOX_PROXY_CACHE_FILE", help="Where the answers are kept; the user's cache by default."),
 ]
 
 
@@ -122,6 +123,18 @@ MaxCost = Annotated[float | None, typer.Option(help="What may be spent in all, b
 
 
 MaxRetrySeconds = Annotated[float, typer.Option(help="Seconds after which a failed request is not tried again.")]
+
+
+# -- answers, rows and what is printed --------------------------------------------------------------------------------
+
+Missing = Annotated[str, typer.Option(help="Answers that the base does not show: backoff, floor, exclude or ask.")]
+Normalise = Annotated[
+    str, typer.Option(help="Divide answers of several tokens by their length: none, tokens or bytes.")
+]
+Concurrency = Annotated[int, typer.Option(help="Rows to ask at a time.")]
+Limit = Annotated[int | None, typer.Option(help="The first so many rows only.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 
 
 # -- what is opened ---------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ class DecodingOptions:
     top_p: TopP = 1.0
     stop: Stop = None
 
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The arguments of `ProxyTuner.generate`."""
         return {
             "max_tokens": self.max_tokens,

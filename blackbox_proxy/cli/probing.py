@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app
-from blackbox_proxy.cli.options import ApiKey, BaseUrl, Tokenizer
+from blackbox_proxy.cli.options import ApiKey, AsJson, BaseUrl, Tokenizer
 
 _CALLS = 40
 
@@ -33,7 +33,7 @@ def probe(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the findings in this file instead of the usual place.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find out what an endpoint really does, with some twenty requests of a few tokens each.
 

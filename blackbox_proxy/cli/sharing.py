@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from functools import wraps
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -53,7 +55,15 @@ def _options(group: type) -> list[inspect.Parameter]:
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
+            annotation=_annotated(field, hints[field.name]),
         )
         for field in fields(group)
     ]
+
+
+def _annotated(field: Field[Any], hint: Any) -> Any:
+    """The type of an option; a field of a dataclass that knows no Typer has its line of help in its metadata."""
+    if "help" not in field.metadata:
+        return hint
+    switch = [f"--{field.name.replace('_', '-')}"] if hint is bool else []  # without a --no-… beside it
+    return Annotated[hint, typer.Option(*switch, help=field.metadata["help"])]

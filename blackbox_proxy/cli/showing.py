@@ -8,16 +8,18 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from blackbox_proxy.cli import options
 from blackbox_proxy.cli.app import app, quiet_transformers
+from blackbox_proxy.cli.options import PriceList, Temperature, TextTokens, prices_of
 from blackbox_proxy.errors import InputError
+
+_DemoModels = Annotated[
+    Path | None, typer.Option("--cache", help="Where the demo's models are kept; the user's cache by default.")
+]
 
 
 @app.command()
 def demo(
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the demo's models are kept; the user's cache by default.")
-    ] = None,
+    cache: _DemoModels = None,
 ) -> None:
     """See the method work, with no account, key or download: a black box that has missed the news.
 
@@ -39,17 +41,15 @@ def bench(
     antiexpert: Annotated[str | None, typer.Option(help="The same small model before tuning.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     texts: Annotated[int, typer.Option(help="How many of the prompts to use.")] = 4,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", help="Tokens of each text.")] = 64,
+    max_tokens: TextTokens = 64,
     first_token: Annotated[float, typer.Option(help="Emulated seconds until an answer's first token.")] = 0.3,
     per_token: Annotated[float, typer.Option(help="Emulated seconds for each further token.")] = 0.02,
     alpha: Annotated[float, typer.Option(help="Weight of the pair; a smaller one disagrees less often.")] = 1.0,
     top_logprobs: Annotated[int, typer.Option(help="Log probabilities that the API shows per token.")] = 5,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
-    prices: Annotated[
-        str | None, typer.Option(help="Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.")
-    ] = None,
+    temperature: Temperature = 0.0,
+    prices: PriceList = None,
     way: Annotated[list[str] | None, typer.Option(help="Only this way of asking; may be repeated.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where the demo's models are kept.")] = None,
+    cache: _DemoModels = None,
 ) -> None:
     """Measure what few calls are worth: the same texts, asked for in every way, over an emulated network.
 
@@ -93,6 +93,6 @@ def bench(
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
         temperature=temperature,
-        prices=options.prices_of(prices),
+        prices=prices_of(prices),
         ways=way or (),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ def base_of(name: str) -> str:
 class Adapted:
     """A model and an adapter on it, off until it is switched on. Raises ModelUnavailable.
 
-    The model is changed in place, and is from then on to be run through a `view`, or inside `on` or `off`.
+    The model is changed in place, and is from then on to be run inside `on` or `off`.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -102,10 +102,6 @@ class Adapted:
         """While entered, this model is as it was before."""
         return self._being(False)
 
-    def view(self, enabled: bool) -> View:
-        """The model with the adapter on, or off, as one that can be called."""
-        return View(self.model, self.on if enabled else self.off)
-
     @contextmanager
     def _being(self, enabled: bool) -> Iterator[None]:
         with self.lock:
@@ -121,25 +117,6 @@ class Adapted:
         for module, name, before, after in self._exchanged:
             module._parameters[name] = after if enabled else before
         self._enabled = enabled
-
-
-class View:
-    """A model that is switched for the time of each call."""
-
-    def __init__(self, model: Any, switched: Callable[[], AbstractContextManager[object]]) -> None:
-        self._model = model
-        self._switched = switched
-
-    def __call__(self, **given: Any) -> Any:
-        with self._switched():
-            return self._model(**given)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def eval(self) -> View:
-        self._model.eval()
-        return self
 
 
 def _peft(name: str) -> Any:

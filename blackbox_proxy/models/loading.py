@@ -50,7 +50,7 @@ def load_causal_lm(
         return CausalLM(load.weights(name), load.vocabulary(name), name)
     base = name if _has_weights(name) else _found(base_of(name))
     adapted = Adapted(load.weights(base), name)
-    return CausalLM(adapted.view(True), load.vocabulary(name, base), name)
+    return CausalLM(adapted.model, load.vocabulary(name, base), name, active=adapted.on)
 
 
 def load_both(
@@ -71,8 +71,8 @@ def load_both(
     if not is_adapter(name) or is_adapter(base) or _has_weights(name) or not leaves_base_alone(name):
         return None
     adapted = Adapted(load.weights(base), name)
-    expert = CausalLM(adapted.view(True), load.vocabulary(name, base), name)
-    return expert, CausalLM(adapted.view(False), load.vocabulary(base), base)
+    expert = CausalLM(adapted.model, load.vocabulary(name, base), name, active=adapted.on)
+    return expert, CausalLM(adapted.model, load.vocabulary(base), base, active=adapted.off)
 
 
 def _found(given: str | os.PathLike[str]) -> str:

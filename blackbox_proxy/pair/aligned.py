@@ -13,7 +13,8 @@ import numpy as np
 
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
-from blackbox_proxy.pair.side import Rows, Shown, Side, scores_of, side_by_side, with_end
+from blackbox_proxy.pair.outputs import Outputs, Rows
+from blackbox_proxy.pair.side import Side, scores_of, side_by_side, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Cutter, LearnedVocabulary
@@ -76,9 +77,6 @@ class AlignedSession:
             self.run(views, named=True)
         return [_AlignedRow(self, self._alignment, [places[j] for places in views]) for j in range(len(positions))]
 
-    def read(self, issued: Sequence[Token]) -> None:
-        """Nothing: `score` reads what it needs."""
-
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
         """Ask models that show only some ids about tokens that they were not asked about."""
         for row, tokens in wanted:
@@ -126,7 +124,13 @@ class AlignedSession:
             laid.append((root, self._alignment.nodes(rest, tokens)))
         return laid
 
+    def read(self, issued: Sequence[Token]) -> None:
+        for side in self._sides:
+            side.text.read(side.text_after(issued)[0])
+
     def close(self) -> None:
+        for side in self._sides:
+            side.text.close()
         self._sides = ()
 
 
@@ -174,11 +178,11 @@ def _run(views: Sequence[_View], named: bool = False) -> None:
         return
     shown, places = _branch(views, named)
     for view, found in zip(views, places, strict=True):
-        view.rows = [shown.rows[i] for i in found]
+        view.rows = [shown.row(i) for i in found]
         view.hidden = [float(shown.hidden[i]) for i in found]
 
 
-def _branch(views: Sequence[_View], named: bool) -> tuple[Shown, list[list[int]]]:
+def _branch(views: Sequence[_View], named: bool) -> tuple[Outputs, list[list[int]]]:
     """What a model shows at the nodes of these positions, and the rows of each."""
     tree = TokenTree()
     places = [[tree.add(view.root + path) for path in view.nodes.paths] for view in views]
@@ -237,7 +241,7 @@ class _AlignedRow:
         columns = [np.array([values[i] for values, _ in found]) for i in range(len(self._masses))]
         unnamed = set(self.unnamed(_spellings(tokens)))
         unasked = np.array([not token.end and token.bytes in unnamed for token in tokens], dtype=np.bool_)
-        return scores_of(columns, [how for _, how in found], unasked)
+        return scores_of(columns, [how for _, how in found], np.where(unasked, np.inf, 0.0))
 
     def _score(self, token: Token) -> tuple[list[float], How]:
         nothing: tuple[list[float], How] = ([-np.inf] * len(self._masses), "neutral")

@@ -102,6 +102,7 @@ class Alignment:
         self._sets: _Recent[tuple[bytes, bytes, bytes], Ids] = _Recent(_CACHED_SETS)
         self._masks: _Recent[bytes, tuple[NDArray[np.bool_], bool]] = _Recent(_CACHED_MASKS)
         self._tables: _Recent[tuple[bytes, bytes], Ids] = _Recent(_CACHED_SETS)
+        self._begun: _Recent[bytes, bool] = _Recent(_CACHED_SETS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
         self._version = -1
@@ -232,6 +233,13 @@ class Alignment:
             return text in self._on_the_way
         return bool(self.base.extensions(text))
 
+    def longer(self, text: bytes) -> bool:
+        """Whether some token of the base begins with `text`."""
+        found = self._begun.get(text)
+        if found is None:
+            found = self._begun.keep(text, self.base.begins(text))
+        return found
+
     # -- which nodes are computed ----------------------------------------------------------------------------------
 
     def nodes(self, tail: bytes, tokens: Sequence[bytes]) -> Nodes:
@@ -274,7 +282,7 @@ class Alignment:
                 written = text[len(tail) : split] if split > len(tail) else b""
                 if len(self.leading_to(tail[split:], written, token)):
                     wanted[text[:split]] = None
-        self._spell([*wanted, *whole])
+        self.spell([*wanted, *whole])
         paths: set[Path] = {()}
         for text in wanted:
             paths.update(self._spellings(text))
@@ -282,7 +290,7 @@ class Alignment:
             paths.update(path[:-1] for path in self._spellings(text) if path)
         return paths
 
-    def _spell(self, texts: Iterable[bytes]) -> None:
+    def spell(self, texts: Iterable[bytes]) -> None:
         """Fill the memo of canonical spellings for the whole characters of these texts, in one batch."""
         if len(self._spelled) > _CACHED_SETS:
             self._spelled.clear()
@@ -296,7 +304,7 @@ class Alignment:
         """The canonical spelling of a text; bytes of an unfinished character at its end are spelled in every way."""
         whole = utf8_prefix(text)
         if text[:whole] not in self._spelled:
-            self._spell([text])
+            self.spell([text])
         head, rest = self._spelled[text[:whole]], text[whole:]
         if head is None:
             return []
@@ -318,6 +326,11 @@ class Alignment:
     def canonical(self, text: bytes) -> Path | None:
         """The usual spelling of a text; None where the local vocabulary cannot write it."""
         return next(iter(self._spellings(text)), None)
+
+    def canonicals(self, texts: Sequence[bytes]) -> list[Path | None]:
+        """The usual spellings of several texts, cut in one batch."""
+        self.spell(texts)
+        return [self.canonical(text) for text in texts]
 
     def _all_paths(self, tail: bytes) -> set[Path]:
         """Every path that agrees with the tail and whose text after x may still begin a longer token of the base."""

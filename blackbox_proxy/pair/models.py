@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.aligned import AlignedSession
 from blackbox_proxy.pair.alignment import Alignment, Segmentations
+from blackbox_proxy.pair.crossing import Crossing
+from blackbox_proxy.pair.estimated import Bases, EstimatedSession
 from blackbox_proxy.pair.plain import PlainSession
 from blackbox_proxy.pair.sharing import mismatch
 from blackbox_proxy.pair.side import Model, Side
@@ -27,14 +29,18 @@ class ModelPair:
     Raises VocabularyMismatch.
     """
 
-    def __init__(self, models: Sequence[tuple[Model, Rendering]], segmentations: Segmentations = "canonical") -> None:
+    def __init__(
+        self, models: Sequence[tuple[Model, Rendering]], segmentations: Segmentations = "canonical", exact: bool = False
+    ) -> None:
         if len(models) > 1:
             expert, antiexpert = models[0][0], models[1][0]
             if not expert.vocabulary.spells_like(antiexpert.vocabulary):
                 raise mismatch(expert.vocabulary, antiexpert.vocabulary, (expert.name, antiexpert.name))
         self._models = list(models)
         self._segmentations: Segmentations = segmentations
+        self._exact = exact or segmentations == "all" or any(model.partial for model, _ in models)
         self._alignments: dict[int, tuple[Vocabulary, Alignment]] = {}
+        self._crossings: dict[int, Crossing] = {}
         self._lock = threading.Lock()
         # One forward pass at a time on this machine; servers take requests side by side.
         partial = all(model.partial for model, _ in models)
@@ -73,7 +79,10 @@ class ModelPair:
         sides = [Side(model, model.vocabulary.prompt_ids(prompt, rendering), ends) for model, rendering in self._models]
         if base is not None and plain:
             return PlainSession(sides, base, self._running)
-        return AlignedSession(sides, self._alignment(base), self._lock, self._running)
+        if self._exact:
+            return AlignedSession(sides, self._alignment(base), self._lock, self._running)
+        known = None if base is None else (self._crossing(base), self._alignment(base))
+        return EstimatedSession(sides, Bases(self.vocabulary, known), self._lock)
 
     def _alignment(self, base: Vocabulary | None) -> Alignment:
         if base is None:  # what is learned of an unknown base belongs to one text at a time
@@ -84,6 +93,13 @@ class ModelPair:
                 known = (base, Alignment(self.vocabulary, base, self._segmentations))
                 self._alignments[id(base)] = known
             return known[1]
+
+    def _crossing(self, base: Vocabulary) -> Crossing:
+        alignment = self._alignment(base)
+        with self._lock:
+            if id(base) not in self._crossings:
+                self._crossings[id(base)] = Crossing(alignment.local, base)
+            return self._crossings[id(base)]
 
     def close(self) -> None:
         self._alignments.clear()

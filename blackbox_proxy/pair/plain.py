@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.pair.side import Shown, Side, Wanted, scores_of, side_by_side, with_end
+from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.pair.side import Side, Wanted, scores_of, side_by_side, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens
-from blackbox_proxy.types import How, Position, Scores, Token
+from blackbox_proxy.types import Floats, How, Position, Scores, Token
 
 _NAMED = 128  # candidates of one place, the likeliest first, that a model is asked about where it did not show them
 _SHARED = 64  # ids that the expert finds likeliest, of which the anti-expert is asked in advance
@@ -29,9 +30,6 @@ class PlainSession:
         self._rows: list[_PlainRow] = []
         self._wanted: dict[int, set[int]] = {}
 
-    def read(self, issued: Sequence[Token]) -> None:
-        """Nothing: `score` reads what it needs."""
-
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         drafted = [position.token.id for position in positions]
         if None in drafted[:-1]:  # what follows an unidentified token cannot be scored
@@ -46,7 +44,7 @@ class PlainSession:
             shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
         self._text, self._wanted = text, wanted
-        self._rows = [_PlainRow([_row(found, j) for found in shown], ends, self._base) for j in range(n)]
+        self._rows = [_PlainRow([(found, j) for found in shown], ends, self._base) for j in range(n)]
         return list(self._rows)
 
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
@@ -56,12 +54,12 @@ class PlainSession:
             self._wanted[j].update(ids[self._rows[j].estimated(ids)][:_NAMED].tolist())
         shown = self._advance(self._text, len(self._rows), self._wanted)
         for j, known in enumerate(self._rows):
-            known.shown = [_row(found, j) for found in shown]
+            known.shown = [(found, j) for found in shown]
 
-    def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Shown]:
+    def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Outputs]:
         """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
 
-        def one(i: int) -> Shown:
+        def one(i: int) -> Outputs:
             side = self._sides[i]
             ends = set(side.ends.tolist())
             named = None if wanted is None else {j: ends.union(ids) for j, ids in wanted.items()}
@@ -74,68 +72,80 @@ class PlainSession:
         ids, _ = _ids_of(tokens[:_NAMED], self._base)
         return [i for i in ids.tolist() if 0 <= i < self._sides[0].model.size]
 
+    def read(self, issued: Sequence[Token]) -> None:
+        ids = [token.id for token in issued if token.id is not None]
+        for side in self._sides:
+            side.text.read([*side.prompt, *ids])
+
     def close(self) -> None:
+        for side in self._sides:
+            side.text.close()
         self._sides = ()
 
 
-def _row(found: Shown, j: int) -> Shown:
-    return Shown(found.rows[j : j + 1], found.hidden[j : j + 1])
-
-
-def _likeliest(found: Shown, j: int, count: int) -> list[int]:
+def _likeliest(found: Outputs, j: int, count: int) -> list[int]:
     """The `count` likeliest ids that a model has shown itself at a place."""
-    row = np.where(found.rows[j] == found.hidden[j], -np.inf, found.rows[j])
-    top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
-    return [int(i) for i in top[np.argsort(-row[top], kind="stable")] if np.isfinite(row[i])]
+    return [int(i) for i in found.top(j, count)[0]]
 
 
 class _PlainRow:
     def __init__(
         self,
-        shown: Sequence[Shown],
+        shown: Sequence[tuple[Outputs, int]],
         ends: Sequence[Ids],
         base: Vocabulary,
     ) -> None:
-        self.shown = list(shown)
+        self.shown = list(shown)  # of each model what it says, and the place in it
         self._ends = ends
+        self._size = min(found.width for found, _ in shown)
         self._base = base
-        self._partial = any(np.isfinite(found.hidden[0]) for found in shown)
+        self._partial = any(np.isfinite(found.hidden[place]) for found, place in shown)
         self.limit: int | None = _NAMED if self._partial else None
         self._log_end = [
-            logsumexp(found.rows[0][ids].astype(np.float64)) for found, ids in zip(shown, ends, strict=True)
+            logsumexp(found.gather(np.full(len(ids), place), ids))
+            for (found, place), ids in zip(shown, ends, strict=True)
         ]
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         ids, ending = _ids_of(tokens, self._base)
-        estimated = self.estimated(ids) & ~ending
+        columns = self._columns(ids)
+        estimated = self._unshown(columns) & ~ending
         how: list[How] = ["prefix" if guess else "exact" for guess in estimated.tolist()]
-        columns = []
-        for found, log_end in zip(self.shown, self._log_end, strict=True):
-            row = found.rows[0]
-            known = (ids >= 0) & (ids < len(row))
-            column = np.where(known, row[np.where(known, ids, 0)].astype(np.float64), -np.inf)
+        for column, log_end in zip(columns, self._log_end, strict=True):
             column[ending] = log_end
-            columns.append(column)
-        return scores_of(columns, how, estimated)
+        return scores_of(columns, how, np.where(estimated, np.inf, 0.0))
 
     def estimated(self, ids: Ids) -> NDArray[np.bool_]:
         """Of which ids a model showed nothing, (c,)."""
-        result = np.zeros(len(ids), dtype=np.bool_)
-        for found in self.shown if self._partial else ():
-            row = found.rows[0]
-            known = (ids >= 0) & (ids < len(row))
-            result |= known & (row[np.where(known, ids, 0)] == found.hidden[0]) & bool(np.isfinite(found.hidden[0]))
+        return self._unshown(self._columns(ids))
+
+    def _columns(self, ids: Ids) -> list[Floats]:
+        """The log probabilities of these ids under each model, (c,); -inf for those outside its vocabulary."""
+        columns = []
+        known = np.flatnonzero((ids >= 0) & (ids < self._size))
+        for found, place in self.shown:
+            column = np.full(len(ids), -np.inf)
+            column[known] = found.gather(np.full(len(known), place), ids[known])
+            columns.append(column)
+        return columns
+
+    def _unshown(self, columns: Sequence[Floats]) -> NDArray[np.bool_]:
+        result = np.zeros(len(columns[0]), dtype=np.bool_)
+        for (found, place), column in zip(self.shown if self._partial else (), columns, strict=False):
+            hidden = float(found.hidden[place])
+            result |= np.isfinite(hidden) & (column == hidden)
         return result
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         model = min(model, len(self.shown) - 1)
-        row = self.shown[model].rows[0].copy()
-        row[row == self.shown[model].hidden[0]] = -np.inf  # what was not shown is not proposed
-        row[self._ends[model]] = -np.inf
-        top = np.argpartition(row, -count)[-count:] if len(row) > count else np.arange(len(row))
-        top = top[np.argsort(-row[top], kind="stable")]
-        proposed = [(self._base.token_of(int(i)), float(row[i])) for i in top if np.isfinite(row[i])]
-        return with_end(proposed, self._log_end[model], count)
+        found, place = self.shown[model]
+        ends = self._ends[model]
+        ids, values = found.top(place, count + len(ends))
+        real = ~np.isin(ids, ends) & np.isfinite(values)
+        proposed = [
+            (self._base.token_of(int(i)), float(value)) for i, value in zip(ids[real], values[real], strict=True)
+        ]
+        return with_end(proposed[:count], self._log_end[model], count)
 
 
 def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.bool_]]:

@@ -37,7 +37,8 @@ from blackbox_proxy.errors import (
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
-from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.pair.outputs import Outputs, Shown
+from blackbox_proxy.pair.side import Wanted
 from blackbox_proxy.text.files import declared_ends
 from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -172,7 +173,7 @@ class RemoteModel:
                 hint="Shorten the prompt, lower max_tokens, or take a pair with a longer window.",
             )
 
-    def text(self) -> RemoteText:
+    def text(self, ids: Sequence[int]) -> RemoteText:
         return RemoteText(self)
 
     def after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
@@ -310,7 +311,15 @@ class RemoteText:
     def __init__(self, model: RemoteModel) -> None:
         self._model = model
 
-    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
+    def read(self, ids: Sequence[int]) -> None:
+        """The server reads what it is asked about."""
+
+    def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
+        raise NotImplementedError("rows of a server are not whole, and are asked for by name")
+
+    def close(self) -> None: ...
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Outputs:
         self._model.check_length(len(ids), "the text")
         if not 1 <= keep <= len(ids):
             raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
@@ -320,7 +329,7 @@ class RemoteText:
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
-    ) -> Shown:
+    ) -> Outputs:
         texts = [tuple(ids)]
         for parent, token in zip(parents, tokens, strict=True):
             texts.append((*texts[parent + 1], token))

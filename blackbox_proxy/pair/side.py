@@ -1,44 +1,26 @@
 """One of the two models in one session: what is needed of it, its prompt, and what it has already read for good.
 
 A `Model` has a vocabulary and opens a `Text`, which gives log probabilities after places of one growing text. On this
-machine it is models/lm.py (see transformers.py); behind a server it is what the server shows (remote.py), and
-that may be less than everything (`Shown`).
+machine it is models/lm.py (see transformers.py); behind a server it is what the server shows (remote.py), and that may
+be less than everything (outputs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 from blackbox_proxy.types import END, Floats, How, Scores, Token
 
-Rows = NDArray[np.float32]
 T = TypeVar("T")
 
 Wanted = Mapping[int, Collection[int]]
 """Row -> the ids whose log probability there must be the model's own, even where it shows only some."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shown:
-    """Log probabilities `rows` (m, V) after m places, nats.
-
-    `hidden` (m,): -inf where a row is whole. Where a model showed only some ids, the mass of the others is spread
-    evenly over them, none above the least that was shown, and `hidden` is what each of them got.
-    """
-
-    rows: Rows
-    hidden: Rows
-
-    @classmethod
-    def whole(cls, rows: Rows) -> Shown:
-        return cls(rows, np.full(len(rows), -np.inf, dtype=np.float32))
 
 
 class Text(Protocol):
@@ -48,17 +30,31 @@ class Text(Protocol):
     shown. It means nothing where rows are whole.
     """
 
-    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
+    def read(self, ids: Sequence[int]) -> None:
+        """Have these ids read; nothing is asked about them. Raises ContextTooLong."""
+        ...
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Outputs:
         """What follows each of the last `keep` tokens of the text `ids`. Raises ContextTooLong."""
         ...
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
-    ) -> Shown:
+    ) -> Outputs:
         """What follows the text `ids` (row 0) and each of m nodes of a tree that grows from its end.
 
         Node i (row i + 1) is `tokens[i]` after node `parents[i]` < i, or after the text itself where that is -1.
         """
+        ...
+
+    def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
+        """What follows each of m >= 1 nodes of a tree on the text `ids`: row i is node i. A parent of -2 is the last
+        token but one of the text, and so on. Where rows are whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """The text is not needed any more."""
         ...
 
 
@@ -78,7 +74,9 @@ class Model(Protocol):
         """Raise ContextTooLong if `length` tokens do not fit this model's window."""
         ...
 
-    def text(self) -> Text: ...
+    def text(self, ids: Sequence[int]) -> Text:
+        """A text that is going to begin with `ids`."""
+        ...
 
 
 def side_by_side(sides: Sequence[Side], call: Callable[[int], T]) -> list[T]:
@@ -95,7 +93,7 @@ class Side:
     def __init__(self, model: Model, prompt: Sequence[int], ends: frozenset[int]) -> None:
         self.model = model
         self.prompt = list(prompt)
-        self.text = model.text()
+        self.text = model.text(self.prompt)
         self.ends: Ids = np.array(sorted(i for i in ends if i < model.size), dtype=np.int64)
         self._read, self._rest = self._split_prompt()
         self._start = (list(self._read), self._rest)
@@ -167,9 +165,9 @@ def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) ->
     return [token for token, _ in proposed[:count]]
 
 
-def scores_of(columns: Sequence[Floats], how: Sequence[How], unasked: NDArray[np.bool_] | None = None) -> Scores:
+def scores_of(columns: Sequence[Floats], how: Sequence[How], error: Floats | None = None) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
-    unasked (c,): tokens that a model which shows only some ids was not asked about: their masses are no more than that.
+    error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
     the others.
@@ -182,5 +180,5 @@ def scores_of(columns: Sequence[Floats], how: Sequence[How], unasked: NDArray[np
     if len(columns) == 1 and not known.all():
         offset[~known] = offset[known].min() if known.any() else 0.0
     kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
-    error = np.zeros(len(expert)) if unasked is None else np.where(unasked, np.inf, 0.0)
+    error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
     return Scores(expert, antiexpert, offset, kinds, error)

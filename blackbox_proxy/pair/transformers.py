@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_both, load_causal_lm
+from blackbox_proxy.models.trunk import Slots, Trunk
 from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
+from blackbox_proxy.pair.outputs import Logits, Outputs
 from blackbox_proxy.pair.sharing import shared
-from blackbox_proxy.pair.side import Shown, Wanted
+from blackbox_proxy.pair.side import Wanted
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Rendering
 
@@ -24,7 +24,9 @@ class TransformersPair(ModelPair):
     expert, antiexpert: folder or hub id (safetensors only), or a loaded CausalLM. Without anti-expert, log A = 0. An
     expert that is a PEFT adapter (LoRA) is put onto the anti-expert's weights, which are then both models.
     `expert_prompt` and `antiexpert_prompt` say how each is shown the prompt: "raw", "chat" (its own template) or a
-    function from the prompt to text. Raises ModelUnavailable, VocabularyMismatch, InputError.
+    function from the prompt to text. exact: with another tokenizer, sum every candidate over all ways to write it, in
+    place of estimating first and summing what could matter. slots: how many texts each model keeps read. Raises
+    ModelUnavailable, VocabularyMismatch, InputError.
     """
 
     def __init__(
@@ -38,11 +40,14 @@ class TransformersPair(ModelPair):
         antiexpert_prompt: Rendering = "raw",
         trust_remote_code: bool = False,
         segmentations: Segmentations = "canonical",
+        exact: bool = False,
+        slots: int = 8,
     ) -> None:
         loading = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         lms = _loaded(expert, antiexpert, loading)
         prompts = (expert_prompt, antiexpert_prompt)[: len(lms)]
-        super().__init__([(_Local(lm), shown) for lm, shown in zip(_sharing(lms), prompts, strict=True)], segmentations)
+        models = [(_Local(lm, slots), shown) for lm, shown in zip(_sharing(lms), prompts, strict=True)]
+        super().__init__(models, segmentations, exact)
         self.models: tuple[tuple[CausalLM, Rendering], ...] = tuple(zip(lms, prompts, strict=True))
         """Expert and, if there is one, anti-expert, with how each is shown a prompt: to run them by themselves."""
 
@@ -76,31 +81,39 @@ class _Local:
 
     partial = False
 
-    def __init__(self, lm: CausalLM) -> None:
+    def __init__(self, lm: CausalLM, slots: int) -> None:
         self.lm = lm
         self.name = lm.name
         self.vocabulary: Vocabulary = lm.vocabulary
         self.size = lm.size
+        self.slots = Slots(lm, slots)
 
     def check_length(self, length: int, what: str = "the prompt") -> None:
         self.lm.check_length(length, what)
 
-    def text(self) -> _LocalText:
-        return _LocalText(Trunk(self.lm))
+    def text(self, ids: Sequence[int]) -> _LocalText:
+        return _LocalText(self.lm, self.slots, self.slots.take(ids))
 
 
 class _LocalText:
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, lm: CausalLM, slots: Slots, trunk: Trunk) -> None:
+        self._lm = lm
+        self._slots = slots
         self._trunk = trunk
 
-    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Shown:
-        return _shown(self._trunk.advance(ids, keep))
+    def read(self, ids: Sequence[int]) -> None:
+        self._trunk.read(ids)
+
+    def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Outputs:
+        return Logits(self._lm.known(self._trunk.logits(ids, keep=keep)))
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
-    ) -> Shown:
-        return _shown(self._trunk.branch(ids, parents, tokens))
+    ) -> Outputs:
+        return Logits(self._lm.known(self._trunk.logits(ids, parents, tokens)))
 
+    def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
+        return Logits(self._lm.known(self._trunk.logits(ids, parents, tokens, keep=0)))
 
-def _shown(rows: torch.Tensor) -> Shown:
-    return Shown.whole(rows.float().cpu().numpy())
+    def close(self) -> None:
+        self._slots.give(self._trunk)

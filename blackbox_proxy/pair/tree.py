@@ -8,13 +8,13 @@ Path = tuple[int, ...]
 
 class TokenTree:
     """Nodes in the order in which they were added, parents before children. Row 0 of a forward pass is the trunk's
-    end.
+    end; rows below 0 are places before it, where `chain` is the last part of what the trunk has read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chain: Path = ()) -> None:
         self.parents: list[int] = []
         self.tokens: list[int] = []
-        self._rows: dict[Path, int] = {(): 0}
+        self._rows: dict[Path, int] = {chain[:end]: end - len(chain) for end in range(len(chain) + 1)}
 
     def add(self, path: Path) -> int:
         """The row of a path in the forward pass; its missing nodes are added."""
@@ -26,6 +26,10 @@ class TokenTree:
         self.tokens.append(path[-1])
         self._rows[path] = len(self.tokens)
         return len(self.tokens)
+
+    def row(self, path: Path) -> int | None:
+        """Where a path stands, if it was added."""
+        return self._rows.get(path)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -50,7 +50,7 @@ def read(body: object) -> Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class Comparison:
     """Of two rows of positions: how many were compared, how many wrote the same token (from the front), and the
     largest difference of a log probability that both show, in nats; None where they show nothing in common.
     """
@@ -75,7 +75,7 @@ def name_of(entry: RawToken) -> object:
     return entry.bytes if entry.bytes is not None and _REPLACEMENT not in entry.text else entry.text
 
 
-def shown(row: RawPosition) -> dict[object, float]:
+def logprobs_by_name(row: RawPosition) -> dict[object, float]:
     """The candidates' log probabilities by name; without those that are written alike, or have none."""
     names = [name_of(entry) for entry in row.shown]
     return {
@@ -85,28 +85,28 @@ def shown(row: RawPosition) -> dict[object, float]:
     }
 
 
-def agreement(one: Sequence[RawPosition], other: Sequence[RawPosition]) -> Agreement:
+def comparison(one: Sequence[RawPosition], other: Sequence[RawPosition]) -> Comparison:
     """Compared from the front up to the first place where the tokens differ, that place included."""
     compared = same = 0
     drift: float | None = None
     for left, right in zip(one, other, strict=False):
         compared += 1
-        ours, theirs = shown(left), shown(right)
+        ours, theirs = logprobs_by_name(left), logprobs_by_name(right)
         common = ours.keys() & theirs.keys()
         if not common:
-            return Agreement(compared, same, None)
+            return Comparison(compared, same, None)
         drift = max(drift or 0.0, *(abs(ours[name] - theirs[name]) for name in common))
         if name_of(left.sampled) != name_of(right.sampled):
             break
         same += 1
-    return Agreement(compared, same, drift)
+    return Comparison(compared, same, drift)
 
 
 def sharpened(cold: RawPosition, warm: RawPosition) -> float | None:
     """By how much the distances from the likeliest candidate grew from one row to the other; None where that cannot
     be told. 1 is not at all; at half the temperature it is 2 where the numbers follow it.
     """
-    ours, theirs = shown(cold), shown(warm)
+    ours, theirs = logprobs_by_name(cold), logprobs_by_name(warm)
     common = ours.keys() & theirs.keys()
     if len(common) < 2:
         return None
@@ -119,7 +119,7 @@ def sharpened(cold: RawPosition, warm: RawPosition) -> float | None:
 def greedy(rows: Sequence[RawPosition]) -> bool:
     """Whether each token written is the likeliest shown."""
     for row in rows:
-        found = shown(row)
+        found = logprobs_by_name(row)
         own = found.get(name_of(row.sampled)) if row.sampled.logprob is None else row.sampled.logprob
         if found and (own is None or own < max(found.values()) - 1e-4):
             return False
@@ -129,7 +129,7 @@ def greedy(rows: Sequence[RawPosition]) -> bool:
 def overwritten(rows: Sequence[RawPosition]) -> bool:
     """Whether, of candidates that are written alike, another took the place of the likeliest, which was written."""
     for row in rows:
-        listed = shown(row).get(name_of(row.sampled))
+        listed = logprobs_by_name(row).get(name_of(row.sampled))
         if listed is not None and row.sampled.logprob is not None and abs(listed - row.sampled.logprob) > 1e-3:
             return True
     return False
@@ -181,21 +181,15 @@ def _stable(spelled: bytes, rows: Sequence[RawPosition], vocabulary: Vocabulary)
 
 @dataclass(slots=True)
 class Spelling:
-    """What all answers together tell of how tokens are written.
+    """What all answers together tell of how tokens are written."""
 
-    ids: candidates have them. bytes: the true ones; those of the text as it is written, replacement characters and
-    all; null; no such field; or only seen of whole characters. parts: how a token that is no whole UTF-8 is written;
-    None where none was seen. wrong: ids whose bytes are not those of the vocabulary, of so many `checked`. joined: some
-    rows stand for several tokens. sentinels: numbers that stand for none.
-    """
-
-    ids: bool = False
-    bytes: Bytes | None = None
-    parts: Parts | None = None
-    wrong: int = 0
+    ids: bool = False  # candidates have them
+    bytes: Bytes | None = None  # "whole": true so far, but only whole characters were seen
+    parts: Parts | None = None  # how a token that is no whole UTF-8 is written; None: none was seen
+    wrong: int = 0  # ids whose bytes are not those of the vocabulary, of so many `checked`
     checked: int = 0
-    joined: bool = False
-    sentinels: frozenset[float] = frozenset()
+    joined: bool = False  # some rows stand for several tokens
+    sentinels: frozenset[float] = frozenset()  # numbers that stand for none, as -9999.0
 
     def note(self, choice: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> None:
         logprobs = choice.get("logprobs")

@@ -6,7 +6,7 @@ the connection, so that the key stays secret, and its patience with a busy serve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,12 +21,9 @@ from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached
 from blackbox_proxy.probing.answers import Answered, Spelling, read
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Usage
+from blackbox_proxy.types import Prompt, Usage
 
 _ODDITIES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-Sent = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""A prompt: text, token ids, or messages."""
 
 
 class Noting(Limiter):
@@ -59,35 +56,24 @@ class Purse:
         self.calls += 1
 
 
+@dataclass
 class Asker:
     """Requests to one API of one endpoint. A refusal that names a field which this server calls otherwise, or does
     not take, changes the dialect, and the request is sent again.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        api: Api,
-        model: str,
-        dialect: Dialect,
-        url: str,
-        *,
-        vocabulary: Vocabulary | None,
-        purse: Purse,
-        max_attempts: int,
-    ) -> None:
-        self.connection = connection
-        self.api = api
-        self.model = model
-        self.dialect = dialect
-        self.url = url
-        self.vocabulary = vocabulary
-        self.spelling = Spelling()
-        self.ended: Answered | None = None
-        self.purse = purse
-        self._max_attempts = max_attempts
+    connection: Connection
+    api: Api
+    model: str
+    dialect: Dialect
+    url: str
+    vocabulary: Vocabulary | None
+    purse: Purse
+    max_attempts: int
+    spelling: Spelling = field(default_factory=Spelling)
+    ended: Answered | None = None  # an answer that came to an end by itself
 
-    async def ask(self, prompt: Sent, n: int, k: int | None, *, temperature: float = 0.0, **fields: Any) -> Answered:
+    async def ask(self, prompt: Prompt, n: int, k: int | None, *, temperature: float = 0.0, **fields: Any) -> Answered:
         """At most n tokens with k candidates each, None for no log probabilities. Raises BaseError, BudgetReached."""
         arguments, body = await self._patient(prompt, n, k, temperature, fields)
         try:
@@ -103,14 +89,14 @@ class Asker:
         return answer
 
     async def _patient(
-        self, prompt: Sent, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
+        self, prompt: Prompt, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
     ) -> tuple[dict[str, Any], object]:
         while True:
             arguments = self.arguments(prompt, n, k, temperature, fields)
             try:
                 body, _ = await with_retries(
                     lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
-                    max_attempts=self._max_attempts,
+                    max_attempts=self.max_attempts,
                     max_seconds=60.0,
                 )
                 return arguments, body
@@ -133,7 +119,7 @@ class Asker:
         return False
 
     def arguments(
-        self, prompt: Sent, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
+        self, prompt: Prompt, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The request as the client takes it."""
         dialect = self.dialect
@@ -151,7 +137,7 @@ class Asker:
         extra = {**dialect.extra_body, **fields}
         return {**made, "extra_body": extra} if extra else made
 
-    async def stream(self, prompt: Sent, n: int, k: int, **fields: Any) -> tuple[int, int, bool]:
+    async def stream(self, prompt: Prompt, n: int, k: int, **fields: Any) -> tuple[int, int, bool]:
         """How many events of the answer had text or rows, how many rows they had in all, and whether the usage came; no
         events where the answer did not stream. Raises BaseError, BudgetReached.
         """

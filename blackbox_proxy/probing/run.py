@@ -2,7 +2,8 @@
 
 Nothing is taken on trust: limits are asked for until they are refused, fields are sent and it is looked whether they
 did anything, continuations are compared with the draft that they continue. A question that fails is a finding. What is
-found lies in findings.py, what follows from it in verdict.py, how it is asked in asking.py and read in answered.py.
+found lies in dialects/findings.py, what follows from it in verdict.py, how it is asked in client.py and read in
+answers.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
@@ -31,7 +32,8 @@ from blackbox_proxy.errors import (
     ServerFailed,
 )
 from blackbox_proxy.probing.client import Asker, Noting, Purse, said
-from blackbox_proxy.probing.questions import Questions
+from blackbox_proxy.probing.inquiry import Inquiry, Most
+from blackbox_proxy.probing.questions import ask_all, findings
 from blackbox_proxy.text.vocabulary import Vocabulary
 
 MAX_CALLS = 40
@@ -82,53 +84,62 @@ async def aprobe(
     spoken = known or DIALECTS["openai"]
     url = located(checked_url(given or spoken.home or OPENAI_URL), spoken, model)
     key = key_for(api_key, url, spoken, url_given=base_url is not None)
-    vocabulary = vocabulary_of(tokenizer)
-    limiter = Noting()
-    purse = Purse(max_calls)
-    connections: list[Connection] = []
+    endpoint = _Endpoint(model, url, key, vocabulary_of(tokenizer), timeout, Purse(max_calls), max_attempts)
+    try:
+        return await _probed(endpoint, api, known, told or (lambda name: None))
+    finally:
+        for connection in endpoint.connections:
+            await connection.aclose()
 
-    def asker(which: Api, spoken: Dialect) -> Asker:
-        if which == "chat":
+
+async def _probed(endpoint: _Endpoint, api: Wanted, known: Dialect | None, told: Callable[[str], None]) -> Findings:
+    spoken = known or DIALECTS["openai"]
+    models, refused = await _models(endpoint.asker("completions", spoken))
+    claimed = by_models(models)
+    spoken = known or claimed or replace(spoken, chat_length="max_tokens")  # what most servers understand
+    tried = _Apis(endpoint, spoken, _names(models))
+    chosen, most = await tried.choose(api)
+    before, about = chosen.dialect, Inquiry(chosen, most, refused)
+    about.found |= _about_models(models, endpoint.model) | {"claims": None if claimed is None else claimed.name}
+    about.found["recognised"] = known is not None or claimed is not None
+    await ask_all(about, told)
+    await tried.other(chosen)
+    return findings(about, before, tried.gives, endpoint.limiter.headers)
+
+
+@dataclass
+class _Endpoint:
+    """What is probed, and how patiently. timeout: seconds."""
+
+    model: str
+    url: str
+    key: str
+    vocabulary: Vocabulary | None
+    timeout: float
+    purse: Purse
+    max_attempts: int
+    limiter: Noting = field(default_factory=Noting)
+    connections: list[Connection] = field(default_factory=list)
+
+    def asker(self, api: Api, spoken: Dialect) -> Asker:
+        """Who asks one of its APIs. SGLang's own route has no chat."""
+        if api == "chat":
             spoken = replace(spoken, native=None)
+        where = shown_url(self.url)
         connection = Connection(
-            which,
-            model,
-            shown_url(url),
-            base_url=url,
-            key=key,
-            secret=key != NO_KEY,
-            timeout=timeout,
-            limiter=limiter,
+            api,
+            self.model,
+            where,
+            base_url=self.url,
+            key=self.key,
+            secret=self.key != NO_KEY,
+            timeout=self.timeout,
+            limiter=self.limiter,
             key_header=spoken.key_header,
             native=spoken.native,
         )
-        connections.append(connection)
-        return Asker(
-            connection,
-            which,
-            model,
-            spoken,
-            url=shown_url(url),
-            vocabulary=vocabulary,
-            purse=purse,
-            max_attempts=max_attempts,
-        )
-
-    try:
-        models, refused = await _models(asker("completions", spoken))
-        claimed = by_models(models)
-        spoken = known or claimed or replace(spoken, chat_length="max_tokens")  # what most servers understand
-        tried = _Apis(lambda which: asker(which, spoken), spoken, _names(models))
-        chosen, most = await tried.choose(api)
-        questions = Questions(chosen, most, told or (lambda name: None), refused)
-        questions.found |= _about_models(models, model) | {"claims": None if claimed is None else claimed.name}
-        questions.found["recognised"] = known is not None or claimed is not None
-        await questions.run()
-        await tried.other(chosen)
-        return questions.findings(tried.gives, limiter.headers)
-    finally:
-        for connection in connections:
-            await connection.aclose()
+        self.connections.append(connection)
+        return Asker(connection, api, self.model, spoken, where, self.vocabulary, self.purse, self.max_attempts)
 
 
 async def _models(asker: Asker) -> tuple[object, dict[str, str]]:
@@ -174,29 +185,30 @@ def _about_models(models: object, model: str) -> dict[str, Any]:
 class _Apis:
     """The two APIs, and what each gives. names: of the models that the server lists."""
 
-    def __init__(self, asker: Callable[[Api], Asker], dialect: Dialect, names: Sequence[str]) -> None:
-        self._asker = asker
+    def __init__(self, endpoint: _Endpoint, dialect: Dialect, names: Sequence[str]) -> None:
+        self._endpoint = endpoint
+        self._dialect = dialect
         self._order: list[Api] = [*dialect.apis, *(api for api in get_args(Api) if api not in dialect.apis)]
         self._order.sort(key=lambda api: api != "completions" and dialect.apis != ("chat",))
         self._names = names
         self.gives: dict[str, str] = {}
 
-    async def choose(self, wanted: Wanted) -> tuple[Asker, dict[str, Any]]:
+    async def choose(self, wanted: Wanted) -> tuple[Asker, Most]:
         """The API that is wanted, or the first that gives log probabilities, else the first that answers at all; and
         what is known of its k. Raises BaseError where none answers.
         """
-        answered: list[tuple[Asker, dict[str, Any]]] = []
+        answered: list[tuple[Asker, Most]] = []
         failed: BlackboxError | None = None
         for api in self._order if wanted == "auto" else (wanted,):
-            asker = self._asker(api)
+            asker = self._endpoint.asker(api, self._dialect)
             try:
                 most = await _most(asker)
             except (BadRequest, ModelNotFound, ServerFailed, BadResponse) as error:
                 self.gives[api] = said(error)
                 failed = failed or error
                 continue
-            self.gives[api] = "log probabilities" if most["k"] else "text only"
-            if most["k"]:
+            self.gives[api] = "log probabilities" if most.k else "text only"
+            if most.k:
                 return asker, most
             answered.append((asker, most))
         if answered:
@@ -211,7 +223,7 @@ class _Apis:
         api: Api = "chat" if chosen.api == "completions" else "completions"
         if api in self.gives:
             return
-        asker = self._asker(api)
+        asker = self._endpoint.asker(api, self._dialect)
         try:
             answer = await asker.ask(_ODD, 1, 1)
             self.gives[api] = "log probabilities" if answer.rows else "text only"
@@ -221,26 +233,26 @@ class _Apis:
             self.gives[api] = said(error)
 
 
-async def _most(asker: Asker) -> dict[str, Any]:
+async def _most(asker: Asker) -> Most:
     """How many candidates the API gives at most. Raises BaseError."""
     try:
         answer = await asker.ask(_ODD, 1, _MANY)
     except BadRequest as refusal:
         return await _fewer(asker, named_limit(str(refusal), _MANY))
     count = len(answer.rows[0].shown) if answer.rows else 0
-    return {"k": min(count, _MANY), "k_how": "open" if count >= _MANY else "silent", "odd": answer}
+    return Most(min(count, _MANY), "open" if count >= _MANY else "silent", answer)
 
 
-async def _fewer(asker: Asker, limit: int | None) -> dict[str, Any]:
+async def _fewer(asker: Asker, limit: int | None) -> Most:
     for k in dict.fromkeys((*(() if limit is None else (limit,)), *_LADDER)):
         try:
             answer = await asker.ask(_ODD, 1, k)
         except BadRequest:
             continue
         count = len(answer.rows[0].shown) if answer.rows else 0
-        return {"k": k if count else 0, "k_how": "named" if k == limit else "tried", "odd": answer}
+        return Most(k if count else 0, "named" if k == limit else "tried", answer)
     answer = await asker.ask(_ODD, 1, None)  # no log probabilities at all?
-    return {"k": 0, "k_how": "tried", "odd": answer}
+    return Most(0, "tried", answer)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -123,69 +123,58 @@ def text_head(view: View) -> str:
 
 def along(view: View, text: str) -> str:
     """What happened along a text, one unit of width for each token."""
-    places, course, count = view.places, view.course, len(view.places)
-    shifts = [place.shift for place in places]
-    xs = ("1", f"token {count}")
-    calls = course.calls[-1] if course.calls else 0
-    costs, cost = course.cost, course.cost[-1] if course.cost else 0.0
-    # a closing step has no candidates, so nothing to cover
-    covered = [place.covered_mass if place.chosen is not None else 1.0 for place in places]
-    spent = [plots.steps([n / max(calls, 1) for n in course.calls], "call")]
-    if cost:
-        spent.append(plots.steps([value / cost for value in costs], "downs dash"))
+    xs = ("1", f"token {len(view.places)}")
     figures = [
-        plots.figure(
-            f"{_swatch('up')}raised and {_swatch('down')}lowered: p − q of the chosen token",
-            plots.plot(
-                count,
-                (
-                    plots.bars([max(value, 0.0) for value in shifts], "up", zero=0.5, scale=0.5),
-                    plots.bars([min(value, 0.0) for value in shifts], "down", zero=0.5, scale=0.5),
-                ),
-                label="Shift of each token along the text",
-                text=text,
-                lines=(0.5,),
-            ),
-            ("+1", "0", "−1"),
-            xs,
-        ),
-        plots.figure(
-            f"{_swatch('call')}covered mass: the share of the base’s probability that it showed, and "
-            f"{_swatch('low')}the share of p on tokens that it did not show",
-            plots.plot(
-                count,
-                (
-                    plots.area(covered, "covf"),
-                    plots.bars([place.tail_mass for place in places], "lowf"),
-                ),
-                label="Covered mass and tail mass along the text",
-                text=text,
-                lines=(LOW,),
-            ),
-            ("1", f"{LOW:g}", "0"),
-            xs,
-        ),
-        plots.figure(
-            f"{_swatch('up')}accepted: the share of the last 20 tokens that came from a draft",
-            plots.plot(
-                count,
-                (plots.steps(course.accepted, "ups"),),
-                label="Acceptance along the text",
-                text=text,
-                lines=(0.5,),
-            ),
-            ("100 %", "50 %", "0"),
-            xs,
-        ),
-        plots.figure(
-            f"{_swatch('call')}calls so far, {calls} in all"
-            + (f"; {_swatch('down')}dashed: cost so far, {money(cost)} in all" if cost else ""),
-            plots.plot(count, spent, label="Calls and cost along the text", text=text),
-            (f"{calls}", "", "0"),
-            xs,
-        ),
+        plots.figure(caption, svg, ys, xs)
+        for caption, svg, ys in (_shifts(view, text), _covered(view, text), _accepted(view, text), _calls(view, text))
     ]
     return f'<div class="two">{"".join(figures)}</div>'
+
+
+_Figure = tuple[str, str, tuple[str, str, str]]
+"""Its caption, its picture, and what stands at the top, in the middle and at the bottom."""
+
+
+def _shifts(view: View, text: str) -> _Figure:
+    shifts = [place.shift for place in view.places]
+    bars = (
+        plots.bars([max(value, 0.0) for value in shifts], "up", zero=0.5, scale=0.5),
+        plots.bars([min(value, 0.0) for value in shifts], "down", zero=0.5, scale=0.5),
+    )
+    svg = plots.plot(len(shifts), bars, label="Shift of each token along the text", text=text, lines=(0.5,))
+    caption = f"{_swatch('up')}raised and {_swatch('down')}lowered: p − q of the chosen token"
+    return caption, svg, ("+1", "0", "−1")
+
+
+def _covered(view: View, text: str) -> _Figure:
+    # a closing step has no candidates, so nothing to cover
+    covered = [place.covered_mass if place.chosen is not None else 1.0 for place in view.places]
+    layers = (plots.area(covered, "covf"), plots.bars([place.tail_mass for place in view.places], "lowf"))
+    svg = plots.plot(len(covered), layers, label="Covered mass and tail mass along the text", text=text, lines=(LOW,))
+    caption = (
+        f"{_swatch('call')}covered mass: the share of the base’s probability that it showed, and "
+        f"{_swatch('low')}the share of p on tokens that it did not show"
+    )
+    return caption, svg, ("1", f"{LOW:g}", "0")
+
+
+def _accepted(view: View, text: str) -> _Figure:
+    layers = (plots.steps(view.course.accepted, "ups"),)
+    svg = plots.plot(len(view.places), layers, label="Acceptance along the text", text=text, lines=(0.5,))
+    caption = f"{_swatch('up')}accepted: the share of the last 20 tokens that came from a draft"
+    return caption, svg, ("100 %", "50 %", "0")
+
+
+def _calls(view: View, text: str) -> _Figure:
+    course = view.course
+    calls, cost = (course.calls[-1] if course.calls else 0), (course.cost[-1] if course.cost else 0.0)
+    spent = [plots.steps([n / max(calls, 1) for n in course.calls], "call")]
+    caption = f"{_swatch('call')}calls so far, {calls} in all"
+    if cost:
+        spent.append(plots.steps([value / cost for value in course.cost], "downs dash"))
+        caption += f"; {_swatch('down')}dashed: cost so far, {money(cost)} in all"
+    svg = plots.plot(len(view.places), spent, label="Calls and cost along the text", text=text)
+    return caption, svg, (f"{calls}", "", "0")
 
 
 def _swatch(colour: str) -> str:
@@ -255,46 +244,39 @@ def _context(one: Moved) -> str:
 
 def alphas(overview: Overview) -> str:
     """Another alpha: the curve over the stored candidates, and the traces given as points on it."""
-    points, alpha = overview.sweep, overview.trace.alpha
-    if not points:
+    if not overview.sweep:
         return ""
-    unit = alpha or 1.0
-    widest = points[-1].scale
-    known = [run for run in overview.runs if run.alpha is not None] if alpha is not None else []
-    reach = max([widest, *(run.alpha / unit for run in known if run.alpha is not None)])
-    if unit < 0:  # a curve to the left makes no picture that anybody expects
-        known, reach = [], widest
-    marks = [
-        plots.dot(run.alpha / unit, run.summary.overall.changed, "far")
-        for run in known
-        if run.alpha is not None and run.alpha / unit >= 0.0
-    ]
-    svg = plots.plot(
-        reach,
-        (
-            plots.upright(1.0),
-            plots.line([(point.scale, point.changed) for point in points], "far"),
-            plots.line([(point.scale, point.kept) for point in points], "ups"),
-            plots.line([(point.scale, point.distance) for point in points], "downs dash"),
-            *marks,
-        ),
-        label="Share of changed tokens over alpha",
-        lines=(0.25, 0.5, 0.75),
-    )
-    ticks = [f"{reach * unit * i / 4:.3g}" for i in range(5)]
-    ticks[-1] = f"alpha {ticks[-1]}" if alpha is not None else f"{reach:.3g} × the alpha used"
-    caption = (
-        f"{_swatch('far')}likeliest token is not the base’s{' (dots: measured in the traces)' if known else ''}, "
-        f"{_swatch('up')}likeliest token is this text’s, {_swatch('down')}dashed: distance of p from q"
-    )
     said = (
         "<p>The text is held as it is. At every place p is computed anew, at other alphas, from the candidates that "
         "the trace has stored; the upright line is the alpha that was used. A text decoded at another alpha would go "
         "its own way from the first token that differs, so the curve is what changes <em>at these places</em>.</p>"
     )
     table = _runs(overview) if len(overview.runs) > 1 else ""
-    picture = plots.figure(caption, svg, ("100 %", "50 %", "0"), ticks, tall=True)
-    return f"<section><h2>Another alpha</h2>{said}{picture}{table}</section>\n"
+    return f"<section><h2>Another alpha</h2>{said}{_curve(overview)}{table}</section>\n"
+
+
+def _curve(overview: Overview) -> str:
+    points, alpha = overview.sweep, overview.trace.alpha
+    unit, widest = alpha or 1.0, points[-1].scale
+    known = [(run.alpha / unit, run) for run in overview.runs if run.alpha is not None] if alpha is not None else []
+    if unit < 0:  # a curve to the left makes no picture that anybody expects
+        known = []
+    reach = max([widest, *(scale for scale, _ in known)])
+    layers = (
+        plots.upright(1.0),
+        plots.line([(point.scale, point.changed) for point in points], "far"),
+        plots.line([(point.scale, point.kept) for point in points], "ups"),
+        plots.line([(point.scale, point.distance) for point in points], "downs dash"),
+        *(plots.dot(scale, run.summary.overall.changed, "far") for scale, run in known if scale >= 0.0),
+    )
+    svg = plots.plot(reach, layers, label="Share of changed tokens over alpha", lines=(0.25, 0.5, 0.75))
+    ticks = [f"{reach * unit * i / 4:.3g}" for i in range(5)]
+    ticks[-1] = f"alpha {ticks[-1]}" if alpha is not None else f"{reach:.3g} × the alpha used"
+    caption = (
+        f"{_swatch('far')}likeliest token is not the base’s{' (dots: measured in the traces)' if known else ''}, "
+        f"{_swatch('up')}likeliest token is this text’s, {_swatch('down')}dashed: distance of p from q"
+    )
+    return plots.figure(caption, svg, ("100 %", "50 %", "0"), ticks, tall=True)
 
 
 def _runs(overview: Overview) -> str:

@@ -48,11 +48,11 @@ def ordered(order: Order, body: Any, emulation: Emulation) -> Order:
     sent = body.get(emulation.penalty_field) if isinstance(body, Mapping) else None
     penalty = float(sent) if isinstance(sent, (int, float)) and sent > 0 else emulation.penalty
     scored = emulation.echo == "scored"
-    asks = tuple(replace(ask, after=emulation.after, penalty=penalty, echo_scored=scored) for ask in order.asks)
-    first = asks[0].prompt if asks and asks[0].ending == "continue" and emulation.repeats_prefill else ()
+    texts = tuple(replace(wanted, after=emulation.after, penalty=penalty, echo_scored=scored) for wanted in order.texts)
+    first = texts[0].prompt if texts and texts[0].ending == "continue" and emulation.repeats_prefill else ()
     last = first[-1] if isinstance(first, tuple) and first else None
     begun = last["content"] if isinstance(last, Mapping) else ""
-    return replace(order, asks=asks, style=replace(order.style, emulation=emulation), begun=begun)
+    return replace(order, texts=texts, style=replace(order.style, emulation=emulation), begun=begun)
 
 
 def _refuse(body: Mapping[str, Any], emulation: Emulation) -> None:

@@ -3,7 +3,8 @@
 Emulated is what a client can stumble over: caps, refusals, fields that are ignored without a word, how tokens and their
 bytes are written, what stands for a missing number, how the end of a text shows, whether an answer is continued. Not
 emulated: samplers that are on by default (except a penalty on repetition, which bends greedy text too), a window, rate
-limits, wording of errors. Each entry is what the server's source, documentation or answers say, as in dialects.py.
+limits, wording of errors. Each entry is what the server's source, documentation or answers say, as in
+dialects/table.py.
 """
 
 from __future__ import annotations
@@ -23,67 +24,61 @@ _OPENAI_FIELDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Emulation:
-    """A server's behaviour; the defaults are `host`'s own.
+    """A server's behaviour; the defaults are `host`'s own."""
 
-    Requests. completions_k, chat_k: the most log probabilities per token, None for the host's own limit. scores: the
-    APIs that give any; others answer without, whatever is asked. strict: the only fields that are known, others are
-    refused; None where unknown ones are ignored. ignored: fields that are dropped without a word. refused: fields that
-    are refused, all values or those listed. echo: the prompt comes back with log probabilities, as text only, not at
-    all ("ignored"), or is refused where log probabilities are asked for. ids_in: prompts of token ids are taken.
-    seed: the name of that field. chat_logprobs: "number" where chat takes k in `logprobs`. prefill: what makes chat
-    continue a message of the assistant at the end: `continue_final_message` with `add_generation_prompt: false`
-    ("asked") or without it ("alone"), nothing ("trailing"),
-    `prefix: true` in that message ("marked"), or it cannot ("none": such a message is followed by a new turn).
-    strips: spaces at its end are lost. zero: `max_tokens: 0` with an echo writes one token all the same.
-    penalty: the penalty on repetition where `penalty_field` is not sent.
+    # -- limits, and fields of a request --
 
-    Answers. columns: completions have the four columns, else the list of objects that chat has; chat_columns: the
-    other way round for chat. partial: how a token that is no whole UTF-8 is written, its bytes escaped or replaced.
-    last_wins: of several candidates written alike a column keeps the last. bytes: the true ones, null, no such field,
-    or those of the token as it is written ("text"). ids: the field of a candidate that has its id. end: the entry of
-    the end of text is left out, written, has an empty text, or is there if vLLM's fields for ids were sent ("asked").
-    special: special tokens are written out; else their text is empty. outside_listed: a drawn token beyond the k joins
-    the candidates of a column. chat_counts_own: in chat it takes the last place. outside: what its log probability is
-    given as, None for the real one. lowest: what stands for a log probability whose probability rounds to 0. after:
-    what log probabilities have been through. repeats_prefill: the text begins with what was continued.
-
-    Places. roots: the paths below which the routes lie, "{model}" for any name. native: SGLang's route, if it is there.
-    key_header: the header that has the key, None for the usual one. owned_by: in the list of models.
-    """
-
-    completions_k: int | None = None
+    completions_k: int | None = None  # the most log probabilities per token; None: the host's own limit
     chat_k: int | None = None
-    scores: tuple[Api, ...] = ("completions", "chat")
-    strict: frozenset[str] | None = None
-    ignored: frozenset[str] = frozenset()
-    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    scores: tuple[Api, ...] = ("completions", "chat")  # the APIs that give any; others answer without, if asked
+    strict: frozenset[str] | None = None  # the only fields it takes, others are refused; None: unknown ones are ignored
+    ignored: frozenset[str] = frozenset()  # fields that are dropped without a word
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # field -> values refused; (): every value
+    seed: str | None = "seed"  # the name of that field
+    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"  # "number": chat takes k in `logprobs`
+    ids_in: bool = True  # prompts of token ids are taken
+    # The prompt comes back with log probabilities, as text only, not at all, or `echo` with `logprobs` is refused.
     echo: Literal["scored", "text", "ignored", "refused"] = "scored"
-    ids_in: bool = True
-    seed: str | None = "seed"
-    chat_logprobs: Literal["top_logprobs", "number"] = "top_logprobs"
-    prefill: Literal["asked", "alone", "trailing", "marked", "none"] = "asked"
-    strips: bool = False
-    zero: bool = False
-    penalty: float = 1.0
+    zero: bool = False  # `max_tokens: 0` with an echo writes one token all the same
+    penalty: float = 1.0  # on repetition, where `penalty_field` is not sent
     penalty_field: str = "repeat_penalty"
-    columns: bool = True
-    chat_columns: bool = False
-    partial: Literal["escaped", "replaced"] = "escaped"
-    last_wins: bool = False
-    bytes: Literal["true", "null", "absent", "text"] = "true"
-    ids: Literal["id", "token_id"] | None = None
+
+    # -- chat that ends with the beginning of an answer, as [user "2+2?", assistant "It is"] --
+
+    # What makes it go on with " 4": `continue_final_message: true` together with `add_generation_prompt: false`
+    # ("asked") or on its own ("alone"), `prefix: true` in that message ("marked"), nothing at all ("trailing"). "none":
+    # it cannot, and begins a new turn.
+    prefill: Literal["asked", "alone", "trailing", "marked", "none"] = "asked"
+    strips: bool = False  # "It is " is continued as "It is"
+    repeats_prefill: bool = False  # the answer is "It is 4", not " 4"
+
+    # -- tokens in an answer --
+
+    columns: bool = True  # completions: `tokens`, `token_logprobs`, `top_logprobs`, `text_offset`; else as in chat
+    chat_columns: bool = False  # chat: those four columns; else a list of objects
+    partial: Literal["escaped", "replaced"] = "escaped"  # the first two bytes of "日": "\xe6\x97", or "\ufffd"
+    special: bool = True  # special tokens are written out, as "<|endoftext|>"; else their text is ""
+    bytes: Literal["true", "null", "absent", "text"] = "true"  # "text": those of the token as written, "\ufffd" too
+    ids: Literal["id", "token_id"] | None = None  # the field of a candidate that has its id
+    last_wins: bool = False  # of two candidates both written "\ufffd" a column keeps the last, not the likeliest
+    # The token that ended the text: no entry, one with its text, one with an empty text; "asked": one with its text if
+    # vLLM's fields for ids were sent, else none.
     end: Literal["asked", "omitted", "written", "empty"] = "asked"
-    special: bool = True
-    outside_listed: bool = True
-    chat_counts_own: bool = False
-    outside: float | None = None
-    lowest: float = -9999.0
-    after: After = "nothing"
-    repeats_prefill: bool = False
-    roots: tuple[str, ...] = ("/v1",)
-    native: str | None = None
-    key_header: str | None = None
-    owned_by: str = "blackbox_proxy"
+
+    # -- numbers in an answer --
+
+    outside_listed: bool = True  # a drawn token beyond the k joins the candidates of a column, as number k + 1
+    chat_counts_own: bool = False  # in chat it joins them in place of the k-th
+    outside: float | None = None  # what chat gives as its log probability; None: the real one
+    lowest: float = -9999.0  # what stands for a log probability whose probability rounds to 0
+    after: After = "nothing"  # what the log probabilities have been through
+
+    # -- places --
+
+    roots: tuple[str, ...] = ("/v1",)  # paths below which the routes lie; "{model}" is any name
+    native: str | None = None  # the path of SGLang's own route, if it is there
+    key_header: str | None = None  # the header that has the key; None: `authorization`
+    owned_by: str = "blackbox_proxy"  # in the list of models
 
     @property
     def most(self) -> int:

@@ -1,6 +1,6 @@
-"""What stands behind the routes: an `Engine` is asked for one text (`Ask`) and answers with `Event`s.
+"""What stands behind the routes: an `Engine` is asked for one text (`TextWanted`) and answers with `Event`s.
 
-`host` puts a local model behind this, `serve` the tuned one. An engine does the stopping (end token, stop strings,
+`host` puts a local model behind this. An engine does the stopping (end token, stop strings,
 length); the routes only write down what it says.
 """
 
@@ -17,38 +17,30 @@ Ending = Literal["reply", "continue", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One text that is wanted: one choice of one request, with the defaults of the API filled in.
+class TextWanted:
+    """One text that is wanted: one choice of one request, with the defaults of the API filled in."""
 
-    prompt: text, token ids or chat messages. max_tokens None: as many as fit. top_logprobs: candidates shown per
-    position, None where no log probabilities are wanted. echo: the prompt comes back first, scored if `top_logprobs`
-    is given; of more than `echo_last` tokens only so many at its end, where that is not None. add_special_tokens: None
-    for what is usual with this kind of prompt. ending, of messages: "reply" opens an answer, "continue" goes on with
-    the last message exactly as it is written, "none" adds nothing. bias: nats added to the logits of ids before a token
-    is chosen. named: ids whose log probabilities are shown in place of the most likely tokens'. Of an emulated server:
-    penalty on repetition, after: what shown log probabilities have been through, echo_scored: whether an echo has any.
-    """
-
-    prompt: str | tuple[int, ...] | tuple[Mapping[str, str], ...]
-    max_tokens: int | None
+    prompt: str | tuple[int, ...] | tuple[Mapping[str, str], ...]  # text, token ids or chat messages
+    max_tokens: int | None  # None: as many as fit
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    echo: bool = False
-    echo_last: int | None = None
-    add_special_tokens: bool | None = None
-    ending: Ending = "reply"
-    bias: Mapping[int, float] = field(default_factory=dict)
-    named: tuple[int, ...] = ()
-    penalty: float = 1.0
-    after: After = "nothing"
-    echo_scored: bool = True
+    top_logprobs: int | None = None  # candidates shown per position; None: no log probabilities
+    echo: bool = False  # the prompt comes back first, scored if `top_logprobs` is given
+    echo_last: int | None = None  # only so many tokens at its end
+    add_special_tokens: bool | None = None  # None: what is usual with this kind of prompt
+    ending: Ending = "reply"  # of messages: open an answer, go on with the last one as it is written, or add nothing
+    bias: Mapping[int, float] = field(default_factory=dict)  # nats added to the logits of ids before a token is chosen
+    shown_ids: tuple[int, ...] = ()  # log probabilities are shown of these, in place of the most likely tokens
+    # Of an emulated server:
+    penalty: float = 1.0  # on repetition
+    after: After = "nothing"  # what shown log probabilities have been through
+    echo_scored: bool = True  # whether an echo has any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class Placed:
     """A token, where it begins in the text (characters), and whether it was generated or is part of the prompt."""
 
     position: Position
@@ -66,7 +58,7 @@ class Event:
     """
 
     text: str = ""
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Placed, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     prompt_ids: tuple[int, ...] | None = None
@@ -87,10 +79,10 @@ class Engine(Protocol):
     @property
     def context(self) -> int | None: ...
 
-    def check(self, ask: Ask) -> None:
+    def check(self, wanted: TextWanted) -> None:
         """Raise InputError (ContextTooLong) if this cannot be done; runs no model."""
         ...
 
-    def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         """The events of one text. Closing the generator stops the model. Raises BlackboxError."""
         ...

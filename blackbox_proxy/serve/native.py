@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.serve.engine import Placed
 from blackbox_proxy.serve.requests import Order, read_completion
 from blackbox_proxy.serve.wire import ApiError, Json, Style, lowered, spell
 from blackbox_proxy.types import FinishReason, Usage
@@ -40,14 +40,14 @@ def read_generate(body: Any, model: str, limit: int) -> Order:
 
 def generated(
     text: str,
-    entries: Sequence[Entry],
+    entries: Sequence[Placed],
     finish: FinishReason | None,
     usage: Usage,
     order: Order,
     prompt_ids: Sequence[int],
 ) -> Json:
     """The answer. `text` without the prompt."""
-    ask, style = order.asks[0], order.style
+    wanted, style = order.texts[0], order.style
     meta: Json = {
         "id": "0",
         "finish_reason": {"type": finish},
@@ -56,14 +56,14 @@ def generated(
         "cached_tokens": 0,
     }
     written = [entry for entry in entries if entry.generated]
-    if ask.top_logprobs is not None:
+    if wanted.top_logprobs is not None:
         given = [entry for entry in entries if not entry.generated][order.start :]
-        meta |= _columns("input", given, order.start, ask.top_logprobs, style, named=False)
-        meta |= _columns("output", written, -1, ask.top_logprobs, style, named=bool(ask.named))
+        meta |= _columns("input", given, order.start, wanted.top_logprobs, style, by_id=False)
+        meta |= _columns("output", written, -1, wanted.top_logprobs, style, by_id=bool(wanted.shown_ids))
     return {"text": text, "output_ids": [entry.position.token.id for entry in written], "meta_info": meta}
 
 
-def _columns(side: str, entries: Sequence[Entry], start: int, k: int, style: Style, *, named: bool) -> Json:
+def _columns(side: str, entries: Sequence[Placed], start: int, k: int, style: Style, *, by_id: bool) -> Json:
     """The first token from `start` on has no log probability: what comes before it is not looked at."""
     own: list[list[Any]] = []
     tops: list[list[list[Any]] | None] = []
@@ -76,8 +76,8 @@ def _columns(side: str, entries: Sequence[Entry], start: int, k: int, style: Sty
         row = [[lowered(value, style), token.id, spell(token, style)] for token, value in pairs]
         tops.append(None if hidden else row)
     columns: Json = {f"{side}_token_logprobs": own}
-    if named:
+    if by_id:
         columns[f"{side}_token_ids_logprobs"] = [None if row is None else row[1:] for row in tops]
-    if k and not named:
+    if k and not by_id:
         columns[f"{side}_top_logprobs"] = tops
     return columns

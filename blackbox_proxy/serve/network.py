@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.engine import Ask, Engine, Event
+from blackbox_proxy.serve.engine import Engine, Event, TextWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ class OverNetwork:
     def context(self) -> int | None:
         return self._engine.context
 
-    def check(self, ask: Ask) -> None:
-        self._engine.check(ask)
+    def check(self, wanted: TextWanted) -> None:
+        self._engine.check(wanted)
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         now = asyncio.get_running_loop().time
         start, tokens = now(), 0
         waiting: list[Event] = []  # the prompt's event goes together with the first token, which is read meanwhile
-        async with aclosing(self._engine.complete(ask)) as events:
+        async with aclosing(self._engine.complete(wanted)) as events:
             async for event in events:
                 waiting.append(event)
                 tokens += event.usage.completion_tokens

@@ -17,11 +17,13 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from blackbox_proxy.errors import ServerFailed
-from blackbox_proxy.serve.host import KEY_VARIABLE, bind, make_server
+from blackbox_proxy.serve.host import bind, make_server
+from blackbox_proxy.serve.options import HostOptions
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -33,51 +35,29 @@ _LINES = 40  # of its standard error that are kept for the message, should it fa
 class HostProcess:
     """A local model served by a process of its own, on a free loopback port.
 
-    model and options: as for `run_host`. threads: torch's, None for its own choice. timeout: seconds until it must
-    answer. The process ends with the `with` block, and with this process, however that ends.
+    options: the other fields of `HostOptions`; port 0 takes a free one. threads: torch's, None for its own choice.
+    timeout: seconds until it must answer. The process ends with the `with` block, and with this process, however that
+    ends.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str],
         *,
-        top_logprobs: int = 5,
-        api_key: str | None = None,
-        served_model_name: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        chat_template: str | None = None,
-        trust_remote_code: bool = False,
-        first_token: float = 0.0,
-        per_token: float = 0.0,
-        dialect: str | None = None,
         port: int = 0,
         threads: int | None = None,
         timeout: float = 120.0,
+        **options: Any,
     ) -> None:
-        self.model = served_model_name or os.fspath(model)
-        self.api_key = api_key or "none"
+        self._options = HostOptions(model=os.fspath(model), port=port, **options)
+        self.model = self._options.name
+        self.api_key = self._options.api_key or "none"
         self.url = ""
-        self._key = api_key
         self._threads = threads
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._said: deque[bytes] = deque(maxlen=_LINES)
         self._listener: threading.Thread | None = None
-        given = {
-            "--model": os.fspath(model),
-            "--port": str(port),
-            "--top-logprobs": str(top_logprobs),
-            "--served-model-name": served_model_name,
-            "--device": device,
-            "--dtype": dtype,
-            "--chat-template": chat_template,
-            "--first-token": str(first_token),
-            "--per-token": str(per_token),
-            "--dialect": dialect,
-        }
-        self._arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
-        self._arguments += ["--announce", "--until-eof", *(["--trust-remote-code"] if trust_remote_code else [])]
 
     @property
     def base_url(self) -> str:
@@ -93,7 +73,7 @@ class HostProcess:
     def start(self) -> Self:
         """Start the process and wait until it answers. Raises ServerFailed with what it wrote to standard error."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "blackbox_proxy.serve.host", *self._arguments],
+            [sys.executable, "-m", "blackbox_proxy.serve.host"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,6 +83,7 @@ class HostProcess:
         self._listener = threading.Thread(target=_keep, args=(process.stderr, self._said), daemon=True)
         self._listener.start()
         try:
+            self._tell(process)
             address = self._first_line(process)
         except BaseException:
             self.close()
@@ -146,10 +127,14 @@ class HostProcess:
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not take the cores of this process
         if self._threads is not None:
             environment["OMP_NUM_THREADS"] = str(self._threads)
-        environment.pop(KEY_VARIABLE, None)
-        if self._key is not None:
-            environment[KEY_VARIABLE] = self._key
         return environment
+
+    def _tell(self, process: subprocess.Popen[bytes]) -> None:
+        """Write the options to the process; one that has ended already says why on standard error."""
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(asdict(self._options)).encode() + b"\n")
+            process.stdin.flush()
 
     def _first_line(self, process: subprocess.Popen[bytes]) -> dict[str, object]:
         lines: queue.Queue[bytes] = queue.Queue()

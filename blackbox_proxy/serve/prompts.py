@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.engine import Ask, Ending
+from blackbox_proxy.serve.engine import Ending, TextWanted
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}\n{% endfor %}"
@@ -30,16 +30,16 @@ class Prompts:
         self._template = own or DEFAULT_CHAT_TEMPLATE
         self._template_writes_special = bool(own)
 
-    def ids(self, ask: Ask) -> tuple[int, ...]:
+    def ids(self, wanted: TextWanted) -> tuple[int, ...]:
         """The token ids of the prompt. Raises InputError where the template refuses the messages."""
-        if isinstance(ask.prompt, str):
-            return self._cut(ask.prompt, ask.add_special_tokens)
-        if not _are_messages(ask.prompt):
-            return tuple(int(index) for index in ask.prompt if isinstance(index, int))
-        special = ask.add_special_tokens
+        if isinstance(wanted.prompt, str):
+            return self._cut(wanted.prompt, wanted.add_special_tokens)
+        if not _are_messages(wanted.prompt):
+            return tuple(int(index) for index in wanted.prompt if isinstance(index, int))
+        special = wanted.add_special_tokens
         if special is None and self._template_writes_special:
             special = False
-        return self._cut(self.render(ask.prompt, ask.ending), special)
+        return self._cut(self.render(wanted.prompt, wanted.ending), special)
 
     def render(self, messages: Sequence[Mapping[str, str]], ending: Ending) -> str:
         """Messages as text."""

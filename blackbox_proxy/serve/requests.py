@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from blackbox_proxy.serve.engine import Ask, Ending
+from blackbox_proxy.serve.engine import Ending, TextWanted
 from blackbox_proxy.serve.wire import ApiError, Style
 
 _MOST_CHOICES = 128
 _MOST_STOPS = 4
 _MOST_BIASED = 300  # OpenAI's
-_MOST_NAMED = 128  # vLLM's
+_MOST_SHOWN_IDS = 128  # vLLM's
 _MOST_TEMPERATURE = 2.0
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -114,13 +114,13 @@ class ChatRequest(_Common):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A checked request: `asks` in the order of the choices, `n` of them for each prompt.
+    """A checked request: `texts` in the order of the choices, `n` of them for each prompt.
 
     include_usage: a stream ends with its usage. continuous_usage: each of its chunks has the usage so far, too. begun:
     what the text repeats before it goes on. start: the place in the prompt from which on it is scored.
     """
 
-    asks: tuple[Ask, ...]
+    texts: tuple[TextWanted, ...]
     n: int
     style: Style
     stream: bool
@@ -151,11 +151,11 @@ def read_completion(body: Any, model: str, limit: int) -> Order:
     _within("max_tokens", max_tokens, 0 if echo else 1, None)
     if request.logprobs is not None:
         _within("logprobs", request.logprobs, 0, limit)
-    asks = [
-        Ask(prompt, max_tokens, top_logprobs=request.logprobs, echo=echo, echo_last=request.echo_last)
+    texts = [
+        TextWanted(prompt, max_tokens, top_logprobs=request.logprobs, echo=echo, echo_last=request.echo_last)
         for prompt in _prompts(request.prompt)
     ]
-    return _order(request, asks, chat=False, logprobs=request.logprobs is not None)
+    return _order(request, texts, chat=False, logprobs=request.logprobs is not None)
 
 
 def read_chat(body: Any, model: str, limit: int) -> Order:
@@ -173,8 +173,8 @@ def read_chat(body: Any, model: str, limit: int) -> Order:
     if not request.messages:
         raise ApiError("Invalid 'messages': empty array.", param="messages", code="empty_array")
     messages = tuple({"role": m.role, "content": _content(m.content)} for m in request.messages)
-    ask = Ask(messages, max_tokens, top_logprobs=k if logprobs else None, ending=_ending(request))
-    return _order(request, [ask], chat=True, logprobs=logprobs)
+    wanted = TextWanted(messages, max_tokens, top_logprobs=k if logprobs else None, ending=_ending(request))
+    return _order(request, [wanted], chat=True, logprobs=logprobs)
 
 
 def _read(kind: type[_Request], body: Any, model: str) -> _Request:
@@ -264,44 +264,52 @@ def _bias(given: Mapping[str, float]) -> dict[int, float]:
     return {int(key): value for key, value in given.items()}
 
 
-def _order(request: _Common, asks: list[Ask], *, chat: bool, logprobs: bool) -> Order:
+def _order(request: _Common, texts: list[TextWanted], *, chat: bool, logprobs: bool) -> Order:
     n = 1 if request.n is None else request.n
-    temperature = 1.0 if request.temperature is None else float(request.temperature)
-    top_p = 1.0 if request.top_p is None else float(request.top_p)
     _within("n", n, 1, _MOST_CHOICES)
-    _within("temperature", temperature, 0.0, _MOST_TEMPERATURE)
-    _within("top_p", top_p, 0.0, 1.0)
-    if top_p == 0.0:  # a nucleus of one token
-        temperature, top_p = 0.0, 1.0
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stop) > _MOST_STOPS:
-        raise ApiError(
-            f"Invalid 'stop': array too long. Expected at most {_MOST_STOPS} strings, but got {len(stop)} instead.",
-            param="stop",
-            code="array_above_max_length",
-        )
-    bias, named = _bias(request.logit_bias or {}), tuple(request.logprob_token_ids or ())
-    if len(named) > _MOST_NAMED:
-        raise ApiError(f"At most {_MOST_NAMED} ids in 'logprob_token_ids'.", param="logprob_token_ids")
-    if named and not logprobs:
+    temperature, top_p = _sampling(request)
+    stop, bias = _stops(request.stop), _bias(request.logit_bias or {})
+    shown_ids = tuple(request.logprob_token_ids or ())
+    if len(shown_ids) > _MOST_SHOWN_IDS:
+        raise ApiError(f"At most {_MOST_SHOWN_IDS} ids in 'logprob_token_ids'.", param="logprob_token_ids")
+    if shown_ids and not logprobs:
         raise ApiError("'logprob_token_ids' needs 'logprobs'.", param="logprob_token_ids")
-    seeds = [None if request.seed is None else request.seed + choice for choice in range(n)]
     wanted = tuple(
         replace(
-            ask,
+            text,
             temperature=temperature,
             top_p=top_p,
-            seed=seed,
-            stop=tuple(text for text in stop if text),
+            seed=None if request.seed is None else request.seed + choice,
+            stop=stop,
             add_special_tokens=request.add_special_tokens,
             bias=bias,
-            named=named,
+            shown_ids=shown_ids,
         )
-        for ask in asks
-        for seed in seeds
+        for text in texts
+        for choice in range(n)
     )
     style = Style(chat, logprobs, bool(request.return_tokens_as_token_ids), bool(request.return_token_ids))
     options = request.stream_options or _StreamOptions()
     include_usage = bool(options.include_usage)
     continuous = include_usage and bool(options.continuous_usage_stats)  # as vLLM: the one only with the other
     return Order(wanted, n, style, bool(request.stream), include_usage, continuous)
+
+
+def _sampling(request: _Common) -> tuple[float, float]:
+    """Temperature and top_p."""
+    temperature = 1.0 if request.temperature is None else float(request.temperature)
+    top_p = 1.0 if request.top_p is None else float(request.top_p)
+    _within("temperature", temperature, 0.0, _MOST_TEMPERATURE)
+    _within("top_p", top_p, 0.0, 1.0)
+    return (0.0, 1.0) if top_p == 0.0 else (temperature, top_p)  # a nucleus of one token is greedy
+
+
+def _stops(sent: str | list[str] | None) -> tuple[str, ...]:
+    stop = [sent] if isinstance(sent, str) else sent or []
+    if len(stop) > _MOST_STOPS:
+        raise ApiError(
+            f"Invalid 'stop': array too long. Expected at most {_MOST_STOPS} strings, but got {len(stop)} instead.",
+            param="stop",
+            code="array_above_max_length",
+        )
+    return tuple(text for text in stop if text)

@@ -35,7 +35,7 @@ from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.serve import wire
 from blackbox_proxy.serve.emulated import adapt, ordered
 from blackbox_proxy.serve.emulation import Emulation
-from blackbox_proxy.serve.engine import Ask, Engine, Entry, Event
+from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
 from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion
 from blackbox_proxy.serve.wire import ApiError, Head, Json
@@ -126,8 +126,8 @@ class _Service:
         self._stats.requests += 1
         try:
             order = self._order(parse(await request.body()), chat)
-            for ask in order.asks:
-                self._engine.check(ask)
+            for wanted in order.texts:
+                self._engine.check(wanted)
         except Exception as error:
             self._stats.refused += 1
             raise self._failure(error) from error
@@ -154,14 +154,14 @@ class _Service:
             body = parse(await request.body())
             order = read_generate(body, self._engine.name, self._engine.top_logprobs)
             order = ordered(order, body, replace(self._emulation, echo="scored"))
-            [ask] = order.asks
-            self._engine.check(ask)
-            text, entries, usage = "", list[Entry](), Usage()
+            [wanted] = order.texts
+            self._engine.check(wanted)
+            text, entries, usage = "", list[Placed](), Usage()
             finish: FinishReason | None = None
             prompt_ids: tuple[int, ...] = ()
-            async with aclosing(self._events(order, 0, ask)) as events:
+            async with aclosing(self._events(order, 0, wanted)) as events:
                 async for event in events:
-                    generated_here = event.prompt_ids is None or not ask.echo
+                    generated_here = event.prompt_ids is None or not wanted.echo
                     text += event.text if generated_here else ""
                     entries += event.entries
                     usage += event.usage
@@ -173,10 +173,10 @@ class _Service:
     async def _whole(self, request: Request, order: Order, head: Head) -> Json:
         style, choices, usage = order.style, [], Usage()
         prompt_ids: tuple[int, ...] | None = None
-        for index, ask in enumerate(order.asks):
-            text, entries = order.begun, list[Entry]()
+        for index, wanted in enumerate(order.texts):
+            text, entries = order.begun, list[Placed]()
             finish: FinishReason | None = None
-            async with aclosing(self._events(order, index, ask)) as events:
+            async with aclosing(self._events(order, index, wanted)) as events:
                 async for event in events:
                     text += event.text
                     entries += event.entries
@@ -191,9 +191,9 @@ class _Service:
     async def _chunks(self, order: Order, head: Head) -> AsyncIterator[str]:
         usage, include = Usage(), order.include_usage
         try:
-            for index, ask in enumerate(order.asks):
+            for index, wanted in enumerate(order.texts):
                 first = True
-                async with aclosing(self._events(order, index, ask)) as events:
+                async with aclosing(self._events(order, index, wanted)) as events:
                     async for event in events:
                         usage += event.usage
                         if first and order.begun:
@@ -215,11 +215,11 @@ class _Service:
         except Exception as error:  # the status has been sent: all that is left is an event
             yield json.dumps(self._failure(error).body)
 
-    async def _events(self, order: Order, index: int, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def _events(self, order: Order, index: int, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         """The engine's events, counted. The prompt of n choices is read, and counted, once."""
         self._stats.active += 1
         try:
-            async with aclosing(self._engine.complete(ask)) as events:
+            async with aclosing(self._engine.complete(wanted)) as events:
                 async for event in events:
                     if index % order.n:
                         event = replace(event, usage=replace(event.usage, prompt_tokens=0))
@@ -238,7 +238,7 @@ class _Service:
 def _parts(index: int, event: Event, order: Order, first: bool) -> list[Json]:
     """The choices, one for each chunk, that an event becomes."""
     style = order.style
-    told = bool(event.text or wire.shown(event.entries, style))
+    told = bool(event.text or wire.listed(event.entries, style))
     parts = []
     if not style.chat:
         if told or first:

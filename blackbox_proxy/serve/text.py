@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 
-from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.serve.engine import Placed
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position
 
@@ -39,14 +39,14 @@ class Feed:
         self._stop = tuple(text.encode("utf-8") for text in stop)
         self._longest = max((len(text) for text in self._stop), default=0)
         self._bytes = bytearray()
-        self._waiting: list[tuple[int, Entry]] = []  # where a token begins, in bytes
+        self._waiting: list[tuple[int, Placed]] = []  # where a token begins, in bytes
         self._shown = 0
         self._read, self._written = Characters(start), Characters(start)
 
-    def push(self, position: Position) -> tuple[str, tuple[Entry, ...], bool]:
+    def push(self, position: Position) -> tuple[str, tuple[Placed, ...], bool]:
         """Text and entries that this token releases, and whether a stop string is complete: then it was the last."""
         begins = len(self._bytes)
-        self._waiting.append((begins, Entry(position, self._read.count)))
+        self._waiting.append((begins, Placed(position, self._read.count)))
         spelling = position.token.bytes or b""
         self._read.add(spelling)
         self._bytes += spelling
@@ -59,14 +59,14 @@ class Feed:
             return *released, True
         return *self._release(len(self._bytes) - self._held()), False
 
-    def close(self) -> tuple[str, tuple[Entry, ...]]:
+    def close(self) -> tuple[str, tuple[Placed, ...]]:
         """What was held back, now that the text has ended."""
         text, entries = self._release(len(self._bytes), last=True)
         entries += tuple(entry for _, entry in self._waiting)  # tokens without bytes at the very end
         self._waiting = []
         return text, entries
 
-    def _release(self, until: int, last: bool = False) -> tuple[str, tuple[Entry, ...]]:
+    def _release(self, until: int, last: bool = False) -> tuple[str, tuple[Placed, ...]]:
         text = self._written.add(bytes(self._bytes[self._shown : until]), last)
         self._shown = max(self._shown, until)
         entries = tuple(entry for begins, entry in self._waiting if begins < until)

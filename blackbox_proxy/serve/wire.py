@@ -24,9 +24,9 @@ from typing import Any
 
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.serve.emulation import Emulation
-from blackbox_proxy.serve.engine import Entry
+from blackbox_proxy.serve.engine import Placed
 from blackbox_proxy.text.vocabulary import VocabularyTokens
-from blackbox_proxy.types import FinishReason, Token, Usage
+from blackbox_proxy.types import FinishReason, Position, Token, Usage
 
 Json = dict[str, Any]
 
@@ -99,14 +99,14 @@ def _object(token: Token, written: str, logprob: float | None, style: Style) -> 
     return result
 
 
-def shown(entries: Sequence[Entry], style: Style) -> list[Entry]:
+def listed(entries: Sequence[Placed], style: Style) -> list[Placed]:
     """The entries that this dialect lists: not the end that was generated, unless it is vLLM's."""
     if style.shows_end:
         return list(entries)
     return [entry for entry in entries if not (entry.generated and entry.position.token.end)]
 
 
-def completion_logprobs(entries: Sequence[Entry], style: Style) -> Json:
+def completion_logprobs(entries: Sequence[Placed], style: Style) -> Json:
     """The `logprobs` object of completions: four columns with a row for each token."""
     tops: list[dict[str, float] | None] = []
     for entry in entries:
@@ -129,24 +129,22 @@ def completion_logprobs(entries: Sequence[Entry], style: Style) -> Json:
     }
 
 
-def chat_logprobs(entries: Sequence[Entry], style: Style) -> Json:
+def chat_logprobs(entries: Sequence[Placed], style: Style) -> Json:
     """The `logprobs` object of chat: an entry for each token."""
-    content = []
-    for entry in entries:
-        position = entry.position
-        listed = [*zip(position.tokens, _spell_all(position.tokens, style), position.logprobs.tolist(), strict=True)]
-        if style.emulation.chat_counts_own and listed and position.token not in position.tokens:
-            listed = [(position.token, spell(position.token, style), position.logprob), *listed[:-1]]
-        logprob, outside = position.logprob, style.emulation.outside
-        if outside is not None and position.token not in position.tokens:
-            logprob = outside
-        content.append(
-            {
-                **_object(position.token, spell(position.token, style), logprob, style),
-                "top_logprobs": [_object(*column, style) for column in listed],
-            }
-        )
-    return {"content": content, "refusal": None}
+    return {"content": [_chat_entry(entry.position, style) for entry in entries], "refusal": None}
+
+
+def _chat_entry(position: Position, style: Style) -> Json:
+    token, logprob = position.token, position.logprob
+    spelled = spell(token, style)
+    listed = [*zip(position.tokens, _spell_all(position.tokens, style), position.logprobs.tolist(), strict=True)]
+    if token not in position.tokens:
+        if style.emulation.chat_counts_own and listed:
+            listed = [(token, spelled, logprob), *listed[:-1]]
+        if style.emulation.outside is not None:
+            logprob = style.emulation.outside
+    candidates = [_object(*candidate, style) for candidate in listed]
+    return {**_object(token, spelled, logprob, style), "top_logprobs": candidates}
 
 
 # -- responses ----------------------------------------------------------------------------------------------------
@@ -155,7 +153,7 @@ def chat_logprobs(entries: Sequence[Entry], style: Style) -> Json:
 def choice(
     index: int,
     text: str,
-    entries: Sequence[Entry],
+    entries: Sequence[Placed],
     finish: FinishReason | None,
     style: Style,
     prompt_ids: Sequence[int] | None = None,
@@ -170,7 +168,7 @@ def choice(
 
 
 def delta(
-    index: int, text: str | None, entries: Sequence[Entry], finish: FinishReason | None, style: Style, first: bool
+    index: int, text: str | None, entries: Sequence[Placed], finish: FinishReason | None, style: Style, first: bool
 ) -> Json:
     """One choice of a chunk of a chat stream. The first has the role, the last the finish reason and nothing else."""
     written: Json = {"role": "assistant", "content": "", "refusal": None} if first else {}
@@ -181,15 +179,15 @@ def delta(
     return result | (_ids(entries, style, None) if text is not None else {})
 
 
-def _logprobs(entries: Sequence[Entry], style: Style) -> Json | None:
+def _logprobs(entries: Sequence[Placed], style: Style) -> Json | None:
     if not style.logprobs:
         return None
-    listed = shown(entries, style)
+    found = listed(entries, style)
     columns = style.emulation.chat_columns if style.chat else style.emulation.columns
-    return completion_logprobs(listed, style) if columns else chat_logprobs(listed, style)
+    return completion_logprobs(found, style) if columns else chat_logprobs(found, style)
 
 
-def _ids(entries: Sequence[Entry], style: Style, prompt_ids: Sequence[int] | None) -> Json:
+def _ids(entries: Sequence[Placed], style: Style, prompt_ids: Sequence[int] | None) -> Json:
     if not style.token_ids:
         return {}
     result: Json = {"token_ids": [entry.position.token.id for entry in entries if entry.generated]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from blackbox_proxy.errors import InputError, PairError
 from blackbox_proxy.protocols import Pair, Row, Session
 from blackbox_proxy.testing.laws import How, expect, put
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import END, Floats, Position, Scores, Token
+from blackbox_proxy.types import END, Position, Scores, Token
 from blackbox_proxy.types import How as Kind
 
 _FEW = 12  # words of the vocabulary that stand among the candidates of each position
@@ -76,14 +76,9 @@ def _written(prompt: str, base: Vocabulary, how: How) -> Text:
 
 def _scores(session: Session, row: Row, tokens: Sequence[Token]) -> Scores:
     """The models' own numbers: what a row has estimated is summed."""
-    if _error(row.score(tokens)).any():
-        cast(Any, session).refine([(row, tokens)])
+    if row.score(tokens).error.any():
+        session.refine([(row, tokens)])
     return row.score(tokens)
-
-
-def _error(scores: Scores) -> Floats:
-    error: Floats = getattr(scores, "error", np.zeros(len(scores.offset)))
-    return error
 
 
 def _same(expected: Scores, came: Scores, how: How, where: str) -> None:
@@ -174,9 +169,9 @@ def what_is_refined_is_known_better(pair: Pair, text: Text, how: How) -> bool:
     session = pair.open(text.prompt, text.vocabulary)
     estimated = False
     for row, position in zip(session.score([], text.positions), text.positions, strict=True):
-        before = _error(row.score(position.tokens))
+        before = row.score(position.tokens).error
         after = _scores(session, row, position.tokens)
-        expect((_error(after) <= before).all(), f"errors of at most {before}", _error(after), "refined")
+        expect((after.error <= before).all(), f"errors of at most {before}", after.error, "refined")
         _same(after, _scores(session, row, position.tokens), how, "refined again")
         estimated = estimated or bool(before.any())
     return estimated
@@ -185,8 +180,6 @@ def what_is_refined_is_known_better(pair: Pair, text: Text, how: How) -> bool:
 def reading_ahead_changes_nothing(pair: Pair, text: Text, how: How) -> bool:
     """A session that has read the prompt, and then a part of the text, before it is asked scores the same."""
     plain, ahead = (pair.open(text.prompt, text.vocabulary) for _ in range(2))
-    if not hasattr(ahead, "read"):
-        return False
     for place, position in enumerate(text.positions):
         (row,) = plain.score(text.tokens[:place], [position])
         expected = _scores(plain, row, position.tokens)

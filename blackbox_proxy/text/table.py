@@ -42,6 +42,11 @@ class Sorted:
                 best = prefix
         return best
 
+    def begins(self, text: bytes) -> bool:
+        """Whether a key begins with `text`."""
+        place = bisect_left(self.keys, text)
+        return place < len(self.keys) and self.keys[place].startswith(text)
+
     def extensions(self, text: bytes) -> list[bytes]:
         low, high = range_of(self.keys, text)
         shortest: list[bytes] = []

@@ -61,6 +61,10 @@ class Cutter(Protocol):
         """The shortest u (none a prefix of another) for which text + u begins a token longer than `text`."""
         ...
 
+    def begins(self, text: bytes) -> bool:
+        """Whether some token begins with `text`."""
+        ...
+
     def token(self, spelling: bytes) -> Token:
         """The base's token of that spelling; without id where it has none or ids are unknown."""
         ...
@@ -268,6 +272,10 @@ class Vocabulary:
             last -= min(2, last)  # "'" + "l" may become "'ll"
         return starts[last]
 
+    def joins(self, before: int, after: int) -> bool:
+        """Whether some token contains these two bytes in a row."""
+        return bool(self._table.joined[before, after])
+
     @cached_property
     def _splits(self) -> bool:
         """Whether there is a pre-tokenizer that cuts text into pieces."""
@@ -298,6 +306,9 @@ class Vocabulary:
 
     def extensions(self, text: bytes) -> list[bytes]:
         return self._table.sorted.extensions(text)
+
+    def begins(self, text: bytes) -> bool:
+        return self._table.sorted.begins(text)
 
     # -- two vocabularies -----------------------------------------------------------------------------------------
 
@@ -377,6 +388,9 @@ class LearnedVocabulary:
 
     def extensions(self, text: bytes) -> list[bytes]:
         return self._sorted.extensions(text)
+
+    def begins(self, text: bytes) -> bool:
+        return self._sorted.begins(text)
 
     def token(self, spelling: bytes) -> Token:
         return Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))

@@ -99,7 +99,8 @@ def checkpoint_of(folder: Path, settings: dict[str, Any], resume: bool) -> str |
         raise SystemExit(f"{folder} was trained with other settings ({', '.join(changed)}): it cannot be resumed.")
     folder.mkdir(parents=True, exist_ok=True)
     settled.write_text(json.dumps(settings, indent=2))
-    return get_last_checkpoint(str(folder))
+    checkpoint: str | None = get_last_checkpoint(str(folder))
+    return checkpoint
 
 
 def measured(trainer: Trainer, validation: Any, per_byte: float) -> dict[str, float]:
@@ -200,7 +201,7 @@ def tune(given: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-class _StopAt(transformers.TrainerCallback):
+class _StopAt(transformers.TrainerCallback):  # type: ignore[misc]
     """Saves and ends the run early, as an interruption would."""
 
     def __init__(self, step: int) -> None:

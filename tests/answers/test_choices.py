@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FakeAround
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,6 @@ from blackbox_proxy import Choice, ProxyTuner, TransformersBase, TransformersPai
 from blackbox_proxy.answers.choices import Rule, choose
 from blackbox_proxy.answers.forms import Forms
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.cli.app import main
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import InputError
@@ -143,7 +143,8 @@ def direct(models: dict[str, str], near: Any) -> Callable[[float], np.ndarray]:
     def found(alpha: float) -> np.ndarray:
         p = q + alpha * (e - a)
         mass = np.array([[np.exp(row[form]).sum() for form in forms] for row in (p, q, e, a)])
-        return np.log(mass / mass.sum(axis=1, keepdims=True))
+        shares: np.ndarray = np.log(mass / mass.sum(axis=1, keepdims=True))
+        return shares
 
     return found
 
@@ -212,7 +213,7 @@ def test_over_http_and_in_one_process_it_is_the_same(kind: str, near: Any, api_b
 # -- what the base does not show --------------------------------------------------------------------------------------
 
 
-class Shows(BaseAround):
+class Shows(FakeAround):
     """A base that shows only some of its tokens, by their text; and counts what it is asked."""
 
     def __init__(self, base: TransformersBase, *texts: str) -> None:
@@ -290,7 +291,7 @@ def test_abstention(near: Any, pairs: Pairs) -> None:
     assert not tuner.choose(PROMPT, LETTERS).abstained
 
 
-class Ends(BaseAround):
+class Ends(FakeAround):
     """A base that ends its text at once, without showing anything."""
 
     async def draft(self, ask: Ask) -> Draft:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FakeAround
 from toys import tiny_model
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import CachedBase, ProxyTuner, Score, TransformersBase, TransformersPair
 from blackbox_proxy.answers.scoring import given_positions, score, split_opening
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.cli.app import main
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation
@@ -161,16 +161,13 @@ def test_where_the_base_is_the_antiexpert_p_is_the_expert(tail: str, models: dic
 # -- windows and caches -----------------------------------------------------------------------------------------------
 
 
-class Unknown(BaseAround):
+class Unknown(FakeAround):
     """A base that does not say how large its window is: only its refusal tells."""
 
     context = None
 
     def room(self, prefix: Prefix) -> int | None:
         return None
-
-    async def draft(self, ask: Ask) -> Draft:
-        return await self.base.draft(ask)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,8 @@ async def test_the_same_weights_show_the_same(name: str, kind: str, replay: Repl
     ours, theirs = await replay("vllm", name), await replay(kind, name)
     written = [position for position in ours.positions if not position.token.end]
     for there, here in zip(theirs.positions, written, strict=kind not in SHOWS_END):
-        assert (there.token.bytes, there.logprob) == (here.token.bytes, pytest.approx(here.logprob, abs=1e-4))
+        assert there.token.bytes == here.token.bytes
+        assert there.logprob == pytest.approx(here.logprob, abs=1e-4)
         both = min(len(there.tokens), len(here.tokens))
         assert [token.bytes for token in there.tokens[:both]] == [token.bytes for token in here.tokens[:both]]
         assert there.logprobs[:both] == pytest.approx(here.logprobs[:both], abs=1e-4)

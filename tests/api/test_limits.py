@@ -135,7 +135,7 @@ def test_one_limiter_serves_several_loops() -> None:
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute", "max_concurrency"])
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError) as caught:
-        Limiter(**{name: 0})
+        Limiter(**{name: 0})  # type: ignore[arg-type]
     assert caught.value.hint
 
 

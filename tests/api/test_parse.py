@@ -301,7 +301,8 @@ def test_finish(reason: Any, finish: str | None) -> None:
 def test_usage_is_the_apis_own_count_or_none() -> None:
     body = legacy(("a", -1.0, {"a": -1.0}), text="a")
     assert ask(body).usage == Usage(api_calls=1, prompt_tokens=3, completion_tokens=1)
-    for usage in (None, {}, {"prompt_tokens": None, "completion_tokens": "4"}, [], {"prompt_tokens": True}):
+    empty: list[Any] = [None, {}, {"prompt_tokens": None, "completion_tokens": "4"}, [], {"prompt_tokens": True}]
+    for usage in empty:
         assert ask({**body, "usage": usage}).usage == Usage(api_calls=1)
 
 

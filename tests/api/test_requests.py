@@ -31,7 +31,7 @@ THE, CAT = Token(256, b" the", " the"), Token(257, b" cat", " cat")
 PART = Token(259, b"\xf0\x9f", "\ufffd")
 SPACE = Token(32, b" ", " ")
 CHAT: Prompt = [{"role": "system", "content": "B"}, {"role": "user", "content": "Hé"}]
-BEGUN: Prompt = [*CHAT, {"role": "assistant", "content": "S"}]  # type: ignore[list-item]
+BEGUN: Prompt = [*CHAT, {"role": "assistant", "content": "S"}]
 
 Answer = Callable[[int], httpx2.Response]
 Question = Callable[[OpenAIBase], Awaitable[object]]

@@ -336,7 +336,7 @@ CLIENT_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("kind", sorted(CLIENT_ERRORS, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(CLIENT_ERRORS, key=str))
 def test_no_error_of_the_clients_is_missed(kind: type[BaseException]) -> None:
     error = name(made(kind))
     assert isinstance(error, BaseError)

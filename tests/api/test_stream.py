@@ -131,7 +131,8 @@ async def test_prompts_are_counted_where_the_tokenizer_is_known(
     server: Server, asking: Asking, vocabulary: Vocabulary
 ) -> None:
     server.answers = [events(chunk(" cat", finish="length"))]
-    for options in ({}, {"dialect": Dialect("textual", None, None)}):
+    spoken: list[dict[str, Any]] = [{}, {"dialect": Dialect("textual", None, None)}]
+    for options in spoken:
         parts = await parts_of(asking(tokenizer=vocabulary, **options), Prefix("Hi the", (THE,)))
         assert total(parts) == Usage(1, 3, 1)
     parts = await parts_of(asking(api="chat", dialect="vllm"), Prefix([{"role": "user", "content": "x" * 41}]))

@@ -13,7 +13,7 @@ from api_answers import END, TURN, chat, entry, legacy
 from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Position, Usage
+from blackbox_proxy.types import Draft, Position, Usage
 
 
 def row(token: str, **more: Any) -> tuple[str, float, dict[str, float]]:
@@ -100,9 +100,9 @@ def same(here: Position, there: Position) -> bool:
 
 def read(chunks: list[Any], known: Vocabulary | None, n: int = 10) -> tuple[list[Position], Any, Incremental]:
     reader = Incremental(n, 5, known)
-    positions = [position for chunk in chunks for position in reader.feed(chunk)]
-    last, finish = reader.finish()
-    return [*positions, *last], finish, reader
+    positions = [position for chunk in chunks for position in reader.feed(chunk).positions]
+    last = reader.finish()
+    return [*positions, *last.positions], last.finish, reader
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -133,21 +133,21 @@ def test_positions_come_at_once_unless_they_may_be_the_end() -> None:
             rows = next(iter(choice["logprobs"].values()))
             token = rows[i]["token"] if isinstance(rows[i], dict) else rows[i]
             text = texts[name][i] if name in texts else token
-            assert len(reader.feed(shape(choice, text, slice(i, i + 1), None))) == count, (name, i)
+            assert len(reader.feed(shape(choice, text, slice(i, i + 1), None)).positions) == count, (name, i)
 
 
 def test_a_message_shown_in_part_tells_nothing_of_the_end() -> None:
     reader = Incremental(10, 5)
     hidden = {"choices": [{"delta": {"reasoning_content": "Hm"}, "logprobs": {"content": [item("Hm")]}}]}
-    assert len(reader.feed(hidden)) == 1
+    assert len(reader.feed(hidden).positions) == 1
     reader.feed({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-    assert reader.finish() == ((), "stop")
+    assert reader.finish() == Draft((), "stop")
 
 
 def test_more_than_was_asked_for() -> None:
     reader = Incremental(2, 5)
     choice = BODIES["legacy"]["choices"][0]
-    assert len(reader.feed(shape(choice, "Hi", slice(0, 1), None))) == 1
+    assert len(reader.feed(shape(choice, "Hi", slice(0, 1), None)).positions) == 1
     with pytest.raises(BadResponse, match="3 tokens where 2"):
         reader.feed(shape(choice, " the cat", slice(1, 3), None))
 
@@ -169,8 +169,8 @@ def test_malformed_chunks(chunk: Any, kind: type[BaseError]) -> None:
 
 
 def test_text_without_log_probabilities_is_seen_at_once() -> None:
-    reader = Incremental(10, 5)
-    assert reader.feed({"choices": [{"text": "", "logprobs": None}]}) == ()
+    reader: Any = Incremental(10, 5)
+    assert reader.feed({"choices": [{"text": "", "logprobs": None}]}) == Draft(())
     assert not reader.unscored
     reader.feed({"choices": [{"text": "Hi", "logprobs": None}]})
     assert reader.unscored
@@ -189,9 +189,9 @@ def test_usage_is_the_last_that_was_reported() -> None:
 
 
 def test_an_empty_reason_is_none() -> None:
-    reader = Incremental(10, 5)
+    reader: Any = Incremental(10, 5)
     reader.feed(legacy(row("Hi"), text="Hi", finish=""))
     assert not reader.complete
     reader.feed(legacy(text="", finish="length"))
     assert reader.complete
-    assert reader.finish() == ((), "length")
+    assert reader.finish() == Draft((), "length")

@@ -60,8 +60,9 @@ def test_a_text_stops_at_the_budget_and_keeps_what_there_is(
 ) -> None:
     base = api_base(dialect="host")
     whole = ProxyTuner(base, pairs("same"), draft=Drafting.fixed(4)).generate("New York", max_tokens=24)
-    for limits in ({"max_calls": 3}, {"max_tokens_billed": 60}, {"max_cost": 70.0, "prices": PRICES}):
-        budget = Budget(**limits)  # type: ignore[arg-type]
+    bounds: list[dict[str, Any]] = [{"max_calls": 3}, {"max_tokens_billed": 60}, {"max_cost": 70.0, "prices": PRICES}]
+    for limits in bounds:
+        budget = Budget(**limits)
         tuner = ProxyTuner(BudgetedBase(base, budget), pairs("same"), draft=drafting)
         with pytest.raises(BudgetReached) as caught:
             tuner.generate("New York", max_tokens=24)

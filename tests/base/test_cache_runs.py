@@ -14,6 +14,7 @@ import pytest
 from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.base.cache.rows import export
 from blackbox_proxy.base.cache.store import Store
+from blackbox_proxy.decoding.pace import Drafting, Pace
 from blackbox_proxy.types import Generation, Usage
 
 if TYPE_CHECKING:
@@ -87,17 +88,17 @@ def test_law_6_a_warm_run_costs_nothing_and_says_the_same(
     from asking import PROMPTS, tuner
     from toys import Always
 
-    from blackbox_proxy import Drafting
     from blackbox_proxy.tuner import run
 
     make, stats = served
-    drafting = {
+    ways: dict[str, Drafting | Pace] = {
         "stream": Drafting(local=False),
         "fixed": Drafting.fixed(5),
         "one": Drafting.fixed(1),
         "local": Always(4, 3, True),
         "by itself": Drafting(),
-    }[way]
+    }
+    drafting = ways[way]
     many = request.node.get_closest_marker("slow") is not None
     options: dict[str, Any] = {"max_tokens": 24 if many else 10, **({"temperature": 1.0, "seed": 3} if sampled else {})}
     found, calls = [], []

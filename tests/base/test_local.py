@@ -21,7 +21,7 @@ from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import VocabularyTokens
-from blackbox_proxy.types import Prefix, Token
+from blackbox_proxy.types import Prefix, Prompt, Token
 
 # -- numbers --------------------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ async def test_shown_log_probabilities_do_not_depend_on_the_temperature(base: Tr
     for place, position in enumerate(draft.positions):
         want = rows[len(prompt) - 1 + place]
         assert position.logprob == pytest.approx(want[ids[place]], abs=1e-4)
-        np.testing.assert_allclose(position.logprobs, want[position.tokens.ids], atol=1e-4)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(position.logprobs, want[position.tokens.ids], atol=1e-4)  # type: ignore[attr-defined,arg-type]
     assert any(position.token.id != position.tokens[0].id for position in draft.positions)
 
 
@@ -263,7 +263,8 @@ async def test_a_small_nucleus_is_greedy(base: TransformersBase) -> None:
 
 def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
     base = TransformersBase(folder)
-    for empty in ("", [], ()):
+    nothing: list[Prompt] = ["", [], ()]
+    for empty in nothing:
         with pytest.raises(InputError, match="empty"):
             base.check(empty, 1)
     for broken in ("half \ud83d", [{"role": "user", "content": "half \ud83d"}]):

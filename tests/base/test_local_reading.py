@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tiny import TEXTS, ids_of, plain, text_of
 from toys import tiny_model, train_tokenizer
 
-from blackbox_proxy.base.local import Slots, TransformersBase
+from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.errors import ContextTooLong
 from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.trunk import Slots
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import VocabularyTokens
@@ -121,13 +121,14 @@ async def test_given_tokens_with_and_without_a_cache(architecture: str) -> None:
 def read(base: TransformersBase, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward pass has read."""
     lengths: list[int] = []
-    forward = base._lm.forward
+    reader = base._lm.reader
+    run = reader._run
 
-    def counting(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        lengths.append(ids.shape[1])
-        return forward(ids, *rest, **named)
+    def counting(pack: Any) -> None:
+        lengths.append(sum(len(job.segment.ids) for job in pack))
+        run(pack)
 
-    monkeypatch.setattr(base._lm, "forward", counting)
+    monkeypatch.setattr(reader, "_run", counting)
     return lengths
 
 
@@ -168,21 +169,22 @@ def test_the_least_recently_used_text_is_forgotten(lm: CausalLM) -> None:
     one, two, three = ([start + i for i in range(20)] for start in (10, 40, 70))
     for ids in (one, two, one, three):
         slots.advance(ids, 1)
-    assert [read for read, _ in slots._slots] == [one, three]
+    assert [trunk.ids for trunk in slots._kept] == [one, three]
 
 
 async def test_a_failed_pass_leaves_no_half_written_cache(
     base: TransformersBase, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await base.draft(Ask(Prefix([5] * 10), 1))
-    forward = base._lm.forward
+    reader = base._lm.reader
+    run = reader._run
 
-    def failing(*given: Any, **named: Any) -> torch.Tensor:
-        forward(*given, **named)
+    def failing(pack: Any) -> None:
+        run(pack)
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(base._lm, "forward", failing)
+        patch.setattr(reader, "_run", failing)
         with pytest.raises(RuntimeError):
             await base.draft(Ask(Prefix([5] * 12), 1))
     [position] = (await base.draft(Ask(Prefix([5] * 12), 1))).positions

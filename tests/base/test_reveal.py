@@ -18,7 +18,7 @@ from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.tuner import run
-from blackbox_proxy.types import END, Position, Prefix, Scores, Token
+from blackbox_proxy.types import END, How, Position, Prefix, Scores, Token
 
 PROMPTS = ("The mayor of", "In Zürich")
 ALPHA = 4.0  # strong enough that tokens outside the top 5 win
@@ -145,7 +145,8 @@ class _Row:
 
     def score(self, tokens: Any) -> Scores:
         e, a = (np.array([np.log(column[token.bytes]) for token in tokens]) for column in self._columns)
-        return Scores(e, a, e - a, ("exact",) * len(tokens))
+        exact: How = "exact"
+        return Scores(e, a, e - a, (exact,) * len(tokens))
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         table = self._columns[model]

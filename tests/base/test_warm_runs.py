@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeBase
 from tables import Settings, TablePair, decoded
 from toys import toy_vocabulary
 
@@ -32,14 +33,14 @@ def rng(*of: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:8], "big"))
 
 
-class TextBase:
+class TextBase(FakeBase):
     """Its next token follows from the tokens that its tokenizer makes of the text sent, and those it wrote since.
 
     Fond of white space, so that two of its tokens are often one token of the text. breaks: how likely a stream breaks
     after a position.
     """
 
-    name, vocabulary, context = "text", None, None
+    name = "text"
     abilities = Abilities(streams=True)
 
     def __init__(self, seed: int, breaks: float = 0.0) -> None:
@@ -49,14 +50,9 @@ class TextBase:
     def identity(self) -> dict[str, object]:
         return {"seed": self.seed}
 
-    def check(self, prompt: Any, max_tokens: int) -> None: ...
-
     def can_continue(self, prefix: Prefix) -> bool:
         text = prefix.generated
         return not any(token.end for token in prefix.tokens) and not text[-1:].isspace()
-
-    def room(self, prefix: Prefix) -> int | None:
-        return None
 
     async def draft(self, ask: Ask) -> Draft:
         prefix = ask.prefix
@@ -96,8 +92,6 @@ class TextBase:
 
     def _token(self, index: int) -> Token:
         return END if index == 0 else SPELLING.token_of(index)
-
-    async def aclose(self) -> None: ...
 
 
 class AnyLength(Pace):

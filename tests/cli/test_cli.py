@@ -169,7 +169,7 @@ def test_nothing_is_sent_before_everything_is_checked(
     monkeypatch.setattr(base, "draft", draft)
     monkeypatch.setattr(base, "stream", draft)
     tuner = ProxyTuner(base, pairs("digits"))
-    bad = [
+    bad: list[Callable[[], object]] = [
         lambda: tuner.generate(""),
         lambda: tuner.generate([]),
         lambda: tuner.generate("a", temperature=math.nan),

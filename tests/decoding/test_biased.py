@@ -20,7 +20,7 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.tuner import run
-from blackbox_proxy.types import END, Draft, Position, Prefix, Scores, Token, Usage
+from blackbox_proxy.types import END, Draft, How, Position, Prefix, Scores, Token, Usage
 
 PROMPTS = ("The mayor of", "In Zürich")
 
@@ -94,7 +94,7 @@ def test_sampled_texts_follow_p(whole: TransformersBase, pairs: Callable[[str], 
 
 
 class _Row:
-    limit = None
+    limit: int | None = None
 
     def __init__(self, table: dict[int, tuple[float, float]]) -> None:
         self._table = table
@@ -102,7 +102,8 @@ class _Row:
     def score(self, tokens: Any) -> Scores:
         pairs = [self._table.get(-1 if token.end else token.id, (1.0, 1.0)) for token in tokens]
         e, a = np.log([pair[0] for pair in pairs]), np.log([pair[1] for pair in pairs])
-        return Scores(e, a, e - a, ("exact",) * len(tokens))
+        exact: How = "exact"
+        return Scores(e, a, e - a, (exact,) * len(tokens))
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         ordered = sorted(self._table, key=lambda i: -self._table[i][model])

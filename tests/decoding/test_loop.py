@@ -120,7 +120,7 @@ async def test_an_unfinished_character_is_not_chosen_at_a_cut() -> None:
     """The proxy wants the emoji, the base drafts x: its first half could not be issued back as text, but as ids it
     can.
     """
-    table = {**SPLIT, b"": {b"x": 0.6, THUMB[:2]: 0.4}}
+    table: Table = {**SPLIT, b"": {b"x": 0.6, THUMB[:2]: 0.4}}
     wanted = TablePair({b"": {THUMB[:2]: 3.0}})
     assert text_of(await run(TableBase(table), wanted)) == "x"
     assert text_of(await run(TableBase(table, as_text=False), wanted)) == "👍"
@@ -148,7 +148,7 @@ async def test_nothing_that_can_be_issued_is_an_error_with_a_hint() -> None:
     async def draft(ask: Ask) -> Draft:
         return Draft((Position(unknown, 0.0, [unknown], np.zeros(1)),))
 
-    base.draft = draft  # type: ignore[assignment,method-assign]
+    base.draft = draft  # type: ignore[method-assign]
     with pytest.raises(CannotContinue) as caught:
         await run(base, TablePair({}))
     assert "tokenizer" in caught.value.hint
@@ -180,7 +180,7 @@ async def test_several_pairs_each_with_its_alpha() -> None:
 
 async def test_of_a_long_list_the_likeliest_and_the_proposed_are_scored() -> None:
     """A whole vocabulary and a pair that scores one by one: what neither the base nor the expert likes is left out."""
-    rest = {f"t{i}".encode(): 0.0005 for i in range(200)}
+    rest: dict[bytes | None, float] = {f"t{i}".encode(): 0.0005 for i in range(200)}
     table: Table = {b"": {b"aa": 0.5, b"bb": 0.39, b"zz": 0.0001, **rest}}
     pair = TablePair({b"": {b"zz": 12.0}}, [token(b"zz")])
     settings = replace(SETTINGS, max_tokens=1)
@@ -287,7 +287,7 @@ def expected_texts(settings: Settings) -> dict[tuple[bytes, ...], float]:
         row = sorted(SHOWN.get(text, {None: 1.0}).items(), key=lambda item: -item[1])[:2]
         position = Position(END, None, [token(s) for s, _ in row], np.log([p for _, p in row]))
         pair = TablePair(OFFSETS, proposals)
-        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings.equation, 0)  # type: ignore[list-item]
+        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings.equation, 0)
         p = nucleus(weighed.log_p, settings.sampling)
         return {b"" if t.end else t.bytes or b"": float(x) for t, x in zip(weighed.tokens, p, strict=True) if x > 0}
 

@@ -42,7 +42,8 @@ def test_latencies_are_learned_from_answers_of_different_length() -> None:
     for i in range(400):
         n = 1 + i % 30
         line.saw(n, 0.3 + 0.02 * (n - 1))
-    assert (line.first, line.per) == (pytest.approx(0.3, abs=0.02), pytest.approx(0.02, abs=0.002))
+    assert line.first == pytest.approx(0.3, abs=0.02)
+    assert line.per == pytest.approx(0.02, abs=0.002)
 
 
 @pytest.mark.parametrize("minimise", ["latency", "cost"])

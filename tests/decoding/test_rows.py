@@ -65,7 +65,7 @@ def test_a_bar_is_the_errors_of_all_pairs_times_their_weights() -> None:
 class RoughRow(TableRow):
     """Offsets are off by up to `off` until they are asked for, and the row knows by how much."""
 
-    limit = 64
+    limit: int | None = 64
 
     def __init__(self, offsets: dict[bytes | None, float], proposals: Sequence[Token], off: float, text: bytes) -> None:
         super().__init__(offsets, proposals)

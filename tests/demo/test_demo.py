@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_models_are_built_once_and_in_one_piece(tmp_path: Path, quick: Recipe) -
 def test_a_failed_training_leaves_nothing_behind(
     tmp_path: Path, quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_models_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelUnavailable) as caught:
         demo_models(tmp_path, recipe=quick)
     assert caught.value.hint

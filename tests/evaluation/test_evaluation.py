@@ -321,8 +321,9 @@ def test_the_tuners_own_equation_is_evaluated(tuner: ProxyTuner, pairs: Callable
         (result,) = evaluate(each, asked, systems=["tuned"]).table("text").results
         return result.value
 
-    for equation in ({"tail_size": 0}, {"tail": "truncate"}, {"alpha": 0.5, "tail_size": 3}):
-        other = ProxyTuner(tuner.base, tuner.pairs, **equation)  # type: ignore[arg-type]
+    equations: list[dict[str, Any]] = [{"tail_size": 0}, {"tail": "truncate"}, {"alpha": 0.5, "tail_size": 3}]
+    for equation in equations:
+        other = ProxyTuner(tuner.base, tuner.pairs, **equation)
         scores = [other.score(task["prompt"], task["text"]) for task in asked]
         wanted = -sum(score.log_p for score in scores) / math.log(2) / sum(score.bytes for score in scores)
         assert bits(other) == pytest.approx(wanted, rel=1e-6), equation
@@ -403,11 +404,11 @@ def test_an_error_is_a_row_without_result_and_a_hopeless_one_ends_all(tuner: Pro
 
 
 def test_nothing_is_asked_before_all_is_checked(tuner: ProxyTuner, counted: Counted) -> None:
-    fine = {"prompt": "a", "choices": ["A", "B"], "answer": 0}
-    text = {"prompt": "a", "text": " b"}
+    fine: dict[str, Any] = {"prompt": "a", "choices": ["A", "B"], "answer": 0}
+    text: dict[str, Any] = {"prompt": "a", "text": " b"}
     calls: list[Callable[[], Evaluation]] = [
         lambda: evaluate(tuner, [fine, {"prompt": "x " * 4000, "answer": "a"}]),
-        lambda: evaluate(tuner, [fine], systems=["best"]),  # type: ignore[list-item]
+        lambda: evaluate(tuner, [fine], systems=["best"]),
         lambda: evaluate(tuner, [fine], systems=[]),
         lambda: evaluate(tuner, [fine], alphas=[math.nan]),
         lambda: evaluate(tuner, [fine], alphas=[]),

@@ -113,7 +113,7 @@ def _batch(ids: tuple[int, ...]) -> object:
     return torch.tensor([ids])
 
 
-def _both(pair: TransformersPair) -> list[object]:
+def _both(pair: TransformersPair) -> list[Any]:
     return [lm for lm, _ in pair.models]
 
 
@@ -193,7 +193,7 @@ def test_candidates_that_begin_with_one_local_token_merge() -> None:
         ({"same_spelling": True}, "good", "same vocabulary"),
     ],
 )
-def test_verdicts_say_what_figures_mean(change: dict[str, float], level: str, words: str, plain_fit: Fit) -> None:
+def test_verdicts_say_what_figures_mean(change: dict[str, Any], level: str, words: str, plain_fit: Fit) -> None:
     found = _verdicts(replace(plain_fit, **change), True)
     matching = [verdict for verdict in found if words in verdict.text]
     assert [verdict.level for verdict in matching] == [level]
@@ -206,7 +206,7 @@ def test_verdicts_say_what_figures_mean(change: dict[str, float], level: str, wo
 def plain_fit(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]) -> Fit:
     """A real one, with figures that nothing speaks against."""
     fit = measure_fit(ProxyTuner(api_base(), pairs("digits")), PROMPTS[:1], max_tokens=2)
-    figures = {"disagreement": 0.2, "covered_mass": 0.97, "neutral": 0.0, "merging_positions": 0.1}
+    figures: dict[str, Any] = {"disagreement": 0.2, "covered_mass": 0.97, "neutral": 0.0, "merging_positions": 0.1}
     return replace(fit, **figures, expert_agreement=0.7, tokens=300)
 
 
@@ -254,8 +254,8 @@ def test_the_command_and_what_it_refuses(
 
 def test_nothing_to_look_at(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]) -> None:
     tuner = ProxyTuner(api_base(), pairs("digits"))
-    for call in (lambda: measure_fit(tuner, []), lambda: measure_fit(tuner, ["x " * 4000])):
+    for prompts in ([], ["x " * 4000]):
         with pytest.raises(InputError) as caught:
-            call()
+            measure_fit(tuner, prompts)
         assert caught.value.hint
     assert math.isfinite(measure_fit(tuner, ["a"], max_tokens=1).divergence)

@@ -108,7 +108,8 @@ def test_bad_rows_are_named_with_their_line(case: str, tmp_path: Path) -> None:
 
 def test_sources_without_tasks(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    for source in (tmp_path / "empty.jsonl", tmp_path / "nowhere.jsonl", []):
+    sources: list[Any] = [tmp_path / "empty.jsonl", tmp_path / "nowhere.jsonl", []]
+    for source in sources:
         with pytest.raises(InputError) as caught:
             read_tasks(source)
         assert caught.value.hint
@@ -116,7 +117,8 @@ def test_sources_without_tasks(tmp_path: Path) -> None:
     assert both.kinds == ("question", "text")
     (tmp_path / "prompts.txt").write_text("one\\ntwo\n\nthree\n")
     assert read_prompts(tmp_path / "prompts.txt") == ["one\ntwo", "three"]
-    assert read_prompts([{"prompt": "x"}, {"question": "Q", "choices": ["a", "b"], "answer": 0}])[0] == "x"
+    rows: list[dict[str, Any]] = [{"prompt": "x"}, {"question": "Q", "choices": ["a", "b"], "answer": 0}]
+    assert read_prompts(rows)[0] == "x"
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,10 @@ def tune() -> Iterator[Callable[..., dict[str, Any]]]:
     def run(*arguments: object) -> dict[str, Any]:
         steps = ("--batch-size=2", "--block=24", "--max-steps=6", "--save-every=2", "--learning-rate=1e-2", "--quiet")
         module.main([*map(str, arguments), *steps])
-        return json.loads((Path(str(arguments[arguments.index("-o") + 1])) / "training.json").read_text())
+        facts: dict[str, Any] = json.loads(
+            (Path(str(arguments[arguments.index("-o") + 1])) / "training.json").read_text()
+        )
+        return facts
 
     yield run
     logging.set_verbosity_warning()

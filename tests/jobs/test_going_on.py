@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bulk import Fake, numbered, results
 
-from blackbox_proxy.errors import AccessDenied, InputError, ServerFailed
+from blackbox_proxy.errors import AccessDenied, BlackboxError, InputError, ServerFailed
 from blackbox_proxy.jobs import arun_job, run_job
 
 
@@ -95,7 +95,7 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
 def test_failures_are_lines_and_are_asked_again(ordered: bool, tmp_path: Path) -> None:
     source, out = numbered(tmp_path / "in.jsonl", 30), tmp_path / "out.jsonl"
     run_job(Fake(), source, tmp_path / "whole.jsonl")
-    broken = {f"p{i}": ServerFailed("the server failed", "Wait.") for i in (4, 17)}
+    broken: dict[str, BlackboxError] = {f"p{i}": ServerFailed("the server failed", "Wait.") for i in (4, 17)}
     report = run_job(Fake(broken), source, out, ordered=ordered)
     assert (report.done, report.failed) == (28, 2)
     failed = next(line for line in results(out) if line["index"] == 4)

@@ -204,7 +204,7 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_sent(tmp_path:
 
 def test_an_estimate_bounds_the_cost_and_asks_nothing(tmp_path: Path) -> None:
     tuner = Fake()
-    rows = ["a" * 40, {"prompt": "b" * 20, "max_tokens": 3}]
+    rows: list[str | dict[str, Any]] = ["a" * 40, {"prompt": "b" * 20, "max_tokens": 3}]
     found = estimate_job(tuner, rows, max_tokens=2)
     assert (found.rows, found.prompt_tokens, found.output_tokens) == (2, 15, 5)
     assert found.per_text == Usage(2, 15, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_jobs import Fake, results, rows_file
+from bulk import Fake, results, rows_file
 from toys import tiny_model, train_tokenizer
 
 from blackbox_proxy.errors import InputError

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from toys import save, tiny_model, train_tokenizer
 
 from blackbox_proxy.errors import ModelUnavailable
-from blackbox_proxy.models.lm import Trunk
 from blackbox_proxy.models.loading import load_causal_lm
+from blackbox_proxy.models.trunk import Trunk
 
 Weights = dict[str, torch.Tensor]
 TOKENIZER = train_tokenizer("bytes", 300)

@@ -9,8 +9,10 @@ import torch
 from toys import ARCHITECTURES, save, tiny_model, toy_vocabulary, train_tokenizer
 
 from blackbox_proxy.errors import ContextTooLong, InputError, ModelUnavailable
-from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models import packed
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
+from blackbox_proxy.models.trunk import Trunk
 
 LETTERS = "abcdefghij"
 VOCABULARY = toy_vocabulary(list(LETTERS), [])
@@ -29,7 +31,8 @@ def path(node: int) -> list[int]:
 
 @torch.inference_mode()
 def plain(lm: CausalLM, ids: list[int]) -> torch.Tensor:
-    return lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    row: torch.Tensor = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    return row
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -58,28 +61,39 @@ def test_without_tree_masks_paths_are_run_as_a_batch(caches: bool, architecture:
         assert torch.allclose(rows, torch.stack(wanted), atol=1e-4)
 
 
-def test_a_mask_that_ignores_the_window_would_be_found_out() -> None:
+def test_a_mask_that_ignores_the_window_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The load-time probe is not blind: without its window mask, Gemma-2 is not given tree forwards."""
+    mask = packed.Segment._mask
+    monkeypatch.setattr(packed.Segment, "_mask", lambda self, window, *rest: mask(self, None, *rest))
     lm = make("gemma2")
-    lm._window = None
-    assert lm._probe() == (True, False)
+    assert (lm.caches, lm.trees) == (True, False)
 
 
 def test_reading_only_what_is_new() -> None:
-    lm, read = make("llama"), []
-    forward = lm.forward
-
-    def counting(ids: torch.Tensor, *arguments: object, **named: object) -> torch.Tensor:
-        read.append(ids.shape[1])
-        return forward(ids, *arguments, **named)  # type: ignore[arg-type]
-
-    lm.forward = counting  # type: ignore[method-assign]
+    lm = make("llama")
     trunk = Trunk(lm)
-    trunk.advance(TEXT)
-    trunk.advance([*TEXT, 1])
-    trunk.branch([*TEXT, 1, 2], PARENTS, TOKENS)
-    trunk.advance([*TEXT, 1, 2, 3])
-    assert read == [len(TEXT), 1, 1 + len(TOKENS), 1]
+    read: list[int] = []
+
+    def asked(rows: torch.Tensor) -> None:
+        read.append(lm.reader.read_tokens - sum(read) - start)
+
+    start = lm.reader.read_tokens
+    asked(trunk.advance(TEXT))
+    asked(trunk.advance([*TEXT, 1]))
+    asked(trunk.branch([*TEXT, 1, 2], PARENTS, TOKENS))
+    asked(trunk.advance([*TEXT, 1, 2, 3]))
+    asked(trunk.advance([*TEXT, 1, 2, 3]))
+    assert read == [len(TEXT), 1, 1 + len(TOKENS), 1, 1]
+
+
+def test_a_chain_that_was_right_is_not_read_again() -> None:
+    lm = make("llama")
+    trunk = Trunk(lm)
+    trunk.branch(TEXT, [-1, 0, 1, 0], [5, 6, 7, 8])
+    start = lm.reader.read_tokens
+    rows = trunk.branch([*TEXT, 5, 6, 7, 9], [], [])
+    assert lm.reader.read_tokens - start == 1
+    assert torch.allclose(rows[0], plain(lm, [*TEXT, 5, 6, 7, 9]), atol=1e-4)
 
 
 def test_padding_ids_get_no_probability() -> None:

@@ -19,8 +19,9 @@ from toys import save, train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blackbox_proxy.errors import ModelUnavailable
-from blackbox_proxy.models.lm import CausalLM, Trunk
+from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
+from blackbox_proxy.models.trunk import Trunk
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import END, Position, Token
@@ -54,7 +55,7 @@ def adapter(base: str, folder: Path, words: list[str] | None = None, tokenizer: 
         model.resize_token_embeddings(len(own), mean_resizing=False)
     torch.manual_seed(3)
     config = LoraConfig(**{"r": 4, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **options})
-    tuned = get_peft_model(model, config)
+    tuned: Any = get_peft_model(model, config)
     with torch.no_grad():
         for name, weight in tuned.named_parameters():
             if weight.requires_grad or (words and name.endswith(("embed_tokens.weight", "lm_head.weight"))):

@@ -135,7 +135,8 @@ def test_a_word_that_one_of_them_has_more_is_decoded_by_what_both_know(
 def test_each_still_reads_its_own_words_in_a_prompt_and_runs_by_itself() -> None:
     ours, theirs = from_tokenizer(tokenizer("digits", (), WORDS)), from_tokenizer(tokenizer("digits"))
     pair = TransformersPair(lm(ours, 1, len(theirs)), lm(theirs, 2, len(theirs)))
-    sides = pair.open("a <think> b", BASE)._sides
+    session: Any = pair.open("a <think> b", BASE)
+    sides = session._sides
     word = ours.id_of(b"<think>")
     assert word in sides[0].prompt
     assert word not in sides[1].prompt

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,14 @@ PROMPT = "The mayor of New York said"
 KEY = "sk-very-secret-0123456789"
 
 Urls = Callable[[str, int], str]
+
+
+@pytest.fixture(scope="module")
+def pairs(models: dict[str, str]) -> Callable[[str], TransformersPair]:
+    """The same pairs on this machine, which sum every candidate, as served ones do."""
+    return cache(
+        lambda kind: TransformersPair(models[f"{kind}-expert"], models[f"{kind}-antiexpert"], device="cpu", exact=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +295,7 @@ def test_bad_arguments_are_refused_before_anything_is_asked(options: dict[str, o
 
 
 def test_the_command_line_opens_it(models: dict[str, str]) -> None:
-    given = {"base": "b", "expert": "e", "antiexpert": "a"}
+    given: dict[str, Any] = {"base": "b", "expert": "e", "antiexpert": "a"}
     options = TunerOptions(**given, expert_url="http://h:1/v1", pair_tokenizer=models["same-expert"])
     pair = options.open_pair()
     assert isinstance(pair, ServedPair)
@@ -312,8 +321,8 @@ def test_vllm(top_logprobs: int, models: dict[str, str]) -> None:
     if len(given) != 4:
         pytest.skip("BLACKBOX_PROXY_SERVER_VLLM_PAIR does not name a served pair: URL FOLDER URL FOLDER")
     expert_url, expert, antiexpert_url, antiexpert = given
-    local = TransformersPair(expert, antiexpert, device="cpu")
-    urls = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
+    local = TransformersPair(expert, antiexpert, device="cpu", exact=True)
+    urls: dict[str, Any] = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
     bases = {"same": TransformersBase(expert, top_logprobs=20, device="cpu")}
     if top_logprobs == -1:
         bases["other"] = TransformersBase(models["digits-expert"], top_logprobs=20, device="cpu")

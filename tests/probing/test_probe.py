@@ -24,7 +24,7 @@ from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
 from blackbox_proxy.errors import AccessDenied, ConnectionFailed, InputError, ModelNotFound
 from blackbox_proxy.pair.transformers import TransformersPair
-from blackbox_proxy.probing.answers import Agreement, Spelling, agreement, greedy, overwritten, sharpened
+from blackbox_proxy.probing.answers import Comparison, Spelling, comparison, greedy, overwritten, sharpened
 from blackbox_proxy.probing.verdict import paste, verdicts
 from blackbox_proxy.report.probe import findings_record
 from blackbox_proxy.serve.emulation import EMULATIONS, Emulation, emulation_of
@@ -363,6 +363,7 @@ def test_nothing_is_kept_or_used_where_that_is_turned_off(monkeypatch: pytest.Mo
 
 def test_findings_about_another_endpoint_are_refused(tmp_path: Path) -> None:
     path = kept.save(some(), tmp_path / "found.json")
+    assert path is not None
     for options in ({"base_url": "http://127.0.0.1:8/v1"}, {"base_url": "http://127.0.0.1:9/v1", "dialect": "vllm"}):
         with pytest.raises(InputError):
             open_base("big", probe=path, **options)  # type: ignore[arg-type]
@@ -438,7 +439,7 @@ def test_wrong_url_key_and_model(serve: Callable[..., str]) -> None:
     with pytest.raises(ModelNotFound):
         probe("big", base_url=url.removesuffix("/v1") + "/v2", api_key="sk-secret-17")
     with pytest.raises(InputError):
-        probe("big", base_url=url, api="completion")  # type: ignore[arg-type]
+        probe("big", base_url=url, api="completion")
     with pytest.raises(InputError):
         probe("big", base_url="localhost:8000")
 
@@ -496,13 +497,13 @@ def row(token: str, **shown: float) -> RawPosition:
 
 def test_agreement_ends_where_tokens_differ() -> None:
     draft = [row("a", a=-0.5, b=-1.0), row("b", b=-0.1, c=-3.0), row("c", c=-0.1)]
-    assert agreement(draft, draft) == Agreement(3, 3, 0.0)
+    assert comparison(draft, draft) == Comparison(3, 3, 0.0)
     other = [row("a", a=-0.6, b=-1.0), row("c", b=-0.1, c=-3.2), row("x", x=-9.0)]
-    compared = agreement(draft, other)
+    compared = comparison(draft, other)
     assert (compared.compared, compared.same) == (2, 1)
     assert compared.drift == pytest.approx(0.2)
-    assert agreement([row("a", a=-1.0)], [row("b", b=-1.0)]).drift is None
-    assert not agreement([row("a", a=-1.0)], [row("b", b=-1.0)]).close
+    assert comparison([row("a", a=-1.0)], [row("b", b=-1.0)]).drift is None
+    assert not comparison([row("a", a=-1.0)], [row("b", b=-1.0)]).close
 
 
 def test_distances_tell_the_temperature() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from blackbox_proxy.errors import ConnectionFailed, InputError
-from blackbox_proxy.serve.engine import Ask, Engine, Event
+from blackbox_proxy.serve.engine import Engine, Event, TextWanted
 from blackbox_proxy.serve.host import open_engine, run_host
 from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.process import HostProcess, serve_in_thread
@@ -135,15 +135,15 @@ class Slow:
     name, top_logprobs, context = "slow", 5, 100
 
     def __init__(self, per_token: float, fails: bool = False) -> None:
-        self.asked: list[Ask] = []
+        self.asked: list[TextWanted] = []
         self.began: list[float] = []
         self._per_token = per_token
         self._fails = fails
 
-    def check(self, ask: Ask) -> None:
-        self.asked.append(ask)
+    def check(self, wanted: TextWanted) -> None:
+        self.asked.append(wanted)
 
-    async def complete(self, ask: Ask) -> AsyncGenerator[Event, None]:
+    async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         yield Event("prompt", usage=Usage(prompt_tokens=1))
         if self._fails:
             raise ConnectionFailed("the model is away")
@@ -158,7 +158,7 @@ async def test_the_time_of_the_model_is_part_of_the_delay() -> None:
     start = time.monotonic()
     events = [
         (event.text, time.monotonic() - start)
-        async for event in OverNetwork(slow, Network(0.1, 0.05)).complete(Ask("hi", 8))
+        async for event in OverNetwork(slow, Network(0.1, 0.05)).complete(TextWanted("hi", 8))
     ]
     assert [text for text, _ in events] == ["prompt", *"01234567"]
     assert events[0][1] >= 0.1 - EARLY
@@ -173,7 +173,7 @@ async def test_the_rest_of_an_engine_shines_through() -> None:
     slow = Slow(0.0, fails=True)
     far: Engine = OverNetwork(slow, Network(0.01, 0.0))
     assert (far.name, far.top_logprobs, far.context) == ("slow", 5, 100)
-    asked = Ask("hi", 8)
+    asked = TextWanted("hi", 8)
     far.check(asked)
     assert slow.asked == [asked]
     with pytest.raises(ConnectionFailed):

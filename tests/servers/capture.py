@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # run as a program: pytest does this by itself
+sys.path.insert(0, str(HERE.parent))  # run as a program: pytest does this by itself
 
-from install import INSTALLED  # noqa: E402
-from launch import MODEL, Served, running  # noqa: E402
-from toy_weights import make_models  # noqa: E402
+from servers.install import INSTALLED  # noqa: E402
+from servers.launch import MODEL, Served, running  # noqa: E402
+from servers.toy_weights import make_models  # noqa: E402
 
 from blackbox_proxy.text.spelling import from_pretrained  # noqa: E402
 from blackbox_proxy.text.vocabulary import Vocabulary  # noqa: E402

@@ -7,9 +7,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from install import INSTALLED
-from launch import MODEL, Served, running
-from toy_weights import make_models
+from servers.install import INSTALLED
+from servers.launch import MODEL, Served, running
+from servers.toy_weights import make_models
 
 if TYPE_CHECKING:
     from blackbox_proxy import TransformersPair

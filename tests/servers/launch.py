@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from install import llama_server, python_of
-from toy_weights import CONTEXT
+from servers.install import llama_server, python_of
+from servers.toy_weights import CONTEXT
 
 MODEL = "m"  # what the servers call it
 _PATIENCE = {"vllm": 240.0, "llama-server": 60.0, "llama-cpp-python": 90.0}  # seconds until one must answer

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import MODEL, Served
-from toy_weights import CONTEXT
+from servers.launch import MODEL, Served
+from servers.toy_weights import CONTEXT
 
 from blackbox_proxy import ProxyTuner, TransformersPair, open_base, probe
 from blackbox_proxy.dialects import findings as kept

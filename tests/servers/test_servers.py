@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launch import Served
+from servers.launch import Served
 
 from blackbox_proxy import ProxyTuner, TransformersPair
 from blackbox_proxy.base.local import TransformersBase
@@ -169,8 +169,9 @@ def test_given_text_is_scored(served: Served, far: Open, toys: dict[str, str]) -
     if not base.abilities.scores:
         pytest.skip(f"{served.kind} does not score given text")
     local = TransformersBase(toys["base"], top_logprobs=5, device="cpu")
+    assert base.vocabulary is not None
+    given = [base.vocabulary.token_of(i) for i in base.vocabulary.encode([b" of the New York"])[0]]
     for prompt in ["The mayor", "20 of"]:
-        given = [base.vocabulary.token_of(i) for i in base.vocabulary.encode([b" of the New York"])[0]]
         theirs = run(base.draft(Ask(Prefix(prompt), 3, given=given)))
         ours = run(local.draft(Ask(Prefix(prompt), 3, given=given)))
         assert theirs.given == ours.given == len(given)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from servers.toy_gguf import write_gguf
 from tokenizers import AddedToken, Tokenizer, processors
-from toy_gguf import write_gguf
 from toys import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

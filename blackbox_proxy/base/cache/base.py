@@ -98,18 +98,14 @@ class CachedBase(BaseAround):
             if missing:
                 told = await self.base.reveal(prefix, [tokens[place] for place in missing])
                 values[missing], usage = told.logprobs, told.usage
-                entries = [
-                    StoredRow(
-                        keys[place],
-                        len(prefix.tokens),
-                        wanted.start,
-                        json.dumps(token_to(tokens[place])),
-                        packed(_alone(tokens[place], float(values[place]))),
+                rows = [
+                    _told(wanted.start, len(prefix.tokens), tokens[i])._replace(
+                        value=packed(_alone(tokens[i], values[i]))
                     )
-                    for place in missing
-                    if not np.isnan(values[place])
+                    for i in missing
+                    if not np.isnan(values[i])
                 ]
-                _later(self.store, self.store.put, wanted.root, entries)
+                _later(self.store, self.store.put, wanted.root, rows)
             return Revealed(values, usage)
         finally:
             _later(self.store, self.store.release, owner)
@@ -196,7 +192,7 @@ class _Keeping:
             drawn = Drawn(position.token, position.logprob, part.cut and i + 1 == len(part.positions))
             rows.append((self._stored(i >= part.given, drawn_to(drawn)), position))
             if i < part.given and position.logprob is not None and logprob_of(position.token, position) is None:
-                rows.append((self._told(position), _alone(position.token, position.logprob)))
+                rows.append((_told(self._key, self._place, position.token), _alone(position.token, position.logprob)))
             self._move(position.token)
         if part.finish is not None:
             self._finish = part.finish
@@ -223,11 +219,6 @@ class _Keeping:
             drawn if kept else None,
         )
 
-    def _told(self, position: Position) -> StoredRow:
-        """A row of its own for a given token that is not among the candidates."""
-        spelled = json.dumps(token_to(position.token))
-        return StoredRow(reveal_key(self._key, position.token), self._place, self._key, spelled, b"")
-
     def _move(self, token: Token) -> None:
         self._before, self._key, self._last = self._key, after(self._key, token), token
         self._place += 1
@@ -241,6 +232,11 @@ class _Keeping:
             self._store.put(wanted.root, entries, self._owner, claim)
 
         _later(self._store, write)
+
+
+def _told(key: bytes, place: int, token: Token) -> StoredRow:
+    """A row of its own for a token that the base told of at a place, though it is not among the candidates there."""
+    return StoredRow(reveal_key(key, token), place, key, json.dumps(token_to(token)), b"")
 
 
 def _alone(token: Token, logprob: float) -> Position:

@@ -1,0 +1,276 @@
+"""One text in one model, read once: `Trunk` grows, is cut back, and branches; `Slots` are the texts that a model keeps.
+
+A text may be given anew each time: what agrees with the last one is not read again. Texts that begin alike (few-shot
+prompts, chats, re-runs) copy that beginning from one another, also from one that is just being read.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from blackbox_proxy.models.packed import KV, Segment
+
+if TYPE_CHECKING:
+    from blackbox_proxy.models.lm import CausalLM
+
+_WORTH_COPYING = 32  # tokens shared with another text from which on copying its cache beats reading them again
+_CHEAP_LOSS = 8  # tokens that are cut off a kept text without leaving it behind: a replaced token and its draft
+_LONG = 128  # tokens from which on a text is read alone, since another may begin alike
+_CHUNK = 512  # tokens of a long text that are read in one pass
+
+
+class Trunk:
+    """The cache of what has been read of one text. Safe for threads, one call at a time.
+
+    Where the model takes packs (`lm.trees`) all this is packed.py's; else paths are run as a batch over a copied cache,
+    or, where there is no cache at all (`lm.caches` false), over the whole text.
+    """
+
+    def __init__(self, lm: CausalLM, slots: Slots | None = None) -> None:
+        self.lm = lm
+        self.ids: list[int] = []
+        self.lock = threading.RLock()
+        self._kv = KV()
+        self._dynamic: Any = None
+        self._slots = slots
+
+    def copied(self, length: int) -> Trunk:
+        """The first `length` tokens as a text of its own."""
+        other = Trunk(self.lm, self._slots)
+        other.ids = self.ids[:length]
+        other._kv = self._kv.copy(length)
+        return other
+
+    @property
+    def bytes(self) -> int:
+        return self._kv.bytes
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Have these ids in the cache; nothing is asked about them."""
+        if self.lm.trees and len(ids) > 0:
+            with self.lock, self._alone(list(ids), 0):
+                self._fill(list(ids), leave=0, whole=True)
+
+    def advance(self, ids: Sequence[int], keep: int = 1) -> torch.Tensor:
+        """Read `ids` (the whole text); log probabilities (keep, V) of what follows its last `keep` tokens."""
+        return self.lm.normalised(self.logits(ids, keep=keep))
+
+    def branch(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Log probabilities (1 + m, V) after the text `ids` and after each of m nodes of a tree that grows from its
+        end.
+
+        Node i is `tokens[i]` after node `parents[i]` < i, or after the text itself where that is -1.
+        """
+        return self.lm.normalised(self.logits(ids, parents, tokens))
+
+    def logits(
+        self, ids: Sequence[int], parents: Sequence[int] = (), tokens: Sequence[int] = (), keep: int = 1
+    ) -> torch.Tensor:
+        """Logits (keep + m, outputs) of what follows the last `keep` tokens of `ids`, and each node of a tree.
+
+        A node follows an earlier one, or (-1) the end of the text, (-2) its last token but one, and so on. One pass
+        where the model takes packs. Nodes that continue the text in a row, from the first on, stay read. Raises
+        ContextTooLong.
+        """
+        depth = [0] * len(tokens)
+        for i, parent in enumerate(parents):
+            depth[i] = parent + 2 if parent < 0 else depth[parent] + 1
+        self.lm.check_length(len(ids) + max(depth, default=0), "the text")
+        if not 0 <= keep <= len(ids) or not (keep or tokens):
+            raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
+        with self.lock:
+            if self.lm.trees:
+                return self._packed(list(ids), parents, tokens, keep)
+            parts = [self._in_dynamic(ids, keep)] if keep else []
+            if tokens and min(parents) < -1:
+                parts += [self.lm.plain(way)[-1:] for way in _ways(ids, parents, tokens)]
+            elif tokens:
+                parts.append(self._branch_in_batch(ids, parents, tokens))
+            return torch.cat(parts)
+
+    # -- packs ----------------------------------------------------------------------------------------------------
+
+    def _packed(self, ids: list[int], parents: Sequence[int], tokens: Sequence[int], keep: int) -> torch.Tensor:
+        m, chain = len(tokens), 0
+        while chain < m and parents[chain] == chain - 1:
+            chain += 1
+        with self._alone(ids, keep):
+            rest = self._fill(ids, leave=keep)
+            n = len(rest)
+            tree = None
+            if chain < m:
+                tree = [*range(-1, n - 1), *(n + parent for parent in parents)]
+            found = self._pass([*rest, *tokens], [*range(n - keep, n), *range(n, n + m)], tree)
+        self._kv.length -= m - chain
+        self.ids = [*ids, *tokens[:chain]]
+        return found
+
+    @contextmanager
+    def _alone(self, ids: list[int], leave: int) -> Iterator[None]:
+        """While a long text is read: who comes meanwhile may find that this was the beginning of his."""
+        if self._slots is None or len(ids) - leave - _shared(self.ids, ids) < _LONG:
+            yield
+            return
+        with self._slots.reading:
+            yield
+
+    def _fill(self, ids: list[int], leave: int, whole: bool = False) -> list[int]:
+        """Have of `ids` in the cache what other texts have read, and all but a last part that fits into one pass
+        (with `whole` that, too); what is still to be read, at least the last `leave`.
+        """
+        shared = min(_shared(self.ids, ids), len(ids) - leave)
+        if len(ids) - leave - shared >= _WORTH_COPYING and self._slots is not None:
+            shared = self._borrowed(self._slots, ids, shared, leave)
+        self._kv.length = min(self._kv.length, shared)
+        self.ids = ids[:shared]
+        while len(ids) - len(self.ids) > (0 if whole else _CHUNK + leave):
+            part = ids[len(self.ids) : len(self.ids) + _CHUNK][: len(ids) - leave - len(self.ids)]
+            self._pass(part, [len(part) - 1], None)
+            self.ids = ids[: len(self.ids) + len(part)]
+        return ids[len(self.ids) :]
+
+    def _borrowed(self, slots: Slots, ids: list[int], shared: int, leave: int) -> int:
+        """Take over what another text has read of `ids`, where that is much; how much of `ids` there is then."""
+        donor = slots.longest(ids, self)
+        if donor is None or not donor.lock.acquire(blocking=False):
+            return shared
+        try:
+            length = min(_shared(donor.ids, ids), donor._kv.length, len(ids) - leave)
+            if length < shared + _WORTH_COPYING:
+                return shared
+            self._kv, self.ids = donor._kv.copy(length), ids[:length]
+            return length
+        finally:
+            donor.lock.release()
+
+    def _pass(self, ids: Sequence[int], keep: Sequence[int], parents: Sequence[int] | None) -> torch.Tensor:
+        return self.lm.reader.read(Segment(self._kv, ids, keep, parents), self.lm.active)
+
+    # -- models that take none ------------------------------------------------------------------------------------
+
+    def _in_dynamic(self, ids: Sequence[int], keep: int) -> torch.Tensor:
+        if not self.lm.caches:
+            return self.lm.plain(ids, keep)
+        limit = min(_shared(self.ids, ids), len(ids) - keep)
+        if self._dynamic is None or limit == 0:
+            self._dynamic, limit = DynamicCache(), 0
+        elif self._dynamic.get_seq_length() > limit:
+            self._dynamic.crop(limit - self._dynamic.get_seq_length())
+        self.ids = []  # if the pass fails, nothing is known of the cache
+        rows = self.lm.forward(torch.tensor([list(ids[limit:])], device=self.lm.device), self._dynamic, keep)[0]
+        self.ids = list(ids)
+        return rows
+
+    def _branch_in_batch(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """(m, outputs) by one batch of paths, each with its own copy of the cache (or without one)."""
+        paths: list[list[int]] = []  # node -> the nodes from the text's end to it
+        for i, parent in enumerate(parents):
+            paths.append([*(paths[parent] if parent >= 0 else []), i])
+        leaves = [paths[i] for i in sorted(set(range(len(tokens))) - set(parents))]
+        width = max(len(path) for path in leaves)
+        padded = [[tokens[i] for i in path] + [tokens[path[-1]]] * (width - len(path)) for path in leaves]
+        if self.lm.caches:
+            if self.ids != list(ids):
+                self._in_dynamic(ids, 1)
+            cache = copy.deepcopy(self._dynamic)
+            cache.batch_repeat_interleave(len(leaves))
+            rows = self.lm.forward(torch.tensor(padded, device=self.lm.device), cache)
+        else:
+            whole = torch.tensor([[*ids, *path] for path in padded], device=self.lm.device)
+            rows = self.lm.forward(whole, None, keep=width)
+        result: list[torch.Tensor | None] = [None] * len(tokens)
+        for row, path in zip(rows, leaves, strict=True):
+            for place, i in enumerate(path):
+                result[i] = row[place]
+        return torch.stack([row for row in result if row is not None])
+
+
+class Slots:
+    """The texts that one model keeps when nobody needs them any more, and those that are lent.
+
+    count: how many are kept; most_tokens: of all that are kept together. The least recently used go first.
+    """
+
+    def __init__(self, lm: CausalLM, count: int = 8, most_tokens: int = 1 << 16) -> None:
+        self._lm = lm
+        self._count = max(count, 1)
+        self._most_tokens = most_tokens
+        self._lock = threading.Lock()
+        self._kept: list[Trunk] = []
+        self._lent: weakref.WeakSet[Trunk] = weakref.WeakSet()
+        self.reading = threading.RLock()  # held while a long text is read: the next one may begin alike
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are kept, those of lent texts left out."""
+        return sum(len(trunk.ids) for trunk in self._kept)
+
+    def take(self, ids: Sequence[int]) -> Trunk:
+        """A text to be continued with `ids`: the kept one that begins alike, if little of it is lost, or a new one."""
+        wanted = list(ids)
+        with self._lock:
+            trunk = max(self._kept, key=lambda one: _shared(one.ids, wanted), default=None)
+            full = len(self._kept) >= self._count
+            if trunk is not None:
+                lost = len(trunk.ids) - _shared(trunk.ids, wanted)
+                if lost <= _CHEAP_LOSS or (full and trunk is self._kept[0]):
+                    self._kept.remove(trunk)
+                else:
+                    trunk = None
+            trunk = trunk or Trunk(self._lm, self)
+            self._lent.add(trunk)
+            return trunk
+
+    def give(self, trunk: Trunk) -> None:
+        """Nobody needs this text now."""
+        with self._lock:
+            self._lent.discard(trunk)
+            if not trunk.ids:
+                return
+            self._kept = [one for one in self._kept if one.ids != trunk.ids[: len(one.ids)]]  # it begins this one
+            self._kept.append(trunk)
+            while len(self._kept) > self._count or (self.tokens > self._most_tokens and len(self._kept) > 1):
+                del self._kept[0]
+
+    def longest(self, ids: Sequence[int], but: Trunk) -> Trunk | None:
+        """The text, kept or lent, that shares the longest beginning with `ids`."""
+        with self._lock:
+            others = [trunk for trunk in (*self._kept, *self._lent) if trunk is not but]
+        return max(others, key=lambda one: _shared(one.ids, ids), default=None)
+
+    def advance(self, ids: list[int], keep: int) -> torch.Tensor:
+        """Read `ids`; log probabilities (keep, V) of what follows its last `keep`."""
+        trunk = self.take(ids)
+        rows = trunk.advance(ids, keep)  # if this fails the trunk is gone, and with it a half-written cache
+        self.give(trunk)
+        return rows
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept = []
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _ways(ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> list[list[int]]:
+    """The whole text up to each node."""
+    ways: list[list[int]] = []
+    for parent, token in zip(parents, tokens, strict=True):
+        before = ways[parent] if parent >= 0 else list(ids[: len(ids) + parent + 1])
+        ways.append([*before, token])
+    return ways

@@ -1,0 +1,172 @@
+"""The masses of a few tokens at one position, summed beyond the row after x: what estimated.py cannot leave open.
+
+What bridges the end of x ("Yor" and "k" are written " York") is written at nodes before it. Those that the tail's own
+spelling passes are known, so their share is part of every estimate (`Bridges`):
+
+    R'(c | x)  =  ( R(c | x)  +  sum over nodes before x of  p(node) / p(x) * p(what completes x and c | node) ) / Z
+    Z          =  1  +  the same sum over all that bridges the end of x
+
+For a contended token the local tokenizer's own spelling of tail + c is followed (`ways`): where that leaves the tail's,
+where it writes c in pieces, and what goes on from c to a longer token of the base. Ways that the local tokenizer would
+not write itself are left out; alignment.py has them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blackbox_proxy.pair.alignment import Alignment
+from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.pair.tree import Path
+from blackbox_proxy.text.vocabulary import Ids
+from blackbox_proxy.types import Floats
+
+TOP = 128  # ids of a node that are looked at one by one, the likeliest first
+_LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
+_LOG_LEAST = math.log(_LEAST)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """How a token is written after the tail: its path from where the tail starts, and the text at each of its nodes."""
+
+    token: bytes
+    path: Path
+    texts: tuple[bytes, ...]
+
+    @property
+    def nodes(self) -> list[Path]:
+        """Where something has to be known: at each place on the way, and behind the token."""
+        return [self.path[:end] for end in range(len(self.path) + 1)]
+
+
+def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way]:
+    """The ways of these tokens; of one that the local vocabulary cannot spell there is none."""
+    found = []
+    spelling = alignment.local.spelling
+    for token, path in zip(tokens, alignment.canonicals([tail + token for token in tokens]), strict=True):
+        if path is None:
+            continue
+        texts = [b""]
+        for index in path:
+            texts.append(texts[-1] + (spelling[index] or b""))
+        found.append(Way(token, path, tuple(texts)))
+    return found
+
+
+class Bridges:
+    """One position under one model: what the nodes before the end of x write across it, and the rows after its nodes.
+
+    places: what the model says after each node that is known, by path; at_x: the path that spells the tail.
+    """
+
+    def __init__(
+        self, alignment: Alignment, tail: bytes, at_x: Path, places: Mapping[Path, tuple[Outputs, int]]
+    ) -> None:
+        self._alignment = alignment
+        self._tail = tail
+        self._places = places
+        self.at_x = at_x
+        self._log_x = self.log_path(at_x)
+        written = 0
+        self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
+        self.total = 0.0
+        for end in range(len(at_x)):
+            missing = tail[written:]
+            scale = math.exp(min(self.log_path(at_x[:end]) - self._log_x, 700.0))
+            share = scale * self.across(at_x[:end], missing)
+            if share > _LEAST:
+                self._before.append((at_x[:end], missing, scale))
+                self.total += share
+            written += len(alignment.local.spelling[at_x[end]] or b"")
+
+    def mass(self, token: bytes) -> float:
+        """What the nodes before the end of x add to the mass of a token."""
+        return math.fsum(
+            scale * probability
+            for node, missing, scale in self._before
+            for _, probability in self.completing(node, missing, b"", token)
+        )
+
+    def likely(self, count: int) -> list[tuple[bytes, float]]:
+        """Tokens that are written across the end of x, with log masses: the `count` likeliest ways at each node."""
+        spelling, found = self._alignment.local.spelling, []
+        for node, missing, scale in self._before:
+            ids = self._alignment.local.beginning_with(missing)
+            values = self.probability(node, ids)
+            best = np.argsort(-values, kind="stable")[:count]
+            texts = [((spelling[int(ids[i])] or b"")[len(missing) :], float(values[i])) for i in best]
+            texts = [(text, value) for text, value in texts if text and value > _LEAST]
+            firsts = self._alignment.base.first([text for text, _ in texts])
+            found += [(first, math.log(scale * value)) for first, (_, value) in zip(firsts, texts, strict=True)]
+        return found
+
+    def scale(self, node: Path) -> float:
+        """The mass of a node, by that of the path that spells x."""
+        return math.exp(min(self.log_path(node) - self._log_x, 700.0))
+
+    def log_path(self, path: Path) -> float:
+        steps = (float(self.probability(path[:end], [path[end]])[0]) for end in range(len(path)))
+        return math.fsum(math.log(max(step, 1e-300)) for step in steps)
+
+    def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
+        outputs, place = self._places[path]
+        found: Floats = np.exp(outputs.gather(np.full(len(ids), place), np.asarray(ids, dtype=np.int64)))
+        return found
+
+    def across(self, path: Path, missing: bytes) -> float:
+        """The share of what a node writes that goes across the end of x."""
+        local = self._alignment.local
+        ids = local.beginning_with(missing)
+        exact = local.id_of(missing)
+        return float(self.probability(path, ids[ids != exact] if exact is not None else ids).sum())
+
+    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
+        """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
+        ids = self._alignment.local.beginning_with(missing + token[len(after) :])
+        if not len(ids):
+            return []
+        found = self.probability(path, ids)
+        likely = np.flatnonzero(found > _LEAST)
+        if len(likely) > TOP:
+            likely = likely[np.argsort(-found[likely], kind="stable")[:TOP]]
+        spelling = self._alignment.local.spelling
+        texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
+        firsts = self._alignment.base.first(texts)
+        return [(int(ids[i]), float(found[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
+
+    def goes_on(self, way: Way) -> float:
+        """The share of what follows a token at its own node that makes a longer token of the base of it."""
+        outputs, place = self._places[way.path]
+        ids, values = outputs.top(place, TOP)
+        spelling, longer = self._alignment.local.spelling, self._alignment.longer
+        likely = [
+            (text, value)
+            for text, value in ((spelling[int(i)], value) for i, value in zip(ids, values, strict=True))
+            if text and value > _LOG_LEAST and longer(way.token + text[:1])
+        ]
+        firsts = self._alignment.base.first([way.token + text for text, _ in likely])
+        return float(sum(math.exp(v) for (_, v), first in zip(likely, firsts, strict=True) if first != way.token))
+
+
+def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
+    """The mass of a token by that of x, not below 0. estimate: R + what `bridges` add. others: receives what nodes off
+    the tail's own spelling write across the end of x.
+    """
+    at_x, path, total = bridges.at_x, way.path, estimate
+    for end, text in enumerate(way.texts[:-1]):
+        node = path[:end]
+        missing, after = tail[len(text) :], text[len(tail) :]
+        known = node == at_x[:end]  # R and the bridges have it
+        scale = bridges.scale(node)
+        if missing and not known:
+            others[node] = scale * bridges.across(node, missing)
+        if not known:
+            total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
+        if end + 1 == len(path):
+            total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.goes_on(way)
+    return max(total, 0.0)
