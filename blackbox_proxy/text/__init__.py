@@ -1,3 +1,7 @@
-"""Bytes, tokens and text: what a vocabulary spells and how it cuts, where it is loaded from, prompts as text, and the
-text that a generation releases.
+"""Bytes, tokens and text.
+
+vocabulary   what ids spell (table) and how text is cut: boundaries (added: words that go before them), first tokens
+spelling     where a vocabulary comes from: tokenizer.json (pieces, rendering of prompts), tiktoken; files beside it
+kept, memo   what is remembered of that: in files, in this process
+prompts      what can be said of a prompt before it is cut; writer: the text that a generation releases
 """

@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "on the embedding": {"target_modules": [*TARGETS, "embed_tokens"]},
     "more words": {"words": ["<think>", "</think>"]},
     "more words, saved as modules": {"words": ["<think>"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "some tokens of its own": {"trainable_token_indices": {"embed_tokens": [5, 6, 222]}},
     "pissa": {"init_lora_weights": "pissa"},
 }
 
@@ -96,7 +97,7 @@ def test_the_expert_is_the_merged_model_and_the_antiexpert_the_base(kind: str, b
         assert np.abs(theirs[0] - theirs[1]).max() > 0.01
     (expert, _), (antiexpert, _) = pair.models
     if kind != "pissa":  # which takes its start out of the base's weights, so the two cannot share them
-        assert expert.model._model is antiexpert.model._model
+        assert [id(w) for w in expert.model.parameters()] == [id(w) for w in antiexpert.model.parameters()]
         for name, weight in AutoModelForCausalLM.from_pretrained(base).named_parameters():
             if "q_proj" in name:
                 inside = name.replace("q_proj.", "q_proj.base_layer.")
