@@ -330,13 +330,13 @@ def test_what_the_server_counts(models: dict[str, str], pairs: Pairs) -> None:
 
 def test_one_form_is_asked_about_where_each_costs_a_request(near: Any, api_base: Api, pairs: Pairs) -> None:
     """Of each missing option the form that looks like the one that is shown, or that the expert would write."""
-    base = api_base(dialect=replace(DIALECTS["host"], named=None))
+    base: Any = api_base(dialect=replace(DIALECTS["host"], named=None))
     assert base.abilities.reveals == 1
     found = ProxyTuner(base, pairs("same")).choose(PROMPT, LETTERS, missing="ask")
     assert (found.usage.api_calls, found.how) == (1 + 4, ("asked",) * 4)
     (position,) = wait(near().draft(Ask(Prefix(PROMPT), 1))).positions
     q = {token.text: value for token, value in zip(position.tokens, position.logprobs, strict=True)}
-    base: Any = OneByOne(near(), "a", " the")
+    base = OneByOne(near(), "a", " the")
     (asked,) = wait(choose(base, [pairs("same")], PROMPT, LETTERS, equations(0.0), rule=Rule("ask")))
     assert asked.how == ("shown", "asked", "asked", "asked")
     expected = np.array([q[text] for text in "abcd"])

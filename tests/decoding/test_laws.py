@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import CannotContinue
-from blackbox_proxy.protocols import Base
 from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.types import Generation
 
@@ -68,7 +67,7 @@ def test_law_3_same_vocabulary_equals_the_equation(
     base: OpenAIBase | TransformersBase
     if where == "http":
         size = len(from_pretrained(models["base"]))
-        base: Base = api_base(size)
+        base = api_base(size)
     else:
         base = TransformersBase(models["base"], device="cpu")
     tuner = ProxyTuner(base, pairs("same"), draft=draft)
