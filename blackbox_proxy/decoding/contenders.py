@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from blackbox_proxy.maths.equation import normalise
 from blackbox_proxy.types import Floats
 
+_NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off does not come up by what is spread
+_SPREADS = 0.02  # of all mass: a candidate with less changes little of what is left for the tail
 _MOVED = 0.005  # of all probability: a token whose error moves less is left as it was estimated
 
 
@@ -31,6 +33,15 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))
+
+
+def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int) -> NDArray[np.intp]:
+    """Of the first `shown` candidates those that decide how much of the hidden mass the tail gets, which is spread over
+    1 - sum of their masses: wanted where a token of the tail is near the likeliest. log_mass (c,): the spread's.
+    """
+    if shown == len(log_p) or np.max(log_p[shown:]) < np.max(log_p) - _NEAR:
+        return np.empty(0, dtype=np.intp)
+    return np.flatnonzero((np.exp(log_mass[:shown]) > _SPREADS) & (bar[:shown] > 0.0))
 
 
 def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:

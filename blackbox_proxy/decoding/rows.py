@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blackbox_proxy.decoding.contenders import contenders
+from blackbox_proxy.decoding.contenders import contenders, spreading
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths.equation import Equation
@@ -123,7 +123,13 @@ class Weigher:
             return list(found.values())
         for weighed, equation in zip(weighed_by, self.equations, strict=True):
             bar = equation.error(weighed.scores, scored.place)
-            for i in contenders(weighed.log_p, bar, self.temperature):
+            first = weighed.scores[0]
+            spread = first.log_antiexpert if self.pairs[0].has_antiexpert else first.log_expert
+            wanted = [
+                *contenders(weighed.log_p, bar, self.temperature),
+                *spreading(weighed.log_p, bar, spread, weighed.shown),
+            ]
+            for i in wanted:
                 found.setdefault(weighed.tokens[int(i)].key, weighed.tokens[int(i)])
         return list(found.values())
 

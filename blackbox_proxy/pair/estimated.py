@@ -35,7 +35,7 @@ _PIECES = 0.01  # of the mass of shorter tokens that begin a candidate: what may
 # tuned copy, against the best one's: 0.00 at 90 % where nothing goes on from a token, 0.05 (at most 0.26) where
 # something does, 0.58 (at most 0.92) across the end of x.
 _ENDS = 0.02
-_GOES_ON = 0.12
+_GOES_ON = 0.2
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
 _LEAST = 1e-6  # mass below which nothing is proposed

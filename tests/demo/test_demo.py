@@ -160,6 +160,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_estimates_choose_what_the_sums_choose(built: Path) -> None:
+    """The demo's tokenizers are far apart: texts of the default pair are those of `exact=True`."""
+    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
+
+    models = demo_models(built)
+    base = TransformersBase(models.base, top_logprobs=5, device="cpu")
+    pairs = [
+        TransformersPair(str(models.expert), str(models.antiexpert), device="cpu", exact=exact)
+        for exact in (False, True)
+    ]
+    prompts = [task.prompt for task in tasks(build_world(0))][::4]
+    texts = [[ProxyTuner(base, pair).generate(prompt, max_tokens=24).text for prompt in prompts] for pair in pairs]
+    same = sum(one == other for one, other in zip(*texts, strict=True))
+    print(f"{same} of {len(prompts)} texts are the same")
+    assert same >= 0.95 * len(prompts)
+
+
+@pytest.mark.slow
 def test_the_demo_shows_what_it_claims(built: Path) -> None:
     """The claims of the README on its table: pytest -m slow tests/demo (minutes)."""
     from blackbox_proxy.demo.run import run_demo

@@ -65,7 +65,7 @@ def expert(local: Vocabulary, word: str, probability: float) -> tuple[Transforme
     model = Insists(len(local), [*local.prompt_ids(PROMPT), *written, 1], logit)  # then it ends
     lm = CausalLM(model, local)
     lm.caches = lm.trees = False  # it has to see the whole text
-    return TransformersPair(lm), probability ** len(written)
+    return TransformersPair(lm, exact=True), probability ** len(written)
 
 
 def product(pair: TransformersPair, base: Vocabulary, text: str) -> float:
