@@ -137,6 +137,11 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that c
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 
 
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Another tokenizer: sum every candidate, not only those that could matter.")
+]
+
+
 # -- what is opened ---------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +227,7 @@ class TunerOptions(BaseOptions):
     antiexpert_url: AntiexpertUrl = None
     pair_tokenizer: PairTokenizer = None
     pair_top_logprobs: PairTopLogprobs = None
+    exact: Exact = False
     alpha: AlphaValue = 1.0
     tail: Tail = "backoff"
     steer: Steering = "candidates"
@@ -280,6 +286,7 @@ class TunerOptions(BaseOptions):
             dtype=self.dtype,
             expert_prompt=rendering_of(self.expert_prompt),
             antiexpert_prompt=rendering_of(self.antiexpert_prompt),
+            exact=self.exact,
         )
 
     def _drafting(self) -> Drafting:
@@ -304,7 +311,7 @@ class TunerOptions(BaseOptions):
             ],
             "pair": [self.expert, self.antiexpert, self.expert_prompt, self.antiexpert_prompt, self.dtype]
             + ([] if self.expert_url is None else ["served", self.pair_tokenizer, self.pair_top_logprobs]),
-            "decoding": [self.alpha, self.tail, self.steer],
+            "decoding": [self.alpha, self.tail, self.steer, *(["exact"] if self.exact else [])],
         }
 
 
