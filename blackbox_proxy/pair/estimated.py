@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -249,6 +249,7 @@ class EstimatedRow:
         self._exact: dict[bytes, tuple[float, ...]] = {}
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
         self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
+        self._bridged = any(bridges.total for bridges in self.bridges)
         self._proposed: dict[int, tuple[int, list[Token]]] = {}
         self._wanted: list[bytes] = []
         self._log_end: list[float] | None = None
@@ -296,9 +297,9 @@ class EstimatedRow:
         self._known[token] = estimate
 
     def suspects(self, token: bytes) -> bytes | None:
-        """The text of tail and token, if the local vocabulary has tokens that could write across the end of x."""
+        """The text of tail and token, if something is written across the end of x, and this token can be part of it."""
         tail = self.views[0].tail
-        return tail + token if tail and self._alignment.local.joins(tail[-1], token[0]) else None
+        return tail + token if self._bridged and self._alignment.local.joins(tail[-1], token[0]) else None
 
     def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
@@ -381,13 +382,16 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     covering = [found.covering for _, _, found in entries]
     leading = [found.leading for _, _, found in entries]
     begins = np.array([found.begins for _, _, found in entries], dtype=np.int64)
-    across = _across(entries)
+    suspects = {j: text for j, (row, token, _) in enumerate(entries) if (text := row.suspects(token))}
+    across = _across(entries, suspects)
     sums, firsts, shares = [], [], []
     for i in range(len(wanted[0][0].views)):
         said = entries[0][0].views[i].after_x[0]  # of one draft: one pass
         places = np.array([row.views[i].after_x[1] for row, _, _ in entries], dtype=np.int64)
         total, lead = _summed(said, places, covering), _summed(said, places, leading)
-        total += [row.bridges[i].mass(text) if row.bridges[i].total else 0.0 for row, text, _ in entries]
+        for j in suspects:
+            row, text, _ = entries[j]
+            total[j] += row.bridges[i].mass(text) if row.bridges[i].total else 0.0
         firsts.append(np.where(begins >= 0, said.gather(places, np.maximum(begins, 0)), -np.inf))
         sums.append(total)
         shares.append(lead / np.maximum(total, 1e-300))
@@ -401,17 +405,20 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
         row.keep(text, _Estimate(tuple(float(own[j]) for own in masses), float(error[j]), bool(summed[j])))
 
 
-def _across(entries: Sequence[tuple[EstimatedRow, bytes, Relations]]) -> NDArray[np.bool_]:
-    """Which candidates the local tokenizer would write across the end of x (" Yor" + "k" as " York")."""
+def _across(
+    entries: Sequence[tuple[EstimatedRow, bytes, Relations]], suspects: Mapping[int, bytes]
+) -> NDArray[np.bool_]:
+    """Which candidates the local tokenizer would write across the end of x (" Yor" + "k" as " York"). suspects: place
+    among the entries -> the text of tail and token.
+    """
     across = np.zeros(len(entries), dtype=np.bool_)
-    suspects = [(i, row, text) for i, (row, token, _) in enumerate(entries) if (text := row.suspects(token))]
-    if suspects:
-        first = suspects[0][1]
-        with first.lock:
-            for alignment in {id(row.alignment): row.alignment for _, row, _ in suspects}.values():
-                alignment.spell([text for _, row, text in suspects if row.alignment is alignment])
-            for i, row, text in suspects:
-                across[i] = row.leaves_tail(text)
+    rows = {j: entries[j][0] for j in suspects}
+    for lock in {id(row.lock): row.lock for row in rows.values()}.values():
+        with lock:
+            for alignment in {id(row.alignment): row.alignment for row in rows.values()}.values():
+                alignment.spell([suspects[j] for j, row in rows.items() if row.alignment is alignment])
+            for j, row in rows.items():
+                across[j] = row.leaves_tail(suspects[j])
     return across
 
 
