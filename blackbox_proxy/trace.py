@@ -11,8 +11,8 @@ Then one line for each text:
 A step has its token (text, or a list of bytes where it is no whole UTF-8), the text it released, its id, covered mass,
 what was spent (`usage`, without zeros), `drafted`, `local`, `changed` and `end` where they are true, and its candidates
 as columns: `tokens`, `ids`, `log_q`, `log_expert`, `log_antiexpert`, `log_p` (nats, six decimals; null is minus
-infinity); the places of those that are `ends` or of the `tail`, and of those whose offset is of a `prefix` or
-`neutral`; `texts` where the API printed a token otherwise than its bytes read.
+infinity); the places of those that are `ends` or of the `tail`, and of those whose offset is `estimated`, of a `prefix`
+or `neutral`; `texts` where the API printed a token otherwise than its bytes read.
 
 A trace holds the prompts and the texts themselves, and no API key or address.
 """
@@ -296,6 +296,7 @@ def _candidates_record(candidates: Candidates) -> dict[str, Any]:
     places = {
         "ends": [i for i, token in enumerate(tokens) if token.end],
         "tail": [int(i) for i in np.flatnonzero(candidates.tail)],
+        "estimated": [i for i, how in enumerate(candidates.how) if how == "estimated"],
         "prefix": [i for i, how in enumerate(candidates.how) if how == "prefix"],
         "neutral": [i for i, how in enumerate(candidates.how) if how == "neutral"],
     }
@@ -359,7 +360,7 @@ def _candidates(record: Mapping[str, Any]) -> Candidates:
     tail = np.zeros(count, dtype=np.bool_)
     tail[record.get("tail", [])] = True
     how: list[How] = ["exact"] * count
-    kinds: tuple[How, ...] = ("prefix", "neutral")
+    kinds: tuple[How, ...] = ("estimated", "prefix", "neutral")
     for kind in kinds:
         for i in record.get(kind, ()):
             how[i] = kind

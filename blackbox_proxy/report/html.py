@@ -24,7 +24,7 @@ from blackbox_proxy.version import __version__
 _SHIFTS = (0.02, 0.1, 0.3, 0.6)
 _COVERED = (0.9, 0.75, 0.5, 0.25)
 _VIEWS = ("shift", "distance", "hidden mass", "drafts")
-_MARKS = {"exact": "", "prefix": "†", "neutral": "‡"}
+_MARKS = {"exact": "", "estimated": "≈", "prefix": "†", "neutral": "‡"}
 
 
 def page(overview: Overview, *, candidates: int = 8, tokens: int = 3000) -> str:

@@ -39,7 +39,13 @@ def pair(request: pytest.FixtureRequest, tokenizers: Path) -> TransformersPair:
     vocabulary = from_pretrained(str(tokenizers / request.param))
     architecture = "qwen2" if request.param == "qwen2" else "llama"
     models = [tiny_model(architecture, len(vocabulary), seed) for seed in (1, 2)]
-    return TransformersPair(*(CausalLM(model, vocabulary) for model in models))
+    return TransformersPair(*(CausalLM(model, vocabulary) for model in models), exact=True)
+
+
+@pytest.fixture(scope="module")
+def estimated(pair: TransformersPair) -> TransformersPair:
+    """The same models, which estimate first."""
+    return TransformersPair(*(model for model, _ in pair.models))
 
 
 def candidates_at(base: Vocabulary, drafted: int, text: bytes, rng: np.random.Generator) -> list[Token]:
@@ -70,6 +76,26 @@ def test_no_candidate_is_dropped(language: str, base: Vocabulary, pair: Transfor
         issued.append(base.token_of(index))
     assert how["exact"] > 0.97 * how.total()
     assert how["neutral"] == 0
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_no_candidate_is_dropped_by_estimates(language: str, base: Vocabulary, estimated: TransformersPair) -> None:
+    rng = np.random.default_rng(0)
+    session = estimated.open("Here is a text: ", base)
+    drafted = [base.token_of(index) for index in base.encode([TEXTS[language].encode()])[0]]
+    how: Counter[str] = Counter()
+    positions = []
+    for token in drafted:
+        candidates = candidates_at(base, token.id or 0, b"", rng)
+        positions.append(Position(token, -1.0, candidates, np.linspace(-1.0, -9.0, len(candidates))))
+    rows = session.score([], positions)
+    session.refine([(row, position.tokens[:2]) for row, position in zip(rows, positions, strict=True)])
+    for row, position in zip(rows, positions, strict=True):
+        scores = row.score(position.tokens)
+        assert np.isfinite(scores.offset).all()
+        assert np.isfinite(row.score(row.propose(16)).offset).all()
+        how.update(scores.how)
+    assert how["exact"] + how["estimated"] > 0.97 * how.total()
 
 
 def test_many_positions_equal_single_ones(base: Vocabulary, pair: TransformersPair) -> None:
