@@ -310,7 +310,8 @@ show q as the base gave it.</p>
 <p>Of each token at most {candidates} candidates are shown (those likeliest under p or q) and the chosen one; the others
 are counted together. ▸ the chosen one; ~ q is an estimate, because the base did not show this token; ≈ E and A
 are estimates, since no sum could have changed the choice; † they are of the longest part of the token that could be
-scored; ‡ nothing is known of it, so its q is left as it is. The thin lines under a candidate are q (grey) and p (blue). ‥ a character that the next token finishes.</p>
+scored; ‡ nothing is known of it, so its q is left as it is. The thin lines under a candidate are q (grey) and p (blue).
+‥ a character that the next token finishes.</p>
 <p>“By kind” and “by place” continue the analyses of the proxy-tuning paper (Liu et al. 2024, arXiv 2401.08565, section
 6), whose Δ is the shift.</p></section>
 """
