@@ -9,22 +9,35 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache
 
-from blackbox_proxy.models.packed import KV, Segment
-
-if TYPE_CHECKING:
-    from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.models.packed import KV, Reader, Segment
 
 _WORTH_COPYING = 32  # tokens shared with another text from which on copying its cache beats reading them again
 _CHEAP_LOSS = 8  # tokens that are cut off a kept text without leaving it behind: a replaced token and its draft
 _LONG = 128  # tokens from which on a text is read alone, since another may begin alike
 _CHUNK = 512  # tokens of a long text that are read in one pass
+
+
+class Weights(Protocol):
+    """What a text is read with: a `CausalLM`."""
+
+    caches: bool
+    trees: bool
+    reader: Reader
+    device: torch.device
+
+    @property
+    def active(self) -> Callable[[], AbstractContextManager[object]]: ...
+    def check_length(self, length: int, what: str = ...) -> None: ...
+    def forward(self, ids: torch.Tensor, cache: Any | None, keep: int = ...) -> torch.Tensor: ...
+    def plain(self, ids: Sequence[int], keep: int = ...) -> torch.Tensor: ...
+    def normalised(self, logits: torch.Tensor) -> torch.Tensor: ...
 
 
 class Trunk:
@@ -34,7 +47,7 @@ class Trunk:
     or, where there is no cache at all (`lm.caches` false), over the whole text.
     """
 
-    def __init__(self, lm: CausalLM, slots: Slots | None = None) -> None:
+    def __init__(self, lm: Weights, slots: Slots | None = None) -> None:
         self.lm = lm
         self.ids: list[int] = []
         self.lock = threading.RLock()
@@ -201,7 +214,7 @@ class Slots:
     count: how many are kept; most_tokens: of all that are kept together. The least recently used go first.
     """
 
-    def __init__(self, lm: CausalLM, count: int = 8, most_tokens: int = 1 << 16) -> None:
+    def __init__(self, lm: Weights, count: int = 8, most_tokens: int = 1 << 16) -> None:
         self._lm = lm
         self._count = max(count, 1)
         self._most_tokens = most_tokens
