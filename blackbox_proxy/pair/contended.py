@@ -28,6 +28,7 @@ from blackbox_proxy.types import Floats
 TOP = 128  # ids of a node that are looked at one by one, the likeliest first
 _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
 _LOG_LEAST = math.log(_LEAST)
+_ALWAYS = 8  # ids that are looked at however unlikely they are: what one model never writes may be the other's word
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,9 +132,8 @@ class Bridges:
         if not len(ids):
             return []
         found = self.probability(path, ids)
-        likely = np.flatnonzero(found > _LEAST)
-        if len(likely) > TOP:
-            likely = likely[np.argsort(-found[likely], kind="stable")[:TOP]]
+        order = np.argsort(-found, kind="stable")[:TOP]
+        likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
         spelling = self._alignment.local.spelling
         texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
         firsts = self._alignment.base.first(texts)
@@ -154,7 +154,7 @@ class Bridges:
 
 
 def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
-    """The mass of a token by that of x, not below 0. estimate: R + what `bridges` add. others: receives what nodes off
+    """The mass of a token by that of x. estimate: R + what `bridges` add. others: receives what nodes off
     the tail's own spelling write across the end of x.
     """
     at_x, path, total = bridges.at_x, way.path, estimate
@@ -169,4 +169,4 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
             total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
         if end + 1 == len(path):
             total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.goes_on(way)
-    return max(total, 0.0)
+    return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding
