@@ -36,12 +36,13 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
 
 
 def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int) -> NDArray[np.intp]:
-    """Of the first `shown` candidates those that decide how much of the hidden mass the tail gets, which is spread over
-    1 - sum of their masses: wanted where a token of the tail is near the likeliest. log_mass (c,): the spread's.
+    """Candidates that decide how much of the hidden mass each token of the tail gets: it is spread over what the first
+    `shown` leave of all mass, and beside a " " that was only the beginning of words nothing would be left. Wanted where
+    a token of the tail is near the likeliest. log_mass (c,): the spread's.
     """
     if shown == len(log_p) or np.max(log_p[shown:]) < np.max(log_p) - _NEAR:
         return np.empty(0, dtype=np.intp)
-    return np.flatnonzero((np.exp(log_mass[:shown]) > _SPREADS) & (bar[:shown] > 0.0))
+    return np.flatnonzero((np.exp(log_mass) > _SPREADS) & (bar > 0.0))
 
 
 def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:

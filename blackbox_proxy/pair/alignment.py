@@ -217,15 +217,7 @@ class Alignment:
     def _on_the_way(self) -> frozenset[bytes]:
         """The texts that the local tokenizer has written when it is about to go on with a token of the base."""
         assert isinstance(self.base, Vocabulary)
-        known = {spelling for spelling in self.base.spelling if spelling}
-        whole = [spelling for spelling in known if utf8_prefix(spelling) == len(spelling)]
-        found = set()
-        for ids in self.local.encode(whole):
-            written = b""
-            for index in ids[:-1]:
-                written += self.local.spelling[index] or b""
-                found.add(written)
-        return frozenset(found)
+        return self.local.on_the_way_to(self.base)
 
     def goes_on(self, text: bytes) -> bool:
         """Whether a text that stands after x may, spelled as usual, still become a longer token of the base."""

@@ -149,8 +149,13 @@ class Bridges:
             for text, value in ((spelling[int(i)], value) for i, value in zip(ids, values, strict=True))
             if text and value > _LOG_LEAST and longer(way.token + text[:1])
         ]
-        firsts = self._alignment.base.first([way.token + text for text, _ in likely])
-        return float(sum(math.exp(v) for (_, v), first in zip(likely, firsts, strict=True) if first != way.token))
+        texts = [way.token + text for text, _ in likely]
+        firsts = self._alignment.base.first(texts)
+        gone = 0.0
+        for (_, value), text, first in zip(likely, texts, firsts, strict=True):
+            if first != way.token or self._alignment.goes_on(text):
+                gone += math.exp(value)  # or is on its way there: " Y" is cut as " " and "Y", and goes on to " Yvette"
+        return min(gone, 1.0)
 
 
 def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
