@@ -58,10 +58,6 @@ class KV:
             other._layers[layer] = (keys[:, :length].clone(), values[:, :length].clone())
         return other
 
-    @property
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for both in list(self._layers.values()) for t in both)
-
 
 @dataclass(slots=True, eq=False)
 class Segment:

@@ -55,17 +55,6 @@ class Trunk:
         self._dynamic: Any = None
         self._slots = slots
 
-    def copied(self, length: int) -> Trunk:
-        """The first `length` tokens as a text of its own."""
-        other = Trunk(self.lm, self._slots)
-        other.ids = self.ids[:length]
-        other._kv = self._kv.copy(length)
-        return other
-
-    @property
-    def bytes(self) -> int:
-        return self._kv.bytes
-
     # -- what is asked --------------------------------------------------------------------------------------------
 
     def read(self, ids: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.outputs import Outputs, Rows
-from blackbox_proxy.pair.side import Side, scores_of, side_by_side, with_end
+from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Cutter, LearnedVocabulary
@@ -42,9 +42,8 @@ class AlignedSession:
         self._running = running  # of the models
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
+        positions = until_unknown(positions)
         drafted = [position.token for position in positions]
-        unknown = [j for j, token in enumerate(drafted) if token.bytes is None]
-        positions = positions[: unknown[0] + 1] if unknown else positions  # what follows unknown bytes cannot be scored
         learned = self._alignment.base
         if not isinstance(learned, LearnedVocabulary):
             return self._score_all(issued, positions)

@@ -69,7 +69,6 @@ class Bridges:
         self, alignment: Alignment, tail: bytes, at_x: Path, places: Mapping[Path, tuple[Outputs, int]]
     ) -> None:
         self._alignment = alignment
-        self._tail = tail
         self._places = places
         self.at_x = at_x
         self._log_x = self.log_path(at_x)

@@ -6,7 +6,7 @@ after x alone already splits into the base's events,
     R(c | x)  =  sum over local t with F(t) = c of  p(t | x)                 `covering(c)` are those t
 
 and misses only what is written in several local tokens: c in pieces (`leading(c)` are the shorter local tokens that
-begin it, `usual(c)` is how the local tokenizer writes it), and what goes on from a token that ends where c ends.
+begin it, `begins` is the first of its usual spelling), and what goes on from a token that ends where c ends.
 estimated.py uses this as an estimate with an error bar, alignment.py and masses.py have the exact sums.
 
 F is a table over the local vocabulary where the base's is known, made once and kept; of a base that is learned

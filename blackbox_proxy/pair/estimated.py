@@ -24,7 +24,7 @@ from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
 from blackbox_proxy.pair.crossing import Crossing, Relations
 from blackbox_proxy.pair.outputs import Outputs
-from blackbox_proxy.pair.side import Side, scores_of, with_end
+from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, LearnedVocabulary, Vocabulary, utf8_prefix
@@ -165,9 +165,8 @@ class EstimatedSession:
             side.text.read([*read, *path])
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
+        positions = until_unknown(positions)
         drafted = [position.token for position in positions]
-        unknown = [j for j, token in enumerate(drafted) if token.bytes is None]
-        positions = positions[: unknown[0] + 1] if unknown else positions  # what follows unknown bytes cannot be scored
         with self.lock:
             known = self._bases.at(issued, positions)
             laid: dict[bytes, list[tuple[Path, bytes, Path | None]]] = {}
@@ -340,7 +339,7 @@ class EstimatedRow:
     # -- sums -----------------------------------------------------------------------------------------------------
 
     def lay_out(self, tokens: Sequence[bytes]) -> None:
-        """Say which nodes the masses of these tokens need, in `views[…].wanted`."""
+        """Say how these tokens are written, and with it which nodes their masses need, in `views[…].ways`."""
         self._wanted = [token for token in dict.fromkeys(tokens) if token not in self._exact and token in self._known]
         for view in self.views:
             spelled = ways(self._alignment, view.tail, self._wanted) if view.at_x is not None else []

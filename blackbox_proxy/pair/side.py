@@ -15,7 +15,7 @@ import numpy as np
 
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
-from blackbox_proxy.types import END, Floats, How, Scores, Token
+from blackbox_proxy.types import END, Floats, How, Position, Scores, Token
 
 T = TypeVar("T")
 
@@ -157,6 +157,12 @@ def _tokens_within(spelled: Sequence[bytes], length: int) -> int:
         if total > length:
             return count
     return len(spelled)
+
+
+def until_unknown(positions: Sequence[Position]) -> Sequence[Position]:
+    """The positions up to the first whose token's bytes are unknown: what follows those cannot be scored."""
+    unknown = next((j for j, position in enumerate(positions) if position.token.bytes is None), len(positions))
+    return positions[: unknown + 1]
 
 
 def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) -> list[Token]:
