@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.text.kept import digest, kept
-from blackbox_proxy.text.vocabulary import Cutter, Ids, Vocabulary, utf8_prefix
+from blackbox_proxy.text.vocabulary import Ids, Vocabulary, utf8_prefix
 
 _MOST_KNOWN = 200_000  # tokens of the base whose relations are remembered
 _NONE: Ids = np.empty(0, dtype=np.int64)
@@ -43,13 +44,13 @@ class Relations(NamedTuple):
 class Crossing:
     """The relations between one local vocabulary and one base. Safe for threads: entries are added, never changed."""
 
-    def __init__(self, local: Vocabulary, base: Cutter) -> None:
-        self.local = local
-        self.base = base
+    def __init__(self, alignment: Alignment) -> None:
+        self.local = alignment.local
+        self.base = base = alignment.base
+        self._goes_on = alignment.goes_on
         self._known: dict[bytes, Relations] = {}
         self._order, self._starts = _NONE, dict[bytes, tuple[int, int]]()
         self._first: list[bytes] | None = None
-        self._passed: frozenset[bytes] | None = None  # texts from which the local tokenizer goes on to a longer one
         if isinstance(base, Vocabulary):
             self._tabulate(base)
 
@@ -95,11 +96,6 @@ class Crossing:
         longer = [self.local.beginning_with(token + more) for more in self.base.extensions(token)] if len(ids) else []
         return ids[~np.isin(ids, np.concatenate(longer))] if longer else ids
 
-    def _goes_on(self, token: bytes) -> bool:
-        if self._passed is None:
-            return bool(self.base.extensions(token))
-        return token in self._passed
-
     # -- the table ------------------------------------------------------------------------------------------------
 
     def _tabulate(self, base: Vocabulary) -> None:
@@ -118,7 +114,6 @@ class Crossing:
             events[ordered[start]]: (int(start), int(end)) for start, end in pairwise(borders) if ordered[start] >= 0
         }
         self._first = first
-        self._passed = self.local.on_the_way_to(base)
 
 
 def _codes(local: Vocabulary, base: Vocabulary, written: Sequence[int], events: Sequence[bytes]) -> Ids:

@@ -66,7 +66,8 @@ class Bases:
             spellings += self._shown.get(way, ())
             learned = LearnedVocabulary()
             learned.learn(spellings)
-            found.append((Crossing(self._local, learned), Alignment(self._local, learned)))
+            alignment = Alignment(self._local, learned)
+            found.append((Crossing(alignment), alignment))
             spellings += _bytes([position.token])
             way = hash((way, position.token.key))
         return found

@@ -98,7 +98,7 @@ class ModelPair:
         alignment = self._alignment(base)
         with self._lock:
             if id(base) not in self._crossings:
-                self._crossings[id(base)] = Crossing(alignment.local, base)
+                self._crossings[id(base)] = Crossing(alignment)
             return self._crossings[id(base)]
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from toys import tiny_model, train_tokenizer
 
 from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimated import EstimatedSession
 from blackbox_proxy.pair.transformers import TransformersPair
@@ -103,7 +104,7 @@ def test_equal_models_have_no_offset(both: tuple[TransformersPair, TransformersP
 
 def test_covering_tokens_partition_the_local_vocabulary() -> None:
     for local in LOCALS.values():
-        crossing = Crossing(local, BASE)
+        crossing = Crossing(Alignment(local, BASE))
         seen: list[int] = []
         for token in {spelling for spelling in BASE.spelling if spelling}:
             ids = crossing.of([token])[0].covering.tolist()
@@ -123,7 +124,7 @@ def test_a_learned_base_is_covered_by_longest_match() -> None:
     shown = [whole[:1], whole[:2], whole]
     learned = LearnedVocabulary()
     learned.learn(shown)
-    crossing = Crossing(local, learned)
+    crossing = Crossing(Alignment(local, learned))
     for token in shown:
         covering = crossing.of([token])[0].covering
         assert [learned.first([local.spelling[int(i)] or b""])[0] for i in covering] == [token] * len(covering)
