@@ -19,7 +19,6 @@ from blackbox_proxy.version import __version__
 if TYPE_CHECKING:
     from blackbox_proxy.answers.choices import Choice as Choice
     from blackbox_proxy.answers.scoring import Score as Score
-    from blackbox_proxy.api.limits import Limiter as Limiter
     from blackbox_proxy.base.budget import Budget as Budget
     from blackbox_proxy.base.budget import BudgetedBase as BudgetedBase
     from blackbox_proxy.base.cache.base import CachedBase as CachedBase
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.probing.run import probe as probe
     from blackbox_proxy.trace import read_trace as read_trace
     from blackbox_proxy.trace import write_trace as write_trace
+    from blackbox_proxy.transport.limits import Limiter as Limiter
     from blackbox_proxy.tuner import ProxyTuner as ProxyTuner
     from blackbox_proxy.types import Candidate as Candidate
     from blackbox_proxy.types import Generation as Generation
@@ -52,7 +52,7 @@ _HOMES = {
     "Drafting": "decoding.pace",
     "Findings": "dialects.findings",
     "Generation": "types",
-    "Limiter": "api.limits",
+    "Limiter": "transport.limits",
     "Prices": "prices",
     "ProxyTuner": "tuner",
     "Score": "answers.scoring",

@@ -12,14 +12,18 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from blackbox_proxy.api.entries import as_list, malformed
+from blackbox_proxy.transport.connection import Route
 
 _SAMPLING = ("top_k", "min_p", "repetition_penalty", "logit_bias", "ignore_eos", "regex", "json_schema", "ebnf")
 
 
-def native_url(base_url: str, route: str) -> str:
-    """The address of a route below the root of a server whose OpenAI routes lie below `base_url`, usually …/v1."""
+def own_route(base_url: str, route: str | None) -> Route | None:
+    """A route below the root of a server whose OpenAI routes lie below `base_url`, usually …/v1."""
+    if route is None:
+        return None
     parts = urlsplit(base_url)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/v1") + route, "", ""))
+    path = parts.path.rstrip("/").removesuffix("/v1") + route
+    return Route(urlunsplit((parts.scheme, parts.netloc, path, "", "")), native_request)
 
 
 def native_request(arguments: Mapping[str, Any]) -> dict[str, Any]:

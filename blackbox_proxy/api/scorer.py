@@ -15,12 +15,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
 from blackbox_proxy.api.entries import plain_token
-from blackbox_proxy.api.limits import Limiter
-from blackbox_proxy.api.retry import decode_body, named_limit, with_retries
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.errors import BadRequest, BadResponse, InputError
+from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.failures import decode_body, named_limit
+from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.retry import with_retries
 from blackbox_proxy.types import Usage
 
 Text = tuple[int, ...]

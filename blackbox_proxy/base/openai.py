@@ -15,13 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.meter import Meter, sent_tokens
-from blackbox_proxy.api.native import native_answer
+from blackbox_proxy.api.native import native_answer, own_route
 from blackbox_proxy.api.payload import draws_what_it_shows, request
 from blackbox_proxy.api.recut import recut_of, until_recut
-from blackbox_proxy.api.retry import decode_body, named_limit, note_break, refuses_streams, with_retries
 from blackbox_proxy.api.sent import Sent, Settings, can_continue, carried, check, prompt_length
 from blackbox_proxy.api.streaming import Incremental, parse, reader_of, usage_of
 from blackbox_proxy.base.identity import spelling_identity
@@ -30,6 +27,10 @@ from blackbox_proxy.dialects.table import PROBED
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.failures import decode_body, named_limit, refuses_streams
+from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.retry import note_break, with_retries
 from blackbox_proxy.types import Draft, Prefix, Prompt, Usage
 
 _T = TypeVar("_T")
@@ -83,7 +84,7 @@ class OpenAIBase(OneToken):
             timeout=timeout,
             limiter=self.limiter,
             key_header=settings.dialect.key_header,
-            native=settings.dialect.native,
+            native=own_route(base_url, settings.dialect.native),
         )
 
     def __repr__(self) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-from blackbox_proxy.api.connection import NO_KEY, shown_url
-from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.payload import RESERVED
 from blackbox_proxy.api.sent import Settings
 from blackbox_proxy.base.openai import OpenAIBase
@@ -20,6 +18,8 @@ from blackbox_proxy.dialects.table import PROBED, Api, Dialect
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.connection import NO_KEY, shown_url
+from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.types import Rendering
 
 _log = logging.getLogger(__name__)

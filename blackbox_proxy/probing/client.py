@@ -11,16 +11,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blackbox_proxy.api.connection import Connection
 from blackbox_proxy.api.entries import malformed
-from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.api.native import native_answer
-from blackbox_proxy.api.retry import decode_body, with_retries
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached
 from blackbox_proxy.probing.answers import Answered, Spelling, read
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.connection import Connection
+from blackbox_proxy.transport.failures import decode_body
+from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.retry import with_retries
 from blackbox_proxy.types import Prompt, Usage
 
 _ODDITIES = (AttributeError, IndexError, KeyError, TypeError, ValueError)

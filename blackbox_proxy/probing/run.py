@@ -15,8 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from blackbox_proxy.api.connection import NO_KEY, Connection, shown_url
-from blackbox_proxy.api.retry import decode_body, named_limit
+from blackbox_proxy.api.native import own_route
 from blackbox_proxy.base.opening import OPENAI_URL, checked_url, given_url, key_for, vocabulary_of
 from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.guessing import AUTO, by_models, by_url, dialect_of, located
@@ -35,6 +34,8 @@ from blackbox_proxy.probing.client import Asker, Noting, Purse, said
 from blackbox_proxy.probing.inquiry import Inquiry, Most
 from blackbox_proxy.probing.questions import ask_all, findings
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.failures import decode_body, named_limit
 
 MAX_CALLS = 40
 _MANY = 1000  # candidates: more than any service is known to give
@@ -136,7 +137,7 @@ class _Endpoint:
             timeout=self.timeout,
             limiter=self.limiter,
             key_header=spoken.key_header,
-            native=spoken.native,
+            native=own_route(self.url, spoken.native),
         )
         self.connections.append(connection)
         return Asker(connection, api, self.model, spoken, where, self.vocabulary, self.purse, self.max_attempts)

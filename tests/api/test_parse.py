@@ -12,10 +12,10 @@ from api_answers import END, TURN, chat, entry, legacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blackbox_proxy.api.retry import decode_body
 from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.errors import BadResponse, BaseError, NoLogprobs, ServerFailed
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.failures import decode_body
 from blackbox_proxy.types import Draft, Position, Token, Usage
 
 FFFD = [239, 191, 189]

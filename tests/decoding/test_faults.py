@@ -21,7 +21,6 @@ import pytest
 from faults import BEFORE, BROKEN, HARMLESS, Fault, Faulty, Script, Storm
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, open_base
-from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.errors import ConnectionFailed
 from blackbox_proxy.protocols import Ask
@@ -30,6 +29,7 @@ from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Draft, Generation, Prefix
 
@@ -204,7 +204,7 @@ def test_a_clock_that_jumps(
     headers = {"date": formatdate(now, usegmt=True), "retry-after": formatdate(now + 2, usegmt=True)}
     with Faulty(*host[:2], Script([Fault("status", status=429, headers=headers)])) as bad:
         base = patient(bad.url)
-        monkeypatch.setattr("blackbox_proxy.api.retry.time.time", lambda: now + ahead)
+        monkeypatch.setattr("blackbox_proxy.transport.retry.time.time", lambda: now + ahead)
         run(parts_of(base, False))
     assert 2.0 <= patient.slept[0] <= 2.2
 

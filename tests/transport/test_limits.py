@@ -11,9 +11,9 @@ from api_answers import legacy
 from api_server import Asking
 from starlette.responses import JSONResponse
 
-from blackbox_proxy.api.limits import Limiter
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.protocols import Ask
+from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.types import Prefix
 
 

@@ -13,16 +13,6 @@ import httpx2
 import openai
 import pytest
 
-from blackbox_proxy.api.retry import (
-    JITTER,
-    LONGEST_WAIT,
-    asked_wait,
-    duration,
-    error_in_body,
-    retry_after,
-    translated,
-    with_retries,
-)
 from blackbox_proxy.errors import (
     AccessDenied,
     BadRequest,
@@ -37,6 +27,8 @@ from blackbox_proxy.errors import (
     RateLimited,
     ServerFailed,
 )
+from blackbox_proxy.transport.failures import error_in_body, translated
+from blackbox_proxy.transport.retry import JITTER, LONGEST_WAIT, asked_wait, duration, retry_after, with_retries
 
 NOW = 1_800_000_000.0
 KEY = "sk-very-secret-1234"
@@ -202,7 +194,7 @@ async def test_each_retry_is_one_line_without_the_servers_words(caplog: pytest.L
     caplog.set_level(logging.DEBUG)
     await Flaky(asking_for("10"), ConnectionFailed(f"{PROMPT} {KEY}")).run()
     lines = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
-    assert [line[:2] for line in lines] == [("blackbox_proxy.api.retry", "INFO")] * 2
+    assert [line[:2] for line in lines] == [("blackbox_proxy.transport.retry", "INFO")] * 2
     assert lines[0][2].startswith("attempt 1 of 5 failed (RateLimited 429), the next in 1")
     assert lines[1][2].startswith("attempt 2 of 5 failed (ConnectionFailed), the next in 0.")
     assert not any(PROMPT in line[2] or KEY in line[2] for line in lines)

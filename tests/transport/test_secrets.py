@@ -93,7 +93,7 @@ async def test_a_failing_request_tells_nobody(
     assert any(name.startswith(("openai", "httpx2")) for name, _ in logged)
     assert not [line for line in logged if KEY in line[1]]
     assert not [line for name, line in logged if name.startswith("blackbox_proxy") and PROMPT in line]
-    assert len(server.sent) == 1 or any(name == "blackbox_proxy.api.retry" for name, _ in logged)
+    assert len(server.sent) == 1 or any(name == "blackbox_proxy.transport.retry" for name, _ in logged)
 
 
 async def test_a_stream_that_breaks_is_one_line(

@@ -1,8 +1,7 @@
 """The connections to one API: a client per running event loop, whole answers and streamed ones.
 
-Nothing of openai or httpx2 gets out of here: their exceptions are named by retry.py and become the `__cause__`. What is
-read is raw JSON, because the client's models would drop and reshape what other dialects answer. A dialect with a route
-of its own is asked there; native.py translates.
+Nothing of openai or httpx2 gets out of here: their exceptions are named by failures.py and become the `__cause__`. What
+is read is raw JSON, because the client's models would drop and reshape what other dialects answer.
 """
 
 from __future__ import annotations
@@ -10,28 +9,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import httpx2
 import openai
 
-from blackbox_proxy.api.limits import Limiter
-from blackbox_proxy.api.native import native_request, native_url
-from blackbox_proxy.api.retry import take_out, translated, truncated, without_secret
 from blackbox_proxy.dialects.table import Api
+from blackbox_proxy.transport.failures import translated, truncated
+from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.secrets import take_out, without_secret
 
 NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _UNWINDING = 1.0  # seconds; it takes none, unless a connection does not close
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
+class Route(NamedTuple):
+    """A route of a server's own, asked in place of OpenAI's, and what makes its body of the arguments for those."""
+
+    url: str
+    body: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
 class Connection:
     """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none.
 
     limiter: admits every request, and learns from the headers of every answer. key_header: the header that takes the
-    key, None for the usual one. native: a route below the server's root that is asked in place of OpenAI's.
+    key, None for the usual one. native: a route asked instead.
     """
 
     def __init__(
@@ -46,7 +52,7 @@ class Connection:
         timeout: float,
         limiter: Limiter,
         key_header: str | None = None,
-        native: str | None = None,
+        native: Route | None = None,
     ) -> None:
         self._limiter = limiter
         self._api = api
@@ -55,7 +61,7 @@ class Connection:
         parts = urlsplit(base_url)
         self._base_url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
         self._query = dict(parse_qsl(parts.query, keep_blank_values=True))  # the client would put the route behind it
-        self._native = None if native is None else native_url(self._base_url, native)
+        self._native = native
         headers = {"Authorization": openai.Omit(), key_header: key}
         self._own: dict[str, Any] = {} if key_header is None else {"extra_headers": headers}
         self._key = key
@@ -70,8 +76,8 @@ class Connection:
                 if self._native is None:
                     answer = await self._create("with_raw_response")(**arguments, **self._own)
                 else:
-                    body = native_request(arguments)
-                    answer = await self._client().post(self._native, body=body, cast_to=httpx2.Response)
+                    url, body = self._native
+                    answer = await self._client().post(url, body=body(arguments), cast_to=httpx2.Response)
         self._limiter.learn(answer.headers)
         return self.clean(answer.content)  # a parse error may quote it
 
