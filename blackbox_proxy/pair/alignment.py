@@ -288,6 +288,8 @@ class Alignment:
             self._spelled.clear()
         heads = {text[: utf8_prefix(text)] for text in texts}
         missing = [head for head in heads if head not in self._spelled]
+        if not missing:
+            return
         for head, ids in zip(missing, self.local.encode(missing), strict=True):
             path = tuple(ids)
             self._spelled[head] = path if self._text(path) == head else None  # None: has unknown characters

@@ -71,6 +71,7 @@ class Bridges:
         self._alignment = alignment
         self._places = places
         self.at_x = at_x
+        self._logs: dict[Path, float] = {(): 0.0}
         self._log_x = self.log_path(at_x)
         written = 0
         self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
@@ -84,13 +85,16 @@ class Bridges:
                 self.total += share
             written += len(alignment.local.spelling[at_x[end]] or b"")
 
-    def mass(self, token: bytes) -> float:
-        """What the nodes before the end of x add to the mass of a token."""
-        return math.fsum(
-            scale * probability
-            for node, missing, scale in self._before
-            for _, probability in self.completing(node, missing, b"", token)
-        )
+    def masses(self, tokens: Sequence[bytes]) -> Floats:
+        """What the nodes before the end of x add to the mass of each token, (c,)."""
+        total = np.zeros(len(tokens))
+        beginning_with = self._alignment.local.beginning_with
+        for node, missing, scale in self._before:
+            for j, token in enumerate(tokens):
+                ids = beginning_with(missing + token)
+                if len(ids):
+                    total[j] += scale * math.fsum(p for _, p in self._first_is(node, ids, missing, b"", token))
+        return total
 
     def likely(self, count: int) -> list[tuple[bytes, float]]:
         """Tokens that are written across the end of x, with log masses: the `count` likeliest ways at each node."""
@@ -110,12 +114,15 @@ class Bridges:
         return math.exp(min(self.log_path(node) - self._log_x, 700.0))
 
     def log_path(self, path: Path) -> float:
-        steps = (float(self.probability(path[:end], [path[end]])[0]) for end in range(len(path)))
-        return math.fsum(math.log(max(step, 1e-300)) for step in steps)
+        found = self._logs.get(path)
+        if found is None:
+            step = float(self.probability(path[:-1], [path[-1]])[0])
+            found = self._logs[path] = self.log_path(path[:-1]) + math.log(max(step, 1e-300))
+        return found
 
     def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]
-        found: Floats = np.exp(outputs.gather(np.full(len(ids), place), np.asarray(ids, dtype=np.int64)))
+        found: Floats = np.exp(outputs.gather(place, np.asarray(ids, dtype=np.int64)))
         return found
 
     def across(self, path: Path, missing: bytes) -> float:
@@ -128,11 +135,16 @@ class Bridges:
     def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
         """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
         ids = self._alignment.local.beginning_with(missing + token[len(after) :])
-        if not len(ids):
-            return []
+        return self._first_is(path, ids, missing, after, token) if len(ids) else []
+
+    def _first_is(self, path: Path, ids: Ids, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
+        """Those of some ids at this node of which `token` is what the base begins with, and their probability."""
         found = self.probability(path, ids)
-        order = np.argsort(-found, kind="stable")[:TOP]
-        likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
+        if len(ids) == 1:
+            likely = np.zeros(1, dtype=np.intp)
+        else:
+            order = np.argsort(-found, kind="stable")[:TOP]
+            likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
         spelling = self._alignment.local.spelling
         texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
         firsts = self._alignment.base.first(texts)
@@ -142,18 +154,17 @@ class Bridges:
         """The share of what follows a token at its own node that makes a longer token of the base of it."""
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
+        values = np.exp(values[values > _LOG_LEAST])
         spelling, longer = self._alignment.local.spelling, self._alignment.longer
+        written = [spelling[index] or b"" for index in ids[: len(values)].tolist()]
+        going = {first: longer(way.token + first) for first in {text[:1] for text in written if text}}
         likely = [
-            (text, value)
-            for text, value in ((spelling[int(i)], value) for i, value in zip(ids, values, strict=True))
-            if text and value > _LOG_LEAST and longer(way.token + text[:1])
+            (way.token + text, p) for text, p in zip(written, values.tolist(), strict=True) if going.get(text[:1])
         ]
-        texts = [way.token + text for text, _ in likely]
-        firsts = self._alignment.base.first(texts)
         gone = 0.0
-        for (_, value), text, first in zip(likely, texts, firsts, strict=True):
+        for (text, p), first in zip(likely, self._alignment.base.first([text for text, _ in likely]), strict=True):
             if first != way.token or self._alignment.goes_on(text):
-                gone += math.exp(value)  # or is on its way there: " Y" is cut as " " and "Y", and goes on to " Yvette"
+                gone += p  # or is on its way there: " Y" is cut as " " and "Y", and goes on to " Yvette"
         return min(gone, 1.0)
 
 

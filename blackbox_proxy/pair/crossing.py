@@ -24,6 +24,7 @@ import numpy as np
 from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.text.kept import digest, kept
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, utf8_prefix
+from blackbox_proxy.types import Token
 
 _MOST_KNOWN = 200_000  # tokens of the base whose relations are remembered
 _NONE: Ids = np.empty(0, dtype=np.int64)
@@ -50,7 +51,9 @@ class Crossing:
         self._goes_on = alignment.goes_on
         self._known: dict[bytes, Relations] = {}
         self._order, self._starts = _NONE, dict[bytes, tuple[int, int]]()
-        self._first: list[bytes] | None = None
+        self._events: list[bytes] = []
+        self._codes: Ids | None = None
+        self._tokens: dict[bytes, Token] = {}
         if isinstance(base, Vocabulary):
             self._tabulate(base)
 
@@ -66,13 +69,26 @@ class Crossing:
                 known[token] = Relations(self._covering(token), self._leading(token), begins, self._goes_on(token))
         return [known[token] for token in tokens]
 
-    def first(self, ids: Sequence[int]) -> list[bytes]:
-        """F of some local ids; b"" of those that write nothing."""
-        if self._first is not None:
-            return [self._first[index] for index in ids]
-        texts = [self.local.spelling[index] or b"" for index in ids]
-        found = iter(self.base.first([text for text in texts if text]))
-        return [next(found) if text else b"" for text in texts]
+    def codes(self, ids: Sequence[Ids]) -> tuple[list[Ids], Sequence[bytes]]:
+        """F of some local ids, array by array, as places in the list that comes with them; -1 where an id writes
+        nothing.
+        """
+        if self._codes is not None:
+            return [self._codes[some] for some in ids], self._events
+        texts = [[self.local.spelling[index] or b"" for index in some] for some in ids]
+        firsts = iter(self.base.first([text for some in texts for text in some if text]))
+        place: dict[bytes, int] = {}
+        found = [[place.setdefault(next(firsts), len(place)) if text else -1 for text in some] for some in texts]
+        return [np.array(some, dtype=np.int64) for some in found], list(place)
+
+    def token(self, spelling: bytes) -> Token:
+        """The token of the base that is spelled so."""
+        found = self._tokens.get(spelling)
+        if found is None:
+            if len(self._tokens) > _MOST_KNOWN:
+                self._tokens = {}
+            found = self._tokens[spelling] = self.base.token(spelling)
+        return found
 
     def _begins(self, tokens: Sequence[bytes]) -> list[int]:
         whole = [token for token in tokens if utf8_prefix(token) == len(token)]
@@ -89,7 +105,7 @@ class Crossing:
         return np.array([index for index in ids if index is not None], dtype=np.int64)
 
     def _covering(self, token: bytes) -> Ids:
-        if self._first is not None:
+        if self._codes is not None:
             start, end = self._starts.get(token, (0, 0))
             return self._order[start:end]
         ids = self.local.beginning_with(token)
@@ -102,10 +118,7 @@ class Crossing:
         spelling = self.local.spelling
         written = [index for index, text in enumerate(spelling) if text]
         events = [text for text in dict.fromkeys(base.spelling) if text]
-        codes = _codes(self.local, base, written, events)
-        first = [b""] * len(spelling)
-        for index, code in zip(written, codes.tolist(), strict=True):
-            first[index] = events[code] if code >= 0 else (spelling[index] or b"")
+        codes = np.array(_codes(self.local, base, written, events))
         order = np.argsort(codes, kind="stable")
         ordered = codes[order]
         borders = np.flatnonzero(np.diff(ordered, prepend=-2, append=len(events) + 1))
@@ -113,7 +126,11 @@ class Crossing:
         self._starts = {
             events[ordered[start]]: (int(start), int(end)) for start, end in pairwise(borders) if ordered[start] >= 0
         }
-        self._first = first
+        own = [spelling[written[i]] or b"" for i in np.flatnonzero(codes < 0)]  # not a token of the base: itself
+        codes[codes < 0] = range(len(events), len(events) + len(own))
+        self._codes = np.full(len(spelling), -1, dtype=np.int64)
+        self._codes[written] = codes
+        self._events = events + own
 
 
 def _codes(local: Vocabulary, base: Vocabulary, written: Sequence[int], events: Sequence[bytes]) -> Ids:

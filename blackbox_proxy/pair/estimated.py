@@ -13,32 +13,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
-from blackbox_proxy.pair.crossing import Crossing, Relations
+from blackbox_proxy.pair.crossing import Crossing
+from blackbox_proxy.pair.estimates import Known, estimate, written
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, LearnedVocabulary, Vocabulary, utf8_prefix
-from blackbox_proxy.types import Floats, How, Position, Scores, Token
+from blackbox_proxy.types import Position, Scores, Token
 
-_PIECES = 0.01  # of the mass of shorter tokens that begin a candidate: what may be written on to it against the habit
-# How far an offset may be off, nats. Measured on Gemma 3's candidates within 3 nats of the best, under SmolLM2 and a
-# tuned copy, against the best one's: 0.00 at 90 % where nothing goes on from a token, 0.05 (at most 0.26) where
-# something does, 0.58 (at most 0.92) across the end of x.
-_ENDS = 0.02
-_GOES_ON = 0.2
-_ACROSS = 0.7
-_IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
-_LEAST = 1e-6  # mass below which nothing is proposed
 _PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
 
 
@@ -75,16 +65,6 @@ class Bases:
 
 def _bytes(tokens: Sequence[Token | None]) -> list[bytes]:
     return [token.bytes for token in tokens if token is not None and token.bytes]
-
-
-class _Estimate(NamedTuple):
-    """Log masses of a token under each model, by that of x; how far their difference may be off, nats; whether they are
-    sums, or only what the first of the token's pieces has.
-    """
-
-    masses: tuple[float, ...]
-    error: float
-    summed: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +165,7 @@ class EstimatedSession:
             EstimatedRow(self, crossing, alignment, [own[j] for own in views], [side.ends for side in self._sides])
             for j, (crossing, alignment) in enumerate(known[: len(positions)])
         ]
+        propose(rows)
         estimate(
             [
                 (row, [*position.tokens[: row.limit or None], *row.propose(_PROPOSED)])
@@ -197,6 +178,13 @@ class EstimatedSession:
         """Sum the masses of these tokens, in one pass of each model over all nodes that are new."""
         asked = [(row, tokens) for row, tokens in wanted if isinstance(row, EstimatedRow)]
         with self.lock:
+            texts: dict[Alignment, list[bytes]] = {}
+            for row, tokens in asked:
+                spelled = [token.bytes for token in tokens if token.bytes and not token.end]
+                for tail in {view.tail for view in row.views}:
+                    texts.setdefault(row.alignment, []).extend([tail + text for text in spelled])
+            for alignment, some in texts.items():
+                alignment.spell(some)
             for row, tokens in asked:
                 row.lay_out([token.bytes for token in tokens if token.bytes and not token.end])
         for i, (side, one) in enumerate(zip(self._sides, self._passes, strict=True)):
@@ -227,6 +215,17 @@ def _lay_out(
     return [(root, tail, path) for (root, tail), path in zip(tails, paths, strict=True)]
 
 
+def propose(rows: Sequence[EstimatedRow]) -> None:
+    """Find what the first model's likeliest ids begin with, for all rows of a draft at once."""
+    for crossing in {id(row.crossing): row.crossing for row in rows}.values():
+        own = [row for row in rows if row.crossing is crossing and row.spelled]
+        if own:
+            outputs = own[0].views[0].after_x[0]
+            found = written(crossing, outputs, [row.views[0].after_x[1] for row in own], _PROPOSED)
+            for row, masses in zip(own, found, strict=True):
+                row.begun(0, masses)
+
+
 class EstimatedRow:
     """A position's candidates under both models. Scoring is arithmetic over what has been read."""
 
@@ -245,61 +244,44 @@ class EstimatedRow:
         self.lock = session.lock
         self._alignment = alignment
         self._ends = ends
-        self._known: dict[bytes, _Estimate] = {}
-        self._exact: dict[bytes, tuple[float, ...]] = {}
+        self.known = Known(len(views))
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
+        self.bridged = any(bridges.total for bridges in self.bridges)
         self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
-        self._bridged = any(bridges.total for bridges in self.bridges)
+        self._written: dict[int, dict[bytes, float]] = {}  # model -> what its likeliest ids begin with
         self._proposed: dict[int, tuple[int, list[Token]]] = {}
         self._wanted: list[bytes] = []
         self._log_end: list[float] | None = None
-        self._spelled = all(view.at_x is not None for view in views)
+        self.spelled = all(view.at_x is not None for view in views)
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         estimate([(self, tokens)])
-        sides = len(self.views)
-        columns = np.full((sides, len(tokens)), -np.inf)
-        error = np.zeros(len(tokens))
-        how: list[How] = []
-        for i, token in enumerate(tokens):
-            kind: How = "neutral"
-            if not self._spelled:
-                pass
-            elif token.end:
-                columns[:, i], kind = self._end(), "exact"
-            elif token.bytes in self._exact:
-                columns[:, i], kind = self._exact[token.bytes or b""], "exact"
-            elif token.bytes in self._known:
-                estimated = self._known[token.bytes or b""]
-                columns[:, i], kind = np.array(estimated.masses) + self._shift, "estimated"
-                error[i] = estimated.error
-            how.append(kind)
-        return scores_of(list(columns), how, error)
+        columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros(len(tokens))
+        how = np.full(len(tokens), "neutral", dtype=object)
+        if self.spelled and len(tokens):
+            places = self.known.columns(tokens)
+            there = np.flatnonzero(places >= 0)
+            places = places[there]
+            exact = self.known.exact[places]
+            shift = np.array(self._shift)[:, None]
+            columns[:, there] = self.known.masses[:, places] + np.where(exact, 0.0, shift)
+            error[there] = self.known.error[places]
+            how[there] = np.where(exact, "exact", "estimated")
+            ends = [i for i, token in enumerate(tokens) if token.end]
+            if ends:
+                columns[:, ends], error[ends], how[ends] = np.array(self._end())[:, None], 0.0, "exact"
+        return scores_of(list(columns), how.tolist(), error)
 
     def _end(self) -> list[float]:
         if self._log_end is None:
             self._log_end = []
             for view, ends in zip(self.views, self._ends, strict=True):
                 outputs, place = view.after_x
-                values = outputs.gather(np.full(len(ends), place), ends)
+                values = outputs.gather(place, ends)
                 self._log_end.append(float(np.logaddexp.reduce(values)) if len(values) else -np.inf)
         return [value + shift for value, shift in zip(self._log_end, self._shift, strict=True)]
-
-    def missing(self, tokens: Sequence[Token]) -> list[bytes]:
-        """Those of these tokens that have not been estimated yet."""
-        known, exact = self._known, self._exact
-        spelled = [token.bytes for token in tokens if token.bytes and not token.end]
-        return list(dict.fromkeys(text for text in spelled if text not in known and text not in exact))
-
-    def keep(self, token: bytes, estimate: _Estimate) -> None:
-        self._known[token] = estimate
-
-    def suspects(self, token: bytes) -> bytes | None:
-        """The text of tail and token, if something is written across the end of x, and this token can be part of it."""
-        tail = self.views[0].tail
-        return tail + token if self._bridged and self._alignment.local.joins(tail[-1], token[0]) else None
 
     def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
@@ -312,36 +294,50 @@ class EstimatedRow:
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         model = min(model, len(self.views) - 1)
-        if not self._spelled:
+        if not self.spelled:
             return []
         most, found = self._proposed.get(model, (0, []))
-        if most < count:
-            found = self._propose(max(count, _PROPOSED), model)
-            self._proposed[model] = (max(count, _PROPOSED), found)
+        if most < count or model not in self._proposed:
+            outputs, place = self.views[model].after_x
+            if (most < count and count > _PROPOSED) or model not in self._written:
+                (own,) = written(self.crossing, outputs, [place], count)
+                self.begun(model, own)
+            most = max(count, _PROPOSED)
+            found = self._propose(most, model)
+            self._proposed[model] = (most, found)
         return found[:count]
 
+    def begun(self, model: int, masses: dict[bytes, float]) -> None:
+        """What the likeliest ids after x begin with, as masses; what is written across the end of x joins it here."""
+        if self.bridged:
+            for first, value in self.bridges[model].likely(TOP):
+                masses[first] = masses.get(first, 0.0) + math.exp(value)
+        self._written[model] = masses
+
     def _propose(self, count: int, model: int) -> list[Token]:
-        outputs, place = self.views[model].after_x
-        ids, values = outputs.top(place, max(count, TOP))
-        likely = values > np.log(_LEAST)
-        firsts = self.crossing.first(ids[likely].tolist())
-        found: dict[bytes, float] = {}
-        for first, value in zip(firsts, values[likely].tolist(), strict=True):
-            if first:
-                found[first] = float(np.logaddexp(found.get(first, -np.inf), value))
-        for first, value in self.bridges[model].likely(TOP):
-            found[first] = float(np.logaddexp(found.get(first, -np.inf), value))
-        found = {token: value + self._shift[model] for token, value in found.items()}
-        found |= {token: masses[model] for token, masses in self._exact.items()}
-        ordered = sorted(found.items(), key=lambda item: -item[1])[:count]
-        proposed = [(self.crossing.base.token(token), mass) for token, mass in ordered if np.isfinite(mass)]
-        return with_end(proposed, self._end()[model], count)
+        masses = self._written[model]
+        shift = math.exp(self._shift[model])
+        exact = self.known.exact_tokens()
+        if exact or shift != 1.0:
+            masses = {token: mass * shift for token, mass in masses.items()}
+            masses |= {token: math.exp(self.known.masses[model, place]) for token, place in exact}
+        values = np.fromiter(masses.values(), np.float64, len(masses))
+        tokens = list(masses)
+        order = np.argsort(-values, kind="stable")[:count]
+        order = order[values[order] > 0.0]
+        token = self.crossing.token
+        log_end = self._end()[model]
+        if not math.isfinite(log_end):
+            return [token(tokens[i]) for i in order.tolist()]
+        proposed = [(token(tokens[i]), math.log(values[i])) for i in order.tolist()]
+        return with_end(proposed, log_end, count)
 
     # -- sums -----------------------------------------------------------------------------------------------------
 
     def lay_out(self, tokens: Sequence[bytes]) -> None:
         """Say how these tokens are written, and with it which nodes their masses need, in `views[…].ways`."""
-        self._wanted = [token for token in dict.fromkeys(tokens) if token not in self._exact and token in self._known]
+        known = self.known
+        self._wanted = [t for t in dict.fromkeys(tokens) if t in known.place and not known.exact[known.place[t]]]
         for view in self.views:
             spelled = ways(self._alignment, view.tail, self._wanted) if view.at_x is not None else []
             view.ways = {way.token: way for way in spelled}
@@ -361,74 +357,11 @@ class EstimatedRow:
         self._shift = tuple(min(old, new) for old, new in zip(self._shift, shifts, strict=True))
         for token in self._wanted:
             if all(token in column for column in columns):
-                self._exact[token] = tuple(column[token] for column in columns)
+                self.known.set_exact(token, [column[token] for column in columns])
             else:  # the local vocabulary cannot write it
-                self._known[token] = self._known[token]._replace(error=0.0)
+                self.known.error[self.known.place[token]] = 0.0
 
     def _before_sums(self, token: bytes, model: int) -> float:
         """The mass of a token by that of x, as far as it was found without a node of its own."""
-        known = self._known[token]
-        return math.exp(known.masses[model]) if known.summed else 0.0
-
-
-def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
-    """Estimate the masses of these tokens at these rows, where they are not known: one gather a model for all."""
-    entries: list[tuple[EstimatedRow, bytes, Relations]] = []
-    for row, tokens in wanted:
-        missing = row.missing(tokens)
-        entries += [(row, text, found) for text, found in zip(missing, row.crossing.of(missing), strict=True)]
-    if not entries:
-        return
-    covering = [found.covering for _, _, found in entries]
-    leading = [found.leading for _, _, found in entries]
-    begins = np.array([found.begins for _, _, found in entries], dtype=np.int64)
-    suspects = {j: text for j, (row, token, _) in enumerate(entries) if (text := row.suspects(token))}
-    across = _across(entries, suspects)
-    sums, firsts, shares = [], [], []
-    for i in range(len(wanted[0][0].views)):
-        said = entries[0][0].views[i].after_x[0]  # of one draft: one pass
-        places = np.array([row.views[i].after_x[1] for row, _, _ in entries], dtype=np.int64)
-        total, lead = _summed(said, places, covering), _summed(said, places, leading)
-        for j in suspects:
-            row, text, _ = entries[j]
-            total[j] += row.bridges[i].mass(text) if row.bridges[i].total else 0.0
-        firsts.append(np.where(begins >= 0, said.gather(places, np.maximum(begins, 0)), -np.inf))
-        sums.append(total)
-        shares.append(lead / np.maximum(total, 1e-300))
-    summed = np.min(sums, axis=0) > 0.0
-    goes_on = np.array([found.goes_on for _, _, found in entries])
-    error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
-    error = np.where(summed, error, _IN_PIECES)
-    with np.errstate(divide="ignore"):
-        masses = [np.where(summed, np.log(total), first) for total, first in zip(sums, firsts, strict=True)]
-    for j, (row, text, _) in enumerate(entries):
-        row.keep(text, _Estimate(tuple(float(own[j]) for own in masses), float(error[j]), bool(summed[j])))
-
-
-def _across(
-    entries: Sequence[tuple[EstimatedRow, bytes, Relations]], suspects: Mapping[int, bytes]
-) -> NDArray[np.bool_]:
-    """Which candidates the local tokenizer would write across the end of x (" Yor" + "k" as " York"). suspects: place
-    among the entries -> the text of tail and token.
-    """
-    across = np.zeros(len(entries), dtype=np.bool_)
-    rows = {j: entries[j][0] for j in suspects}
-    for lock in {id(row.lock): row.lock for row in rows.values()}.values():
-        with lock:
-            for alignment in {id(row.alignment): row.alignment for row in rows.values()}.values():
-                alignment.spell([suspects[j] for j, row in rows.items() if row.alignment is alignment])
-            for j, row in rows.items():
-                across[j] = row.leaves_tail(suspects[j])
-    return across
-
-
-def _summed(outputs: Outputs, places: Ids, ids: Sequence[Ids]) -> Floats:
-    """The probability of each set of ids at its place, (c,)."""
-    sizes = np.array([len(some) for some in ids])
-    total = np.zeros(len(ids))
-    if sizes.sum() == 0:
-        return total
-    values = np.exp(outputs.gather(np.repeat(places, sizes), np.concatenate(ids).astype(np.int64)))
-    filled = np.flatnonzero(sizes)
-    total[filled] = np.add.reduceat(values, np.concatenate([[0], np.cumsum(sizes[filled])[:-1]]))
-    return total
+        place = self.known.place[token]
+        return math.exp(self.known.masses[model, place]) if self.known.summed[place] else 0.0

@@ -40,8 +40,8 @@ class Outputs(Protocol):
         """All of one place, (V,)."""
         ...
 
-    def gather(self, places: Ids, ids: Ids) -> Floats:
-        """Of id ids[i] at places[i], (c,)."""
+    def gather(self, places: Ids | int, ids: Ids) -> Floats:
+        """Of id ids[i] at places[i], or all at one place, (c,)."""
         ...
 
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
@@ -78,13 +78,14 @@ class Logits:
         np.subtract(row, np.float32(self._norm[place]), out=row)
         return row
 
-    def gather(self, places: Ids, ids: Ids) -> Floats:
+    def gather(self, places: Ids | int, ids: Ids) -> Floats:
         if self._array is not None:
             own: Floats = self._array[places, ids].astype(np.float64)
             own -= self._norm[places]
             return own
         device = self._logits.device
-        found = self._logits[torch.from_numpy(places).to(device), torch.from_numpy(ids).to(device)]
+        at = places if isinstance(places, int) else torch.from_numpy(places).to(device)
+        found = self._logits[at, torch.from_numpy(ids).to(device)]
         values: Floats = found.double().cpu().numpy() - self._norm[places]
         return values
 
@@ -115,8 +116,9 @@ class Shown:
         row: Rows = self.rows[place]
         return row
 
-    def gather(self, places: Ids, ids: Ids) -> Floats:
-        return self.rows[places, ids].astype(np.float64)
+    def gather(self, places: Ids | int, ids: Ids) -> Floats:
+        found: Floats = self.rows[places, ids].astype(np.float64)
+        return found
 
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         row = np.where(self.rows[place] == self.hidden[place], -np.inf, self.rows[place])

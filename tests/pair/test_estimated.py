@@ -128,7 +128,8 @@ def test_a_learned_base_is_covered_by_longest_match() -> None:
     for token in shown:
         covering = crossing.of([token])[0].covering
         assert [learned.first([local.spelling[int(i)] or b""])[0] for i in covering] == [token] * len(covering)
-    assert crossing.first([written]) == [whole]
+    (codes,), events = crossing.codes([np.array([written])])
+    assert [events[code] for code in codes] == [whole]
 
 
 def test_many_texts_at_once_are_those_of_each_alone(both: tuple[TransformersPair, TransformersPair]) -> None:
