@@ -27,20 +27,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from blackbox_proxy.secrets import hidden
+
 if TYPE_CHECKING:
     from blackbox_proxy.types import Step
 
 
 class BlackboxError(Exception):
     """`str(error)` is one sentence; `hint` says what to do about it; `retryable` whether the same call may work
-    later. `steps`: what there was of the text when the error came, already paid for; set by `ProxyTuner`.
+    later; no key stands in either (secrets.py). `steps`: what there was of the text when the error came, already paid
+    for; set by `ProxyTuner`.
     """
 
     retryable = False
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(hidden(message))
+        self.hint = hidden(hint)
         self.steps: tuple[Step, ...] = ()
 
 

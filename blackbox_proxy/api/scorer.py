@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from blackbox_proxy.api.entries import plain_token
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.errors import BadRequest, BadResponse, InputError
-from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.address import shown_url
+from blackbox_proxy.transport.connection import NO_KEY, Connection
 from blackbox_proxy.transport.failures import decode_body, named_limit
 from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.transport.retry import with_retries
@@ -72,7 +73,6 @@ class Scorer:
             self.url,
             base_url=base_url,
             key=key,
-            secret=key != NO_KEY,
             timeout=timeout,
             limiter=limiter or Limiter(),
         )

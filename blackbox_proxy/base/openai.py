@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from blackbox_proxy.dialects.table import PROBED
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.address import shown_url
+from blackbox_proxy.transport.connection import Connection
 from blackbox_proxy.transport.failures import decode_body, named_limit, refuses_streams
 from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.transport.retry import note_break, with_retries
@@ -80,7 +82,6 @@ class OpenAIBase(OneToken):
             self.url,
             base_url=base_url,
             key=api_key,
-            secret=api_key != NO_KEY,
             timeout=timeout,
             limiter=self.limiter,
             key_header=settings.dialect.key_header,
@@ -143,7 +144,8 @@ class OpenAIBase(OneToken):
     def identity(self) -> Mapping[str, object] | None:
         """Server, model, and how it is asked. None where a function renders the prompt: what it does cannot be told.
 
-        The key is no part of it, nor is a user or password in the URL; of its query, a digest.
+        The key is no part of it, nor is a user or password in the URL; of its query and of what the caller adds to
+        every request, digests: they are only compared, and may hold secrets.
         """
         settings, dialect = self.settings, self.settings.dialect
         vocabulary, rendering = settings.vocabulary, settings.rendering
@@ -158,7 +160,7 @@ class OpenAIBase(OneToken):
             "dialect": dialect.name,
             "prefix": dialect.prefix,
             "prefill": None if prefill is None else [dict(prefill.body), dict(prefill.message), prefill.keeps_space],
-            "fields": [dict(dialect.ids_out), dict(dialect.extra_body), dict(settings.extra_body)],
+            "fields": [dict(dialect.ids_out), dict(dialect.extra_body), _digests(settings.extra_body)],
             "reads": [dialect.native, dialect.hides_parts, dialect.shows_end],
             "top_logprobs": self._asked_k,
             "or_fewer": self._may_lower_k,
@@ -341,3 +343,10 @@ class OpenAIBase(OneToken):
     async def aclose(self) -> None:
         """Close the connections of this event loop, and of others that still run. The base can be used again."""
         await self._connection.aclose()
+
+
+def _digests(fields: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+        for name, value in fields.items()
+    }

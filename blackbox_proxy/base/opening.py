@@ -16,9 +16,11 @@ from blackbox_proxy.dialects.findings import Findings, base_dialect, load, saved
 from blackbox_proxy.dialects.guessing import AUTO, dialect_of, located
 from blackbox_proxy.dialects.table import PROBED, Api, Dialect
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.secrets import keep_secrets_of
 from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.transport.connection import NO_KEY, shown_url
+from blackbox_proxy.transport.address import shown_url
+from blackbox_proxy.transport.connection import NO_KEY
 from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.types import Rendering
 
@@ -160,6 +162,7 @@ def _checked_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"extra_body cannot be written as JSON: {error}") from error
+    keep_secrets_of(extra)
     return dict(extra)
 
 

@@ -34,7 +34,8 @@ from blackbox_proxy.probing.client import Asker, Noting, Purse, said
 from blackbox_proxy.probing.inquiry import Inquiry, Most
 from blackbox_proxy.probing.questions import ask_all, findings
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.transport.connection import NO_KEY, Connection, shown_url
+from blackbox_proxy.transport.address import shown_url
+from blackbox_proxy.transport.connection import Connection
 from blackbox_proxy.transport.failures import decode_body, named_limit
 
 MAX_CALLS = 40
@@ -133,7 +134,6 @@ class _Endpoint:
             where,
             base_url=self.url,
             key=self.key,
-            secret=self.key != NO_KEY,
             timeout=self.timeout,
             limiter=self.limiter,
             key_header=spoken.key_header,

@@ -10,20 +10,24 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import httpx2
 import openai
 
 from blackbox_proxy.dialects.table import Api
+from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.secrets import hidden_value, keep_secret, take_out
+from blackbox_proxy.transport.address import address_of
+from blackbox_proxy.transport.bounds import LIST, at_most, longest_answer, sent, wanted
+from blackbox_proxy.transport.client import http_client
 from blackbox_proxy.transport.failures import translated, truncated
 from blackbox_proxy.transport.limits import Limiter
-from blackbox_proxy.transport.secrets import take_out, without_secret
+from blackbox_proxy.transport.proxies import proxy_for
+from blackbox_proxy.transport.quiet import quieten
 
 NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _UNWINDING = 1.0  # seconds; it takes none, unless a connection does not close
-_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
 class Route(NamedTuple):
@@ -34,7 +38,7 @@ class Route(NamedTuple):
 
 
 class Connection:
-    """model, url: for what errors say; `url` without what is secret in `base_url`. secret: False if the key is none.
+    """model, url: for what errors say; `url` without what is secret in `base_url`. key: NO_KEY if there is none.
 
     limiter: admits every request, and learns from the headers of every answer. key_header: the header that takes the
     key, None for the usual one. native: a route asked instead.
@@ -48,7 +52,6 @@ class Connection:
         *,
         base_url: str,
         key: str,
-        secret: bool,
         timeout: float,
         limiter: Limiter,
         key_header: str | None = None,
@@ -58,45 +61,42 @@ class Connection:
         self._api = api
         self._model = model
         self._url = url
-        parts = urlsplit(base_url)
-        self._base_url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
-        self._query = dict(parse_qsl(parts.query, keep_blank_values=True))  # the client would put the route behind it
+        address = address_of(base_url)
+        keep_secret(key, "[api key]")
+        self._headers = _headers(key, key_header, address.basic, url)
+        self._bare, self._query = address.bare, address.query
+        self._proxy = proxy_for(address.bare)
         self._native = native
-        headers = {"Authorization": openai.Omit(), key_header: key}
-        self._own: dict[str, Any] = {} if key_header is None else {"extra_headers": headers}
-        self._key = key
-        self.secret = key if secret else ""
         self._timeout = timeout
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
 
     async def send(self, arguments: dict[str, Any]) -> bytes:
         """The body of a 200."""
         async with self._limiter.request(_most_tokens(arguments)):
-            with self.naming():
+            with self.naming(), at_most(longest_answer(arguments)):
                 if self._native is None:
-                    answer = await self._create("with_raw_response")(**arguments, **self._own)
+                    answer = await self._create("with_raw_response")(**arguments)
                 else:
                     url, body = self._native
                     answer = await self._client().post(url, body=body(arguments), cast_to=httpx2.Response)
         self._limiter.learn(answer.headers)
-        return self.clean(answer.content)  # a parse error may quote it
+        return clean(answer.content)
 
     async def models(self) -> bytes:
         """The body of the list of models."""
         async with self._limiter.request(0):
-            with self.naming():
-                own = self._own.get("extra_headers", {})
-                answer = await self._client().get("/models", cast_to=httpx2.Response, options={"headers": own})
+            with self.naming(), at_most(LIST):
+                answer = await self._client().get("/models", cast_to=httpx2.Response)
         self._limiter.learn(answer.headers)
-        return self.clean(answer.content)
+        return clean(answer.content)
 
     @asynccontextmanager
     async def open(self, arguments: dict[str, Any]) -> AsyncIterator[Answer]:
         """An answer that arrives while it is read; leaving closes it, so that the server notices."""
         most = _most_tokens(arguments)
         async with self._limiter.request(most) as used:
-            with self.naming():
-                opened = self._create("with_streaming_response")(**arguments, **self._own)
+            with self.naming(), at_most(longest_answer(arguments)):
+                opened = self._create("with_streaming_response")(**arguments)
                 response = await opened.__aenter__()
             self._limiter.learn(response.headers)
             answer = Answer(response, self)
@@ -104,8 +104,9 @@ class Connection:
                 yield answer
             finally:
                 if answer.events:
-                    used(most - _wanted(arguments) + answer.events)
-                with suppress(httpx2.HTTPError, httpx2.StreamError, OSError):  # what is closed may be broken already
+                    used(most - wanted(arguments) + answer.events)
+                # What is closed may be broken already.
+                with suppress(httpx2.HTTPError, httpx2.StreamError, OSError, BlackboxError):
                     await response.close()
                 await answer.unwind()
 
@@ -117,14 +118,10 @@ class Connection:
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             if isinstance(error, openai.APIStatusError):
                 self._limiter.learn(error.response.headers)
-            raise translated(error, model=self._model, url=self._url, secret=self.secret) from error
-
-    def clean(self, content: bytes) -> bytes:
-        """A body without the key, which some servers repeat."""
-        return content.replace(self.secret.encode(), b"[api key]") if self.secret else content
-
-    def without_secret(self, value: object) -> object:
-        return without_secret(value, self.secret) if self.secret else value
+            raise translated(error, model=self._model, url=self._url) from error
+        except BlackboxError as error:
+            take_out(error)
+            raise
 
     def _create(self, how: str) -> Callable[..., Any]:
         client = self._client()
@@ -140,14 +137,14 @@ class Connection:
             for old in [other for other in self._clients if other.is_closed()]:
                 del self._clients[old]
             client = openai.AsyncOpenAI(
-                api_key=self._key,
-                base_url=self._base_url,
-                default_query=self._query,
+                api_key=NO_KEY,  # client.py adds the real one
+                base_url=self._bare,
                 timeout=self._timeout,
                 max_retries=0,  # retry.py decides
                 # The client's own would try to close itself when forgotten, in whatever event loop then runs.
-                http_client=httpx2.AsyncClient(timeout=self._timeout, limits=_LIMITS, follow_redirects=True),
+                http_client=http_client(self._bare, self._headers, self._query, self._proxy, self._timeout),
             )
+            quieten()
             self._clients[loop] = client
         return client
 
@@ -162,15 +159,28 @@ class Connection:
                 asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
-def _wanted(arguments: Mapping[str, Any]) -> int:
-    return int(arguments.get("max_tokens") or arguments.get("max_completion_tokens") or 0)
+def _headers(key: str, key_header: str | None, basic: str | None, url: str) -> dict[str, str]:
+    """Who is asking, in the headers that say so. Raises InputError where two want the same one."""
+    if basic is not None and key != NO_KEY and key_header is None:
+        raise InputError(
+            f"there is an API key for {url}, and a user and password in its URL, but only one can be sent",
+            hint="Take user and password out of the URL, or leave out the key (api_key=… or its environment variable).",
+        )
+    own = {"authorization": basic} if basic is not None else {}
+    if key_header is not None:
+        return {**own, key_header.lower(): key}
+    return own or {"authorization": f"Bearer {key}"}
 
 
 def _most_tokens(arguments: Mapping[str, Any]) -> int:
     """About how many tokens a request can have, as rate limits count them: those sent and those asked for."""
-    prompt = arguments.get("prompt", arguments.get("messages"))
-    sent = len(prompt) if isinstance(prompt, list) and "prompt" in arguments else len(str(prompt).encode()) // 4
-    return sent + _wanted(arguments)
+    return sent(arguments)[0] + wanted(arguments)
+
+
+def clean(content: bytes) -> bytes:
+    """A body without the secrets that some servers repeat."""
+    cleaned: bytes = hidden_value(content, answer=True)
+    return cleaned
 
 
 class Answer:
@@ -200,7 +210,7 @@ class Answer:
     async def body(self) -> bytes:
         with self._connection.naming():
             content: bytes = await self._response.read()
-        return self._connection.clean(content)
+        return clean(content)
 
     def __aiter__(self) -> Answer:
         return self
@@ -212,18 +222,10 @@ class Answer:
                     self._events = await self._response.parse(to=openai.AsyncStream[object])
                 event = await anext(self._events)
             except (ValueError, RecursionError) as error:
-                take_out(error, self._connection.secret)
+                take_out(error)
                 raise truncated(
                     "the API streamed something that is not JSON",
                     hint="A page instead of JSON usually comes from a proxy or gateway. Check base_url.",
                 ) from error
         self.events += 1
-        return event if isinstance(event, Mapping) else self._connection.without_secret(event)
-
-
-def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
-    bare = url.partition("?")[0].partition("#")[0]
-    start = bare.find("//") + 2 if "//" in bare else 0
-    host, slash, path = bare[start:].partition("/")
-    return bare[:start] + host.rpartition("@")[2] + slash + path
+        return event if isinstance(event, Mapping) else hidden_value(event, answer=True)

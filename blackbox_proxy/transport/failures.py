@@ -27,7 +27,7 @@ from blackbox_proxy.errors import (
     RateLimited,
     ServerFailed,
 )
-from blackbox_proxy.transport.secrets import take_out
+from blackbox_proxy.secrets import take_out
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -41,13 +41,16 @@ _NO_MONEY = ("insufficient_quota", "billing_hard_limit", "exceeded your current 
 _KEY_HINT = "Set the environment variable OPENAI_API_KEY, or pass api_key=…, and check the key's rights to this model."
 
 
-def translated(error: Exception, *, model: str, url: str, secret: str = "") -> BlackboxError:
+def translated(error: Exception, *, model: str, url: str) -> BlackboxError:
     """The error of `errors` for one of openai-python or httpx2; the caller raises it from the original.
 
-    model, url: what was asked, for the sentence. secret: the API key, taken out of whatever the server said, in the
-    original too, because a traceback prints that as well.
+    model, url: what was asked, for the sentence. What is secret is taken out of what the server said in the original,
+    too, because a traceback prints that as well.
     """
-    take_out(error, secret)
+    take_out(error)
+    own = _own(error)
+    if own is not None:
+        return own
     if isinstance(error, (openai.APITimeoutError, httpx2.TimeoutException)):
         return ConnectionFailed(
             f"{url} did not answer in time", hint="Try again, give a longer timeout=…, or ask for fewer tokens at once."
@@ -70,10 +73,20 @@ def translated(error: Exception, *, model: str, url: str, secret: str = "") -> B
     return BaseError(f"the request to {url} failed: {_cut(str(error))}", hint="The cause is attached (__cause__).")
 
 
+def _own(error: BaseException) -> BlackboxError | None:
+    """The package's own error that the client wrapped: client.py and bounds.py raise inside it."""
+    link: BaseException | None = error
+    for _ in range(10):
+        if link is None or isinstance(link, BlackboxError):
+            return link
+        link = link.__cause__
+    return None
+
+
 def _named_status(error: openai.APIStatusError, model: str, url: str) -> BlackboxError:
     status, said = error.status_code, _said(error)
     marks = " ".join(str(mark) for mark in (error.code, error.type, said)).lower()
-    known: dict[str, Any] = {"status": status, "request_id": error.request_id}
+    known: dict[str, Any] = {"status": status, "request_id": _request_id(error.request_id)}
     if status in (400, 413, 422) and any(mark in marks for mark in _TOO_LONG):
         return ContextTooLong(
             f"the text does not fit the window of {model}: {said}", hint="Shorten the prompt or lower max_tokens."
@@ -106,6 +119,11 @@ def _named_status(error: openai.APIStatusError, model: str, url: str) -> Blackbo
             **known,
         )
     return BadResponse(f"{url} answered with status {status}: {said}", hint="Check base_url.", **known)
+
+
+def _request_id(said: str | None) -> str | None:
+    """A server's name for a request, if it is one: it is shown."""
+    return said if said and re.fullmatch(r"[\w.:/+=-]{1,128}", said, re.ASCII) else None
 
 
 def _should_retry(error: openai.APIStatusError) -> bool | None:

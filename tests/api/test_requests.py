@@ -117,6 +117,7 @@ class Wire:
         self.answer = refused()
 
     async def take(self, _: object, request: httpx2.Request) -> httpx2.Response:
+        await request.aread()
         self.sent.append(request)
         response = self.answer(len(self.sent) - 1)
         response.request = request

@@ -27,11 +27,13 @@ from blackbox_proxy.errors import (
     RateLimited,
     ServerFailed,
 )
+from blackbox_proxy.secrets import keep_secret
 from blackbox_proxy.transport.failures import error_in_body, translated
 from blackbox_proxy.transport.retry import JITTER, LONGEST_WAIT, asked_wait, duration, retry_after, with_retries
 
 NOW = 1_800_000_000.0
 KEY = "sk-very-secret-1234"
+keep_secret(KEY, "[api key]")
 PROMPT = "what nobody should read"
 REQUEST = httpx2.Request("POST", "http://host/v1/completions", headers={"Authorization": f"Bearer {KEY}"})
 
@@ -145,7 +147,7 @@ def asking_for(wait: str, status: int = 429) -> BlackboxError:
     """The error of an answer with this `Retry-After`."""
     response = httpx2.Response(status, request=REQUEST, headers={"retry-after": wait})
     original = openai.APIStatusError("slow down, " + PROMPT, response=response, body=None)
-    error = translated(original, model="m", url="http://host/v1", secret=KEY)
+    error = translated(original, model="m", url="http://host/v1")
     error.__cause__ = original
     return error
 
@@ -226,7 +228,7 @@ def status_error(status: int, body: Any, kind: type[openai.APIStatusError] = ope
 
 
 def name(error: Exception) -> BlackboxError:
-    return translated(error, model="m", url="http://host/v1", secret=KEY)
+    return translated(error, model="m", url="http://host/v1")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from api_answers import legacy
 from api_server import Asking, Server
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from blackbox_proxy.errors import BaseError
+from blackbox_proxy.errors import BaseError, InputError
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.types import Prefix
 
@@ -112,9 +112,15 @@ async def test_a_stream_that_breaks_is_one_line(
 
 
 async def test_nothing_of_the_key_in_what_a_base_shows(asking: Asking) -> None:
-    base = asking(api_key=KEY, base_url=f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}", max_attempts=1)
+    base = asking(base_url=f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}", max_attempts=1)
     assert KEY not in repr(base) + str(base) + base.url + repr(base.settings) + repr(base._connection)
     with pytest.raises(BaseError) as caught:
         await base.draft(Ask(Prefix(PROMPT), 1))
     assert KEY not in "".join(traceback.format_exception(caught.value))
     await base.aclose()
+
+
+def test_a_key_and_a_password_do_not_replace_each_other(asking: Asking) -> None:
+    with pytest.raises(InputError, match="only one can be sent"):
+        asking(api_key=KEY, base_url="http://me:password@127.0.0.1:9/v1")
+    asking(api_key=KEY, base_url="http://me:password@127.0.0.1:9/v1", dialect="azure")  # has a header of its own
