@@ -29,6 +29,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.text.reading import unmarked
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Candidates, FinishReason, Floats, Generation, How, Prompt, Step, Token, Usage
 from blackbox_proxy.version import __version__
@@ -207,7 +208,7 @@ def read_trace(path: Path | str) -> Trace:
         with path.open("rb") as file:
             header = _header(file.readline(), path)
             texts, torn = [], False
-            for number, line in enumerate(file, 2):
+            for number, line in enumerate(unmarked(file), 2):
                 if not line.endswith(b"\n"):
                     torn = True
                     break

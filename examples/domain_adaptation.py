@@ -63,6 +63,7 @@ from blackbox_proxy.evaluation.statistics import bootstrap_interval
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Base
+from blackbox_proxy.text.reading import own_text
 from blackbox_proxy.types import Prefix
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
@@ -466,7 +467,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def held_out(given: argparse.Namespace, corpus: Corpus | None) -> list[tuple[str, list[str]]]:
     """(name, sections) of the files to measure."""
     if given.texts:
-        files = [(str(path), path.read_text(encoding="utf-8")) for path in given.texts]
+        files = [(str(path), own_text(path)) for path in given.texts]
     else:
         files = list((corpus or standard_library()).held_out)
     cut = [(name, found) for name, text in files if (found := sections(text, given.length, given.sections))]

@@ -54,6 +54,7 @@ from blackbox_proxy.cli.app import quiet_transformers
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.statistics import mcnemar, wilson_interval
 from blackbox_proxy.protocols import Ask, Base
+from blackbox_proxy.text.reading import json_of, numbered_lines
 from blackbox_proxy.types import Prefix
 
 FORMAT = 1  # raise it when the code below makes other models of the same plan
@@ -428,9 +429,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_questions(path: Path) -> list[Question]:
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [json_of(line) for _, line in numbered_lines(path)]
         return [Question(str(row.get("kind", "all")), row["question"], row["answer"]) for row in found]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read: {error!r}", hint='A line each: {"question": …, "answer": …}.'
         ) from error

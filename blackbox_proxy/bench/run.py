@@ -17,6 +17,7 @@ from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.serve.process import HostProcess
+from blackbox_proxy.text.reading import text_lines
 from blackbox_proxy.tuner import ProxyTuner, run
 
 _ONE_BY_ONE = "one at a time"
@@ -150,11 +151,7 @@ def summary(found: Sequence[Measured], network: Network) -> str:
 
 def read_prompts(file: Path) -> list[str]:
     """One prompt a line; "\\n" in a line stands for a line break. Raises InputError."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompts {file} cannot be read: {error}", hint="One prompt a line, UTF-8.") from error
-    prompts = [line.replace("\\n", "\n") for line in lines if line]
+    prompts = text_lines(file, "the prompts")
     if not prompts:
         raise InputError(f"there are no prompts in {file}", hint="One prompt a line.")
     return prompts

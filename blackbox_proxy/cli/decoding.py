@@ -15,6 +15,7 @@ from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad, TunerOptions, prices_of
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.text.reading import own_text
 
 if TYPE_CHECKING:
     from blackbox_proxy.jobs.run import JobReport
@@ -34,17 +35,12 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise InputError("there are two prompts", hint="Give it as an argument or as --file, not both.")
     if file is not None:
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"the prompt file {file} cannot be read: {error}", hint="It must be UTF-8 text."
-            ) from error
+        return own_text(file)
     if prompt is not None and prompt != "-":
         return prompt
     if prompt is None and sys.stdin.isatty():
         raise InputError("there is no prompt", hint="Give it as an argument, with --file, or on standard input.")
-    return sys.stdin.read()
+    return own_text(sys.stdin.buffer)
 
 
 def opened_trace(

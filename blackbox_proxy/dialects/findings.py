@@ -233,7 +233,7 @@ def save(findings: Findings, path: Path | None = None) -> Path | None:
 def load(path: str | os.PathLike[str]) -> Findings:
     """Read a file. Raises InputError for what is none, or of another version."""
     try:
-        read = json.loads(Path(path).read_text(encoding="utf-8"))
+        read = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"no findings at {os.fspath(path)}: {error.strerror}", hint="Probe the endpoint.") from error
     except ValueError as error:

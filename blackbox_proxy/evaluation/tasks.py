@@ -18,10 +18,12 @@ import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.text.reading import json_of, numbered_lines, text_lines
 from blackbox_proxy.types import Prompt
 
 Kind = Literal["choice", "question", "text"]
@@ -115,11 +117,7 @@ def read_prompts(source: Source) -> list[Prompt]:
     Raises InputError.
     """
     if isinstance(source, (str, Path)) and Path(source).suffix != ".jsonl":
-        try:
-            lines = Path(source).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the prompts cannot be read from {source}: {error}", hint="One a line, UTF-8.") from error
-        found: list[Prompt] = [line.replace("\\n", "\n") for line in lines if line]
+        found: list[Prompt] = [*text_lines(Path(source), "the prompts")]
     else:
         found = []
         for place, read in _records(source):
@@ -340,29 +338,9 @@ def _records(source: Source) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if text.strip():
-                    yield f"{path.name} line {number}", _parsed(text)
-    except OSError as error:
-        raise InputError(
-            f"the tasks cannot be read from {path}: {error.strerror or error}", hint="Give a JSON lines file."
-        ) from error
+    for number, line in numbered_lines(path, "the tasks"):
+        yield f"{path.name} line {number}", partial(json_of, line)
 
 
 def _given(record: Any) -> Callable[[], Any]:
     return lambda: record
-
-
-def _parsed(line: bytes) -> Callable[[], Any]:
-    def read() -> Any:
-        try:
-            return json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise InputError(f"it is not UTF-8 at byte {error.start}", hint=_SHAPE) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"it is not JSON: {error}", hint=_SHAPE) from error
-
-    return read

@@ -20,6 +20,7 @@ from typing import Any
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.text.prompts import check_text
+from blackbox_proxy.text.reading import cells_of, json_of, numbered_lines
 from blackbox_proxy.types import Prompt
 
 Source = Path | str | Sequence[str | Mapping[str, Any]]
@@ -184,31 +185,14 @@ def _records(source: Source) -> Iterator[tuple[str, _Record]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, _Record]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if text.strip():
-                yield f"line {number}", partial(_json, text)
-
-
-def _json(text: bytes | str) -> Any:
-    try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InputError(f"it is not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"it is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"there is no {name} in JSON")
+    return ((f"line {number}", partial(json_of, line)) for number, line in numbered_lines(path, "the rows"))
 
 
 def _csv(path: Path) -> Iterator[tuple[str, _Record]]:
-    """Cells are text; an empty one is absent. What is not UTF-8 becomes half characters, which no prompt may have."""
+    """Cells are text; an empty one is absent."""
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        with cells_of(path) as lines:
             reader = csv.DictReader(lines, restkey="")
             if not {"prompt", "messages"} & set(reader.fieldnames or ()):
                 raise InputError(
@@ -220,7 +204,7 @@ def _csv(path: Path) -> Iterator[tuple[str, _Record]]:
                     yield f"line {start}", partial(_cells, cells)
                     start = reader.line_num + 1
             except csv.Error as error:
-                raise InputError(f"{path} is not CSV at line {reader.line_num}: {error}") from error
+                raise InputError(f"{path} is not CSV at line {reader.reader.line_num}: {error}") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -236,9 +220,9 @@ def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
             except ValueError as error:
                 raise InputError(f"{name} must be a number, not {found[name]!r}", hint="Leave it empty.") from error
     if "messages" in found:
-        found["messages"] = _json(found["messages"])
+        found["messages"] = json_of(found["messages"])
     if str(found.get("stop", "")).startswith("["):
-        found["stop"] = _json(found["stop"])
+        found["stop"] = json_of(found["stop"])
     return found
 
 

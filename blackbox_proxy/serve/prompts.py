@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.engine import Ending, TextWanted
+from blackbox_proxy.text.reading import own_text
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}\n{% endfor %}"
@@ -76,8 +77,8 @@ def read_template(given: str) -> str:
     if "{%" in given or "{{" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
-    except OSError as error:
+        return own_text(Path(given), "the chat template")
+    except InputError as error:
         raise InputError(
-            f"no chat template in {given!r}: {error.strerror}", hint="Give a file, or the Jinja template itself."
+            f"no chat template in {given!r}: {error}", hint="Give a file, or the Jinja template itself."
         ) from error

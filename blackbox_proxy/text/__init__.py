@@ -3,5 +3,6 @@
 vocabulary   what ids spell (table) and how text is cut: boundaries (added: words that go before them), first tokens
 spelling     where a vocabulary comes from: tokenizer.json (pieces, rendering of prompts), tiktoken; files beside it
 kept, memo   what is remembered of that: in files, in this process
+reading      text from files and standard input: the one way in
 prompts      what can be said of a prompt before it is cut; writer: the text that a generation releases
 """

@@ -31,7 +31,7 @@ def declared(name: str, file: str) -> dict[str, Any]:
     """What a JSON file of a folder or hub id says; nothing where there is none that can be read."""
     path = file_of(name, file)
     try:
-        found = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        found = {} if path is None else json.loads(path.read_bytes())
     except (OSError, ValueError):
         found = {}
     return found if isinstance(found, dict) else {}

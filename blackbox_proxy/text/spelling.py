@@ -81,7 +81,7 @@ def files_digest(folder: Path | None) -> str | None:
         return None
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "tokenizers")]
     try:
-        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        kind = str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
     except (OSError, ValueError, AttributeError):
         kind = ""  # a tokenizer may lie there without a model
     return digest_of([*versions, kind, *(part for file in files for part in (file.name, file.read_bytes()))])

@@ -43,6 +43,7 @@ from blackbox_proxy.evaluation.statistics import (
 )
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Base
+from blackbox_proxy.text.reading import json_of, numbered_lines
 from blackbox_proxy.types import Prompt, TailPolicy, Usage
 
 TEMPLATE = "Date: {date}\nQuestion: {question}\nAnswer choices:\n{choices}\nAnswer:"
@@ -80,8 +81,8 @@ class Texts:
 
 def jsonl(path: Path) -> list[Any]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+        return [json_of(line) for _, line in numbered_lines(path)]
+    except InputError as error:
         raise InputError(f"{path} cannot be read: {error}", hint="prepare.py writes such files.") from error
 
 

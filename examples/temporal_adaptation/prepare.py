@@ -76,10 +76,10 @@ class Question:
 def opened(path: Path) -> IO[str]:
     """A text file, packed by xz or gzip or not at all."""
     if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
+        return lzma.open(path, "rt", encoding="utf-8-sig")
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
 
 
 def rows(paths: Sequence[Path]) -> Iterator[Any]:

@@ -11,7 +11,6 @@ made again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shlex
@@ -22,6 +21,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from blackbox_proxy.text.reading import json_of, numbered_lines
 
 HERE = Path(__file__).parent
 WINDOW = 256
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 *("-o", prepared),
             )
         )
-    rows = [json.loads(line) for line in (prepared / "background.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json_of(line) for _, line in numbered_lines(prepared / "background.jsonl")]
     texts = [row["text"] for row in rows]
     limit = ("--max-steps", given.max_steps) if given.max_steps > 0 else ()
     for name, size in (("base", BASE), ("pair", PAIR)):

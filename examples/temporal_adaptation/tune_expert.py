@@ -28,13 +28,15 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
+from blackbox_proxy.text.reading import json_of, numbered_lines
+
 KEPT_OUT = 25
 """One text in so many is only measured."""
 
 
 def texts_of(path: Path) -> list[dict[str, Any]]:
     """The rows that have text. SystemExit where there are none."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json_of(line) for _, line in numbered_lines(path)]
     found = [row for row in rows if isinstance(row.get("text"), str) and row["text"].strip()]
     if not found:
         raise SystemExit(f'{path} has no rows with "text"')
