@@ -117,6 +117,7 @@ class TraceFile:
                 "id": id,
                 "text": "".join(step.text for step in steps),
                 "finish_reason": steps[-1].finish_reason if steps else None,
+                **({"reason": steps[-1].reason} if steps and steps[-1].reason is not None else {}),
                 "error": said,
                 "steps": [_step_record(step) for step in steps],
             }
@@ -277,6 +278,8 @@ def _step_record(step: Step) -> dict[str, Any]:
     record |= {name: True for name in _TRUTHS if getattr(step, name)}
     if step.finish_reason is not None:
         record["finish_reason"] = step.finish_reason
+    if step.reason is not None:
+        record["reason"] = step.reason
     usage = {name: value for name, value in asdict(step.usage).items() if value}
     if usage:
         record["usage"] = usage
@@ -347,6 +350,7 @@ def _step(record: Mapping[str, Any]) -> Step:
         finish_reason=record.get("finish_reason"),
         usage=Usage(**record.get("usage", {})),
         local=bool(record.get("local")),
+        reason=record.get("reason"),
     )
 
 

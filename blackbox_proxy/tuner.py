@@ -138,9 +138,9 @@ class ProxyTuner:
             error.steps = tuple(steps)
             raise
         usage = sum((step.usage for step in steps), Usage())
-        finish = steps[-1].finish_reason
+        finish, text = steps[-1].finish_reason, "".join(step.text for step in steps)
         assert finish is not None, "decode ends with a step that says why"
-        return Generation("".join(step.text for step in steps), tuple(steps), finish, usage, self.equation.tail)
+        return Generation(text, tuple(steps), finish, usage, self.equation.tail, steps[-1].reason)
 
     async def agenerate_batch(
         self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Any

@@ -24,7 +24,9 @@ Rendering = Literal["raw", "chat"] | Callable[[Any], str]
 """How a model is shown a prompt: its plain text, its own chat template, or a function from the prompt to text."""
 
 Floats = NDArray[np.float64]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter", "other"]
+"""Why a text ended: at its end or a stop string; at a limit; where a filter withheld what follows; for a reason of the
+server's own, which stands beside it (`reason`)."""
 
 Key = tuple[str, object]
 """What tells two tokens apart (`Token.key`)."""
@@ -117,8 +119,9 @@ class Draft:
     """The base's own continuation of a prefix: at most n positions, and why it stopped there.
 
     `finish` is "stop" when the base ended its text after the last position without showing an entry for the end
-    (an empty draft with "stop" is an immediate end); None or "length" when it could have gone on. The first `given`
-    positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
+    (an empty draft with "stop" is an immediate end), "content_filter" or "other" when the server ended it there; None
+    or "length" when it could have gone on. `reason`: the server's word, where `finish` does not say it. The first
+    `given` positions were not written by the base: their tokens were given to it, and it shows its candidates at each.
     `cut`: no draft goes on from the last position, since the text would be cut into other tokens when it is sent anew.
     Say the base wrote two spaces as two tokens, and its tokenizer makes one token of both: what it wrote behind the
     second space it would not write behind that token.
@@ -129,6 +132,12 @@ class Draft:
     usage: Usage = field(default_factory=Usage)
     given: int = 0
     cut: bool = False
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text ends after the last position."""
+        return self.finish not in (None, "length")
 
 
 def joined(parts: Sequence[Draft]) -> Draft:
@@ -139,6 +148,7 @@ def joined(parts: Sequence[Draft]) -> Draft:
         sum((part.usage for part in parts), Usage()),
         sum(part.given for part in parts),
         any(part.cut for part in parts),
+        parts[-1].reason if parts else None,
     )
 
 
@@ -270,7 +280,8 @@ class Step:
     incomplete; the texts of all steps joined are the text of the generation. `covered_mass` is the share of the base's
     probability that its candidates show. `drafted`: the token is the one that stood in the draft; `local`: that draft
     was the local pair's, else the base's own. `changed`: the most likely token under p is not the most likely under q.
-    `finish_reason` is set on the last step only. `usage` is what was spent since the step before.
+    `finish_reason` is set on the last step only, and `reason` beside it: the server's own word, where it ended the text
+    for another reason than its end or a limit. `usage` is what was spent since the step before.
     """
 
     token: bytes
@@ -284,14 +295,17 @@ class Step:
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     local: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text, every step that led to it, and what it cost. `tail` names the tail policy."""
+    """A finished text, every step that led to it, and what it cost. `tail` names the tail policy; `reason`: see `Step`.
+    """
 
     text: str
     steps: tuple[Step, ...] = field(repr=False)
     finish_reason: FinishReason
     usage: Usage
     tail: TailPolicy
+    reason: str | None = None

@@ -15,6 +15,7 @@ import numpy as np
 from blackbox_proxy.api.entries import plain_token, token_of
 from blackbox_proxy.api.positions import rows_of
 from blackbox_proxy.api.streaming import choice_of, usage_of
+from blackbox_proxy.dialects.finishing import ended_by, said_of
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -110,12 +111,16 @@ def has_logprobs(body: object) -> bool:
 def text_only(body: object, vocabulary: Vocabulary | None) -> Draft:
     """The one token of an answer without log probabilities, known by its text; no candidates.
 
-    An empty text that stopped is the end; half a character has unknown bytes, since only a replacement is shown.
+    An empty text that stopped is the end, one that the server ended ends the text; half a character has unknown bytes,
+    since only a replacement is shown.
     """
     choice = choice_of(body) or {}
     message = choice.get("message")
     text = (message.get("content") if isinstance(message, Mapping) else choice.get("text")) or ""
-    ended = text == "" and choice.get("finish_reason") == "stop"
-    token = END if ended else token_of(plain_token(text, None), vocabulary, literal=text)
-    positions = () if not text and not ended else (Position(token, None, (), np.empty(0)),)
-    return Draft(positions, "stop" if ended else "length", usage_of(body))
+    said = said_of(choice.get("finish_reason"))
+    finish = ended_by(said)
+    if text == "":
+        end = (Position(END, None, (), np.empty(0)),) if finish == "stop" else ()
+        return Draft(end, finish, usage_of(body), reason=said if finish in ("content_filter", "other") else None)
+    token = token_of(plain_token(text, None), vocabulary, literal=text)
+    return Draft((Position(token, None, (), np.empty(0)),), "length", usage_of(body))

@@ -76,14 +76,13 @@ def native_answer(body: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
             rows = rows[1:]
     named = bool(extra.get("token_ids_logprob"))
     rows += _rows(meta, "output", "token_ids_logprobs" if named else "top_logprobs")
-    reason = meta.get("finish_reason")
     return {
         "choices": [
             {
                 "index": 0,
                 "text": answer.get("text", ""),
                 "logprobs": {"content": rows},
-                "finish_reason": reason.get("type") if isinstance(reason, Mapping) else reason,
+                "finish_reason": meta.get("finish_reason"),
             }
         ],
         "usage": {

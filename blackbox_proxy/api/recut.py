@@ -78,7 +78,12 @@ def until_recut(draft: Draft, recut: Recut | None) -> Draft:
     for i, position in enumerate(draft.positions if recut is not None else ()):
         if not position.token.end and recut is not None and not recut.add(position.token):
             return replace(
-                draft, positions=draft.positions[: i + 1], finish=None, given=min(draft.given, i + 1), cut=True
+                draft,
+                positions=draft.positions[: i + 1],
+                finish=None,
+                reason=None,
+                given=min(draft.given, i + 1),
+                cut=True,
             )
     return draft
 

@@ -25,11 +25,11 @@ from blackbox_proxy.api.positions import (
     stands_for_several,
 )
 from blackbox_proxy.api.sent import Sent, Settings
+from blackbox_proxy.dialects.finishing import ended_by, said_of
 from blackbox_proxy.errors import BadResponse, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Position, Usage, joined
 
-_STOPS = ("stop", "eos", "eos_token", "end_turn")
 _REPLACEMENT = "\ufffd"
 
 
@@ -37,7 +37,8 @@ class Incremental:
     """Reads one answer. n, top_logprobs: what was asked for. echo: what the answer repeats before it goes on.
     shows_end: an ended text may have a position for its end; else a last token printed as nothing is no end.
     beyond: how many tokens more than n the server may write; they are left out. kept: how many of the likeliest
-    candidates a position shows, by default all.
+    candidates a position shows, by default all. begun: the text has tokens already, so that an answer without any ends
+    it; else it is an error.
 
     `usage` is the last that the API reported, None before.
     """
@@ -52,7 +53,9 @@ class Incremental:
         shows_end: bool = True,
         beyond: int = 0,
         kept: int | None = None,
+        begun: bool = False,
     ) -> None:
+        self._begun = begun
         self._beyond = beyond
         self._shows_end = shows_end
         self._kept = kept
@@ -66,7 +69,7 @@ class Incremental:
         self._held: RawPosition | None = None
         self._text: str | None = None
         self._hidden = False
-        self._reason: object = None
+        self._said: str | None = None
         self._spelled: bytes | None = b""  # of the tokens released; None once one is unknown
         self.usage: Usage | None = None
 
@@ -79,8 +82,7 @@ class Incremental:
             self.usage = usage_of(chunk)
         if choice is None:
             return Draft(())
-        if choice.get("finish_reason"):  # "" is what some servers send before the last chunk
-            self._reason = choice["finish_reason"]
+        self._said = said_of(choice.get("finish_reason")) or self._said
         self._add_text(choice)
         rows = rows_of(choice.get("logprobs"))
         self._rows += len(rows)
@@ -108,12 +110,15 @@ class Incremental:
 
     def finish(self) -> Draft:
         """The answer is complete: the position that was held back, and why the text ended there."""
-        stopped = isinstance(self._reason, str) and self._reason in _STOPS
+        finish = ended_by(self._said)
+        stopped, reason = finish == "stop", self._said if finish in ("content_filter", "other") else None
         text = None if self._hidden else self._text
         if not self._rows:
             if stopped and text == "":
                 return Draft((), "stop")
-            raise _no_logprobs(text, self._reason)
+            if self._begun and not stopped and not text:  # what there is of the text has been paid for
+                return Draft((), finish if reason else "other", reason=self._said or "an empty answer")
+            raise _no_logprobs(text, self._said)
         if not self._goes_on:
             return Draft(())
         last: tuple[Position, ...] = ()
@@ -123,12 +128,12 @@ class Incremental:
             if stopped and self._shows_end and _adds_nothing(position, before, self._written_text(self._text)):
                 position = as_end(position)
             last, self._held = (position,), None
-        return Draft(last, "stop" if stopped else "length" if self._reason == "length" else None)
+        return Draft(last, finish, reason=reason)
 
     @property
     def complete(self) -> bool:
         """Whether the API has said why it stopped, or has written all that was asked for and none of it is in doubt."""
-        return self._reason is not None or (self._generated >= self._n and self._held is None)
+        return self._said is not None or (self._generated >= self._n and self._held is None)
 
     @property
     def done(self) -> bool:
@@ -220,6 +225,7 @@ def reader_of(sent: Sent, settings: Settings) -> Incremental:
         shows_end=dialect.shows_end,
         beyond=dialect.beyond,
         kept=settings.kept,
+        begun=bool(sent.ask.prefix.tokens) and not dialect.hides_parts,
     )
 
 
@@ -288,14 +294,15 @@ def _count(counts: object, name: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _no_logprobs(text: str | None, reason: object) -> NoLogprobs | BadResponse:
+def _no_logprobs(text: str | None, said: str | None) -> NoLogprobs | BadResponse:
     if text:
         return NoLogprobs(
             "the API answers without log probabilities",
             hint="Some servers ignore the parameter (transformers serve, several models behind routers), others need "
             "an option at start (llama-cpp-python: --logits_all true). Take a model or server that gives them.",
         )
+    why = "null" if said is None else repr(said)
     return BadResponse(
-        f"the API answered with neither text nor log probabilities (finish_reason {str(reason)[:40]!r})",
-        hint="A reasoning model may have spent its tokens unseen, or a filter withheld the text.",
+        f"the API answered with neither text nor log probabilities (finish_reason {why})",
+        hint="A reasoning model may have spent its tokens unseen, or the server broke off: see its log.",
     )

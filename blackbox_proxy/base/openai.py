@@ -217,7 +217,7 @@ class OpenAIBase(OneToken):
         except (NoLogprobs, BadResponse, BadRequest) as error:
             yield await self._not_streamed(ask, error, meter)
             return
-        recut, finish, more = recut_of(sent, settings), None, Usage(retries=retries)
+        recut, last, more = recut_of(sent, settings), Draft(()), Usage(retries=retries)
         part: Draft | _InOnePiece | None = first
         positions = 0
         async with aclosing(rest):
@@ -228,10 +228,10 @@ class OpenAIBase(OneToken):
                 return
             while isinstance(part, Draft):
                 kept = until_recut(part, recut)
-                finish = kept.finish
+                last = Draft((), kept.finish, reason=kept.reason)
                 if kept.positions:
                     usage = meter.part(len(kept.positions) - kept.given, reader.usage) + more
-                    yield replace(kept, finish=None, usage=usage)
+                    yield replace(kept, finish=None, reason=None, usage=usage)
                     more = Usage()
                     positions += len(kept.positions)
                 if kept is not part:
@@ -244,10 +244,10 @@ class OpenAIBase(OneToken):
                     note_break(error, positions)
                     more += Usage(retries=1)
                     break
-        if self._hides(ask) and not positions and finish is None:
+        if self._hides(ask) and not positions and last.finish is None:
             yield await self._brought_out(ask.prefix, meter.last(reader.usage) + more)
         else:
-            yield Draft((), finish, meter.last(reader.usage) + more)
+            yield replace(last, usage=meter.last(reader.usage) + more)
 
     async def _not_streamed(self, ask: Ask, error: BaseError, meter: Meter) -> Draft:
         """The draft where a stream failed before its first position. Raises the error where nothing else helps."""

@@ -13,7 +13,7 @@ class Arrivals:
     """One draft as it arrives, read in the background. Nobody falls behind: `more` takes all that has arrived.
 
     waiting: positions that are not taken yet; local: how many of them, from the first, are the local draft's.
-    count: positions that have arrived. finish, cut: see `Draft`.
+    count: positions that have arrived. finish, reason, cut: see `Draft`.
     saw: called as each part arrives, with it and the number of positions so far.
     """
 
@@ -22,6 +22,7 @@ class Arrivals:
         self.local = 0
         self.count = 0
         self.finish: FinishReason | None = None
+        self.reason: str | None = None
         self.cut = False
         self._parts = parts
         self._saw = saw
@@ -58,7 +59,7 @@ class Arrivals:
         self.waiting += part.positions
         self.local += part.given
         self.count += len(part.positions)
-        self.finish, self.cut = part.finish, self.cut or part.cut
+        self.finish, self.reason, self.cut = part.finish, part.reason, self.cut or part.cut
         return part
 
     def took(self, count: int) -> None:
@@ -69,7 +70,12 @@ class Arrivals:
     @property
     def goes_on(self) -> bool:
         """Whether a longer draft could go on from the last position."""
-        return not (self.finish == "stop" or self.cut)
+        return not (self.ended or self.cut)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text ends after the last position."""
+        return self.finish not in (None, "length")
 
     def broke(self, asked: int) -> bool:
         """Whether it ended before `asked` positions for no reason."""

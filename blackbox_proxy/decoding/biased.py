@@ -26,7 +26,7 @@ from blackbox_proxy.errors import BadResponse, CannotContinue, ContextTooLong
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.sampling import Sampling, request_seed, uniform
 from blackbox_proxy.protocols import Base, Pair, Session
-from blackbox_proxy.types import END, Floats, Position, Prefix, Prompt, Step, Token, Usage
+from blackbox_proxy.types import END, Draft, Floats, Position, Prefix, Prompt, Step, Token, Usage
 
 _FORBIDDEN = -100.0  # nats: as far as the APIs go
 _ROUNDS = 8  # requests for one token, at most
@@ -121,8 +121,11 @@ class Steering:
         keys = max(1, self._base.abilities.biases - ends)
         bias = await self.turns.run(offsets.largest, keys)
         for attempt in range(_ROUNDS * place, _ROUNDS * (place + 1)):
-            token, usage = await self._written(bias, attempt)
-            spent += usage
+            draft = await self._written(bias, attempt)
+            spent += draft.usage
+            if draft.finish is not None and not draft.positions:
+                return replace(self._text.close(draft.finish, draft.reason), usage=spent)
+            token = draft.positions[0].token
             (own,) = await self.turns.run(offsets.of, [token]) if self._can_stay(token) else (_FORBIDDEN,)
             known = token.key in {other.key for other in bias}
             if own > _FORBIDDEN and (known or self.is_accepted(own, attempt)):
@@ -142,8 +145,8 @@ class Steering:
             )
         return self._take(token, spent)
 
-    async def _written(self, bias: dict[Token, float], attempt: int) -> tuple[Token, Usage]:
-        """What the base writes under this bias."""
+    async def _written(self, bias: dict[Token, float], attempt: int) -> Draft:
+        """What the base writes under this bias: a token, or that the text ended."""
         sampling = self._sampling
         draft = await self._base.steer(
             self._text.prefix,
@@ -152,9 +155,12 @@ class Steering:
             top_p=sampling.top_p,
             seed=None if sampling.temperature == 0.0 else request_seed(sampling.seed, attempt),
         )
-        if not draft.positions and draft.finish != "stop":
+        if draft.positions or draft.ended:
+            ends = draft.finish == "stop" and not draft.positions
+            return replace(draft, positions=(Position(END, None, (), np.empty(0)),)) if ends else draft
+        if self._text.place == 0:
             raise BadResponse("the base answered with no token and no end", hint="Look at the server's log.")
-        return draft.positions[0].token if draft.positions else END, draft.usage
+        return replace(draft, finish="other", reason="an empty answer")  # what there is has been paid for
 
     def is_accepted(self, own: float, attempt: int) -> bool:
         """Whether a token without a key stays. Drawn: with the probability that its offset leaves of it, so that what

@@ -123,14 +123,16 @@ class _Loop:
         if arrivals.waiting:
             own = 0 if arrivals.local else len(arrivals.waiting)
             self._course.must_be_longer(own, arrivals.broke(local + plan.n))
-        elif arrivals.finish == "stop":
-            return [self._paid(self._text.close("stop", end=True))]
+        elif arrivals.ended and arrivals.finish is not None:
+            return [self._paid(self._text.close(arrivals.finish, arrivals.reason))]
         elif arrivals.count == 0:
             if not local:
-                raise BadResponse(
-                    "the base answered with no token and no end",
-                    hint="Raise max_tokens or look at the server's log.",
-                )
+                if self._text.place == 0:
+                    raise BadResponse(
+                        "the base answered with no token and no end",
+                        hint="Raise max_tokens or look at the server's log.",
+                    )
+                return [self._paid(self._text.close("other", "an empty answer"))]  # what there is has been paid for
             self._course.without_local()
         return []
 

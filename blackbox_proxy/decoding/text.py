@@ -70,7 +70,7 @@ class Text:
             local=local,
         )
 
-    def close(self, finish: FinishReason, end: bool = False) -> Step:
-        """The last step where no token led to it: the base ended unseen (`end`), or a window is full."""
-        self.finished = True
-        return Step(b"", self._writer.close(), None, no_candidates(), 0.0, end, False, end, finish)
+    def close(self, finish: FinishReason, reason: str | None = None) -> Step:
+        """The last step where no token led to it: the base or its server ended unseen, or a window is full."""
+        self.finished, end = True, finish == "stop"
+        return Step(b"", self._writer.close(), None, no_candidates(), 0.0, end, False, end, finish, reason=reason)

@@ -167,7 +167,7 @@ async def _written(base: Base, prompt: Prompt, max_tokens: int, weigher: Weigher
         usage += draft.usage
         positions += draft.positions
         prefix = Prefix(prompt, tuple(position.token for position in positions))
-        if not draft.positions or draft.finish == "stop" or draft.positions[-1].token.end:
+        if not draft.positions or draft.ended or draft.positions[-1].token.end:
             break
     return _Written(await on_thread(_weighed, base, prompt, positions, weigher), usage)
 

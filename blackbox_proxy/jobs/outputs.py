@@ -29,6 +29,7 @@ def result_line(row: InputRow, generation: Generation) -> bytes:
         {
             "text": generation.text,
             "finish_reason": generation.finish_reason,
+            **({} if generation.reason is None else {"reason": generation.reason}),
             "tokens": len(generation.steps),
             "changed": sum(step.changed for step in generation.steps),
             "usage": asdict(generation.usage),

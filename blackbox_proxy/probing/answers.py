@@ -14,6 +14,7 @@ from blackbox_proxy.api.entries import RawToken, token_of
 from blackbox_proxy.api.positions import RawPosition, rows_of, stands_for_several
 from blackbox_proxy.api.streaming import choice_of
 from blackbox_proxy.dialects.findings import Bytes, Parts
+from blackbox_proxy.dialects.finishing import said_of
 from blackbox_proxy.text.vocabulary import Vocabulary
 
 _SENTINEL = -9000.0  # as in entries.py
@@ -36,11 +37,10 @@ def read(body: object) -> Answered:
     choice = choice_of(body) or {}
     message = choice.get("message")
     text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-    finish = choice.get("finish_reason")
     return Answered(
         text if isinstance(text, str) else "",
         tuple(rows_of(choice.get("logprobs"))),
-        finish if isinstance(finish, str) else None,
+        said_of(choice.get("finish_reason")),
         choice,
         body if isinstance(body, Mapping) else {},
     )

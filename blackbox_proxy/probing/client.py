@@ -14,6 +14,7 @@ from typing import Any
 from blackbox_proxy.api.entries import malformed
 from blackbox_proxy.api.native import native_answer
 from blackbox_proxy.api.streaming import usage_of
+from blackbox_proxy.dialects.finishing import ended_by
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached
 from blackbox_proxy.probing.answers import Answered, Spelling, read
@@ -85,7 +86,7 @@ class Asker:
             self.spelling.note(answer.choice, self.vocabulary)
         except _ODDITIES as error:  # JSON of a shape that nobody has thought of
             raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
-        if answer.finish in ("stop", "eos", "eos_token") and not fields.get("echo"):
+        if ended_by(answer.finish) == "stop" and not fields.get("echo"):
             self.ended = answer
         return answer
 

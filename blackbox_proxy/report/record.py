@@ -10,7 +10,8 @@ from blackbox_proxy.types import Candidate, Generation, Step
 
 
 def generation_record(generation: Generation, candidates: int = 5) -> dict[str, Any]:
-    """Text, finish reason, usage, tail policy and every step with its likeliest `candidates`; log values in nats.
+    """Text, finish reason (with the server's own, see `Step`), usage, tail policy and every step with its likeliest
+    `candidates`; log values in nats.
 
     `changed_share`: the share of steps whose most likely token under p is not the base's.
     """
@@ -19,6 +20,7 @@ def generation_record(generation: Generation, candidates: int = 5) -> dict[str, 
     return {
         "text": generation.text,
         "finish_reason": generation.finish_reason,
+        "reason": generation.reason,
         "usage": asdict(generation.usage),
         "tail": generation.tail,
         "changed_share": sum(changed) / len(changed) if changed else 0.0,

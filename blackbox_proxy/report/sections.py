@@ -11,6 +11,7 @@ from blackbox_proxy.report import plots
 from blackbox_proxy.report.numbers import money, num, percent, signed
 from blackbox_proxy.report.overview import Overview, View
 from blackbox_proxy.report.visible import quoted, visible_text
+from blackbox_proxy.trace import TracedText
 
 _PROMPT = 3000  # characters of a prompt that are shown
 _INDEX = 500  # texts that the index lists
@@ -95,6 +96,12 @@ def _entry(view: View, *, linked: bool) -> str:
     return f"<li><bdi>{name}</bdi> <small>{figures}</small></li>"
 
 
+def _finish(text: TracedText) -> str:
+    """Why it ended, and the server's own word for it where there is one."""
+    reason = text.steps[-1].reason if text.steps else None
+    return f"{text.finish_reason}" + ("" if reason is None else f" ({reason})")
+
+
 def _prompt(prompt: Any) -> str:
     """A prompt as text: messages with their roles, token ids as numbers."""
     if isinstance(prompt, str):
@@ -112,7 +119,7 @@ def text_head(view: View) -> str:
     short = prompt if len(prompt) <= _PROMPT else f"… {prompt[-_PROMPT:]}"
     left = f" (the last {_PROMPT} characters)" if short is not prompt else ""
     named = f"row {safe(text.id)} · " if text.id is not None else ""
-    ended = f"ended by {safe(text.error)}" if text.error else f"finished: {safe(text.finish_reason)}"
+    ended = f"ended by {safe(text.error)}" if text.error else f"finished: {safe(_finish(text))}"
     return (
         f'<p class="soft">{named}{summary.tokens} tokens, {percent(summary.overall.changed)} changed, '
         f"{summary.usage.api_calls} calls · {ended}</p>"

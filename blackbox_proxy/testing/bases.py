@@ -83,7 +83,7 @@ async def positions_show_what_is_there(fresh: Fresh, prompt: Prompt, how: How) -
     async with fresh() as base:
         draft = await base.draft(Ask(Prefix(prompt), how.tokens))
         vocabulary = base.vocabulary
-    counted = 1 if draft.finish != "stop" else 0
+    counted = 0 if draft.ended else 1
     expect(counted <= len(draft.positions) <= how.tokens, f"{counted} to {how.tokens} positions", draft, "the draft")
     for place, position in enumerate(draft.positions):
         where, q = f"position {place}", position.logprobs
@@ -221,7 +221,7 @@ async def a_closed_stream_leaves_the_base_as_it_was(fresh: Fresh, prompt: Prompt
         whole = await base.draft(ask)
         # a base that remembers may answer with what had arrived: as far as both reach
         reach = min(len(first.positions), len(whole.positions))
-        expect(reach or whole.finish == "stop", "at least one position", whole, "the draft after it")
+        expect(reach or whole.ended, "at least one position", whole, "the draft after it")
         _same_positions(whole.positions[:reach], first.positions[:reach], how, "of the closed stream")
     return True
 

@@ -140,12 +140,12 @@ class _Counting(BaseAround):
 
     async def draft(self, ask: Ask) -> Draft:
         draft = await self.base.draft(ask)
-        self.broken_off += draft.finish != "stop" and len(draft.positions) - draft.given < ask.n
+        self.broken_off += not draft.ended and len(draft.positions) - draft.given < ask.n
         return draft
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         parts = [part async for part in self.base.stream(ask)]
-        self.broken_off += joined(parts).finish != "stop" and sum(len(p.positions) for p in parts) < ask.n
+        self.broken_off += not joined(parts).ended and sum(len(p.positions) for p in parts) < ask.n
         for part in parts:
             yield part
 

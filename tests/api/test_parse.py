@@ -292,7 +292,7 @@ def test_a_text_of_which_a_part_is_hidden_tells_nothing_of_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "finish"),
-    [("stop", "stop"), ("eos", "stop"), ("length", "length"), (None, None), ("content_filter", None), (3, None)],
+    [("stop", "stop"), ("eos", "stop"), ("length", "length"), (None, None), ("SAFETY", "content_filter"), (3, "other")],
 )
 def test_finish(reason: Any, finish: str | None) -> None:
     assert ask(legacy(("a", -1.0, {"a": -1.0}), text="a", finish=reason)).finish == finish
