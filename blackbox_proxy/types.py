@@ -300,8 +300,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text, every step that led to it, and what it cost. `tail` names the tail policy; `reason`: see `Step`.
-    """
+    """A finished text, every step that led to it, and what it cost. `tail`: the tail policy; `reason`: see `Step`."""
 
     text: str
     steps: tuple[Step, ...] = field(repr=False)

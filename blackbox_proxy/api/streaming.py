@@ -136,6 +136,11 @@ class Incremental:
         return self._said is not None or (self._generated >= self._n and self._held is None)
 
     @property
+    def begun(self) -> bool:
+        """Whether there is anything that an answer without a reason can have ended."""
+        return self._begun or self._rows > 0
+
+    @property
     def done(self) -> bool:
         """Whether nothing that still comes will be released."""
         return self._lost or (not self._goes_on and self._generated > 0)

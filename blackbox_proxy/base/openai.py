@@ -336,7 +336,7 @@ class OpenAIBase(OneToken):
             except BaseError as error:
                 if not (error.retryable and reader.complete):
                     raise
-            if not (reader.complete or reader.done):
+            if not (reader.complete or reader.done or (answer.finished and reader.begun)):
                 raise ConnectionFailed(f"{self.url} ended its answer early", hint="Try again.")
             yield reader.finish()
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import httpx2
 import openai
+from openai._streaming import ServerSentEvent
 
 from blackbox_proxy.dialects.table import Api
 from blackbox_proxy.errors import BlackboxError, InputError
@@ -183,16 +184,32 @@ def clean(content: bytes) -> bytes:
     return cleaned
 
 
+class _Events(openai.AsyncStream[object]):
+    """The events of a stream, and whether the last was the "[DONE]" that the client keeps to itself."""
+
+    finished = False
+
+    async def _iter_events(self) -> AsyncIterator[ServerSentEvent]:
+        async for event in super()._iter_events():
+            self.finished = self.finished or event.data.startswith("[DONE]")
+            yield event
+
+
 class Answer:
     """A 200 whose body is still to be read: as events (its items, the JSON of each), or at once if it is not streamed.
 
     Both raise BaseError. `events` counts those read, about one a token.
     """
 
+    @property
+    def finished(self) -> bool:
+        """Whether the server has said that its stream is complete."""
+        return self._events is not None and self._events.finished
+
     def __init__(self, response: Any, connection: Connection) -> None:
         self._response = response
         self._connection = connection
-        self._events: openai.AsyncStream[object] | None = None
+        self._events: _Events | None = None
         self.events = 0
         kind = str(response.headers.get("content-type", ""))
         self.streams = kind.partition(";")[0].strip().lower() == "text/event-stream"
@@ -219,7 +236,7 @@ class Answer:
         with self._connection.naming():
             try:
                 if self._events is None:
-                    self._events = await self._response.parse(to=openai.AsyncStream[object])
+                    self._events = await self._response.parse(to=_Events)
                 event = await anext(self._events)
             except (ValueError, RecursionError) as error:
                 take_out(error)

@@ -11,7 +11,7 @@ from api_answers import legacy
 from api_server import Asking, Server
 from starlette.responses import JSONResponse, Response
 
-from blackbox_proxy import ProxyTuner, TransformersPair
+from blackbox_proxy import Drafting, ProxyTuner, TransformersPair
 from blackbox_proxy.dialects.finishing import Ended, ended_by, said_of
 from blackbox_proxy.errors import BadResponse
 from blackbox_proxy.jobs.inputs import InputRow
@@ -48,6 +48,8 @@ def test_a_word_whatever_its_case(reason: object, kind: Ended | None) -> None:
 
 # -- a text over HTTP, whose server says so ---------------------------------------------------------------------------
 
+WAYS = (Drafting(local=False), Drafting.fixed(9))
+
 
 @pytest.fixture
 def pair(models: dict[str, str]) -> TransformersPair:
@@ -65,17 +67,28 @@ def says(*tokens: str, reason: object, stream: bool) -> Response:
 def text(
     asking: Asking, server: Server, pair: TransformersPair, *answers: tuple[tuple[str, ...], object]
 ) -> Generation:
-    """The text at alpha = 0 of a server that gives these answers."""
+    """The text at alpha = 0 of a server that gives these answers, streamed and whole."""
+    one, other = (_text(asking, server, pair, way, list(answers)) for way in WAYS)
+    assert (one.text, one.finish_reason, one.reason) == (other.text, other.finish_reason, other.reason)
+    return one
+
+
+def _text(
+    asking: Asking,
+    server: Server,
+    pair: TransformersPair,
+    way: Drafting,
+    left: list[tuple[tuple[str, ...], object]],
+) -> Generation:
 
     async def answer(sent: dict[str, Any]) -> Response:
         tokens, reason = left.pop(0)
         return says(*tokens, reason=reason, stream=bool(sent.get("stream")))
 
-    left = list(answers)
     server.answers = [answer]
-    base = asking(dialect="host", top_logprobs=2)
+    base = asking(top_logprobs=2, dialect="vllm")
     try:
-        return ProxyTuner(base, pair, alpha=0.0).generate("Once", max_tokens=9)
+        return ProxyTuner(base, pair, alpha=0.0, draft=way).generate("Once", max_tokens=9)
     finally:
         run(base.aclose())
         assert not left
