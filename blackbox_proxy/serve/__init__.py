@@ -5,6 +5,9 @@
     engine.py     what stands behind the routes: TextWanted in, Events out    a protocol
     text.py       stop strings, whole characters, text offsets                pure
     routes.py     the Starlette app
+    limits.py     what one client may take, as options                        pure
+    guard.py      ASGI middleware that keeps them: names, pages, bodies
+    connections.py  and below HTTP: silent clients, how many
     emulation.py  how other servers behave, as data
     emulated.py   their requests in the terms of this one                     pure
     native.py     SGLang's own route                                          pure

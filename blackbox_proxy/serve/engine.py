@@ -80,7 +80,7 @@ class Engine(Protocol):
     def context(self) -> int | None: ...
 
     def check(self, wanted: TextWanted) -> None:
-        """Raise InputError (ContextTooLong) if this cannot be done; runs no model."""
+        """Raise InputError (ContextTooLong) if this cannot be done; runs no model. Called from a thread."""
         ...
 
     def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:

@@ -7,6 +7,7 @@ speaks OpenAI's wire format to any client, shows as little as the real API does,
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
+from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.options import EngineOptions, HostOptions
 from blackbox_proxy.serve.prompts import Prompts, read_template
@@ -62,7 +64,7 @@ class HostEngine:
                 raise InputError(f"{what} has token ids outside the vocabulary: they are 0 to {self._base.known - 1}")
 
     async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
-        ids = self._prompts.ids(wanted)
+        ids = await asyncio.to_thread(self._prompts.ids, wanted)
         prefix = Prefix(ids)
         room = self._base.room(prefix)
         n = wanted.max_tokens if wanted.max_tokens is not None else _NO_WINDOW if room is None else room
@@ -140,7 +142,7 @@ def _engine(options: EngineOptions) -> Engine:
         dtype=options.dtype,
         trust_remote_code=trusted,
     )
-    prompts = Prompts(load_tokenizer(base.name, trust_remote_code=trusted), template)
+    prompts = Prompts(load_tokenizer(base.name, trust_remote_code=trusted), template, window=base.context)
     engine = HostEngine(base, prompts, name=options.name, top_logprobs=base.size if most < 0 else most)
     return engine if network == Network() else OverNetwork(engine, network)
 
@@ -170,8 +172,8 @@ def run_host(
             hint="pip install 'blackbox-proxy[server]'",
         ) from error
     with bind(told.host, told.port) as listener:  # before the model is loaded: a taken port is said at once
-        app = create_app(_engine(told), api_key=told.api_key, middleware=middleware, emulation=emulation)
-        server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None)
+        app = create_app(_engine(told), api_key=told.api_key, middleware=middleware, emulation=emulation, limits=told)
+        server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None, limits=told)
         with suppress(KeyboardInterrupt):  # uvicorn has ended in good order and passes the signal on
             server.run(sockets=[listener])
 
@@ -196,9 +198,14 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(app: ASGIApp, on_ready: Callable[[], None]) -> Any:
-    """A uvicorn server that calls back once it answers requests; run it with `run(sockets=[…])`."""
+def make_server(app: ASGIApp, on_ready: Callable[[], None], limits: Limits | None = None) -> Any:
+    """A uvicorn server that calls back once it answers requests; run it with `run(sockets=[…])`.
+
+    limits: those of connections are kept here, those of requests by the app.
+    """
     import uvicorn
+
+    from blackbox_proxy.serve.connections import guarded_protocol
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -206,7 +213,13 @@ def make_server(app: ASGIApp, on_ready: Callable[[], None]) -> Any:
             on_ready()
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        app,
+        http=guarded_protocol(limits or Limits()),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     return Server(config)
 

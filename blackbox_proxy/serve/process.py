@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from blackbox_proxy.errors import ServerFailed
 from blackbox_proxy.serve.host import bind, make_server
+from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.options import HostOptions
 
 if TYPE_CHECKING:
@@ -169,11 +170,13 @@ def _keep(pipe: IO[bytes], lines: deque[bytes]) -> None:
 
 
 @contextmanager
-def serve_in_thread(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve an app from a thread of this process; gives its URL, without /v1."""
+def serve_in_thread(
+    app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None
+) -> Iterator[str]:
+    """Serve an app from a thread of this process; gives its URL, without /v1. limits: those of connections."""
     ready = threading.Event()
     with bind(host, port) as listener:
-        server = make_server(app, ready.set)
+        server = make_server(app, ready.set, limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         address = listener.getsockname()

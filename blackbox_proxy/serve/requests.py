@@ -14,18 +14,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from blackbox_proxy.serve.engine import Ending, TextWanted
 from blackbox_proxy.serve.wire import ApiError, Style
 
 _MOST_CHOICES = 128
-_MOST_STOPS = 4
-_MOST_BIASED = 300  # OpenAI's
-_MOST_SHOWN_IDS = 128  # vLLM's
+_MOST_OF = {"stop": 4, "logit_bias": 300, "logprob_token_ids": 128, "messages": 4096}  # OpenAI's, vLLM's, ours
+_MOST_PARTS = 4096  # of the content of a message
+_MOST_STOP_CHARACTERS = 1024
+_MOST_DIGITS = 9  # of a token id
+_MOST_SEED = 2**63 - 1
+_SHOWN = 100  # characters of what was sent that go into an error
 _MOST_TEMPERATURE = 2.0
+
+
+class _First(FailFast):
+    """One error of a list is enough, of a million. (Unions want a hash.)"""
+
+    def __hash__(self) -> int:
+        return hash(self.fail_fast)
+
+
+_Of = TypeVar("_Of")
+_List = Annotated[list[_Of], _First()]
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -80,7 +94,7 @@ class _Common(_Read):
 class CompletionRequest(_Common):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | _List[str] | _List[int] | _List[_List[int]]
     logprobs: int | None = None
     echo: bool | None = None
     echo_last: int | None = None
@@ -96,13 +110,13 @@ class _Part(_Read):
 
 class _Message(_Read):
     role: str
-    content: str | list[_Part] | None = None
+    content: str | _List[_Part] | None = None
 
 
 class ChatRequest(_Common):
     """`POST /v1/chat/completions`."""
 
-    messages: list[_Message]
+    messages: _List[_Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -136,12 +150,38 @@ def parse(raw: bytes) -> Any:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode("utf-8")  # JSON can carry half a character, no tokenizer can
     except (ValueError, RecursionError) as error:
-        raise ApiError(f"We could not parse the JSON body of your request: {error}.") from error
+        raise ApiError(f"We could not parse the JSON body of your request: {_short(str(error))}.") from error
     return body
 
 
-def read_completion(body: Any, model: str, limit: int) -> Order:
+def _check_lengths(body: Mapping[str, Any]) -> None:
+    """Refuse lists longer than any that is read, before each part of them is looked at."""
+    for name, most in _MOST_OF.items():
+        _at_most(most, body.get(name), name)
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, Mapping):
+            _at_most(_MOST_PARTS, message.get("content"), "messages")
+
+
+def _at_most(most: int, given: Any, name: str) -> None:
+    if isinstance(given, list | dict) and len(given) > most:
+        raise ApiError(
+            f"Invalid '{name}': array too long. Expected at most {most}, but got {len(given)} instead.",
+            param=name,
+            code="array_above_max_length",
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def read_completion(body: Any, model: str, limit: int, max_prompts: int = 1) -> Order:
     """A request for completions. `model` is the only one served, `limit` the most logprobs. Raises ApiError."""
+    prompts = body.get("prompt") if isinstance(body, Mapping) else None
+    if isinstance(prompts, list) and not isinstance(next(iter(prompts), None), int | float):
+        _at_most(max_prompts, prompts, "prompt")
     request = _read(CompletionRequest, body, model)
     max_tokens = 16 if request.max_tokens is None else request.max_tokens
     echo = bool(request.echo)
@@ -184,13 +224,14 @@ def _read(kind: type[_Request], body: Any, model: str) -> _Request:
         value = body.get(field)
         if value is not None and value not in neutral:
             raise ApiError(f"Unsupported parameter: '{field}'.", param=field, code="unsupported_parameter")
+    _check_lengths(body)
     try:
         request = kind.model_validate(body)
     except ValidationError as error:
         raise _refusal(error) from error
     if request.model != model:
         raise ApiError(
-            f"The model `{request.model}` does not exist or you do not have access to it.",
+            f"The model `{_short(request.model)}` does not exist or you do not have access to it.",
             status=404,
             code="model_not_found",
         )
@@ -255,11 +296,9 @@ def _ending(request: ChatRequest) -> Ending:
 
 
 def _bias(given: Mapping[str, float]) -> dict[int, float]:
-    if len(given) > _MOST_BIASED:
-        raise ApiError(f"At most {_MOST_BIASED} tokens in 'logit_bias'.", param="logit_bias")
     for key, value in given.items():
-        if not (key.isascii() and key.isdigit()):
-            raise ApiError(f"Invalid key in 'logit_bias': {key}. Keys are token ids.", param="logit_bias")
+        if not (key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS):
+            raise ApiError(f"Invalid key in 'logit_bias': {_short(key)}. Keys are token ids.", param="logit_bias")
         _within("logit_bias", value, -100, 100)
     return {int(key): value for key, value in given.items()}
 
@@ -267,11 +306,10 @@ def _bias(given: Mapping[str, float]) -> dict[int, float]:
 def _order(request: _Common, texts: list[TextWanted], *, chat: bool, logprobs: bool) -> Order:
     n = 1 if request.n is None else request.n
     _within("n", n, 1, _MOST_CHOICES)
+    _within("seed", request.seed or 0, -_MOST_SEED, _MOST_SEED - n)
     temperature, top_p = _sampling(request)
     stop, bias = _stops(request.stop), _bias(request.logit_bias or {})
     shown_ids = tuple(request.logprob_token_ids or ())
-    if len(shown_ids) > _MOST_SHOWN_IDS:
-        raise ApiError(f"At most {_MOST_SHOWN_IDS} ids in 'logprob_token_ids'.", param="logprob_token_ids")
     if shown_ids and not logprobs:
         raise ApiError("'logprob_token_ids' needs 'logprobs'.", param="logprob_token_ids")
     wanted = tuple(
@@ -306,10 +344,10 @@ def _sampling(request: _Common) -> tuple[float, float]:
 
 def _stops(sent: str | list[str] | None) -> tuple[str, ...]:
     stop = [sent] if isinstance(sent, str) else sent or []
-    if len(stop) > _MOST_STOPS:
+    if any(len(text) > _MOST_STOP_CHARACTERS for text in stop):
         raise ApiError(
-            f"Invalid 'stop': array too long. Expected at most {_MOST_STOPS} strings, but got {len(stop)} instead.",
+            f"Invalid 'stop': string too long. Expected at most {_MOST_STOP_CHARACTERS} characters.",
             param="stop",
-            code="array_above_max_length",
+            code="string_above_max_length",
         )
     return tuple(text for text in stop if text)

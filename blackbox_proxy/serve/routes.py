@@ -12,20 +12,24 @@ network needs to know the tokens and is an engine (network.py).
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -36,6 +40,8 @@ from blackbox_proxy.serve import wire
 from blackbox_proxy.serve.emulated import adapt, ordered
 from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
+from blackbox_proxy.serve.guard import Bodies, Door
+from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion
 from blackbox_proxy.serve.wire import ApiError, Head, Json
@@ -64,15 +70,22 @@ def create_app(
     middleware: Sequence[Middleware] = (),
     stats: Stats | None = None,
     emulation: Emulation | None = None,
+    limits: Limits | None = None,
 ) -> Starlette:
     """The app. api_key: what clients must send, None for no check (of /v1 only). stats: counted into, if given.
-    emulation: how another server behaves, in place of this one.
+    emulation: how another server behaves, in place of this one. limits: of requests; `make_server` has those of
+    connections.
     """
-    emulation = emulation or Emulation()
-    service = _Service(engine, stats or Stats(), emulation)
-    layers = [*middleware]
+    emulation, limits = emulation or Emulation(), limits or Limits()
+    service = _Service(engine, stats or Stats(), emulation, limits)
+    layers = [*middleware, Middleware(Door, limits=limits)]
+    if limits.origins:
+        layers.append(
+            Middleware(CORSMiddleware, allow_origins=sorted(limits.origins), allow_methods=["*"], allow_headers=["*"])
+        )
     if api_key:
         layers.append(Middleware(_KeyCheck, api_key=api_key, header=emulation.key_header))
+    layers.append(Middleware(Bodies, limits=limits))
     routes = [Route("/health", service.health), Route("/stats", service.show_stats)]
     for root in emulation.roots:
         routes += [
@@ -91,10 +104,13 @@ def create_app(
 
 
 class _Service:
-    def __init__(self, engine: Engine, stats: Stats, emulation: Emulation) -> None:
+    def __init__(self, engine: Engine, stats: Stats, emulation: Emulation, limits: Limits) -> None:
         self._engine = engine
         self._stats = stats
         self._emulation = emulation
+        self._limits = limits
+        # Long bodies take seconds to read and cut into tokens: beside the event loop, and one after the other.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="requests")
         self._created = int(time.time())
 
     async def completions(self, request: Request) -> Response:
@@ -125,9 +141,7 @@ class _Service:
     async def _serve(self, request: Request, chat: bool) -> Response:
         self._stats.requests += 1
         try:
-            order = self._order(parse(await request.body()), chat)
-            for wanted in order.texts:
-                self._engine.check(wanted)
+            order = await self._read(request, partial(self._order, chat=chat))
         except Exception as error:
             self._stats.refused += 1
             raise self._failure(error) from error
@@ -139,23 +153,39 @@ class _Service:
         except Exception as error:
             raise self._failure(error) from error
 
+    async def _read(self, request: Request, read: Callable[[Any], Order]) -> Order:
+        """The order of a request, which the engine has agreed to."""
+        raw = await request.body()
+
+        def checked() -> Order:
+            order = read(parse(raw))
+            for wanted in order.texts[:: order.n]:  # the choices of a prompt differ in their seeds alone
+                self._engine.check(wanted)
+            return order
+
+        return await asyncio.get_running_loop().run_in_executor(self._reading, checked)
+
     def _order(self, body: Any, chat: bool) -> Order:
         emulation = self._emulation
         most = emulation.chat_k if chat else emulation.completions_k
         limit = self._engine.top_logprobs if most is None else min(self._engine.top_logprobs, most)
-        read = read_chat if chat else read_completion
-        order = read(adapt(body, emulation, chat=chat), self._engine.name, limit)
+        adapted, name = adapt(body, emulation, chat=chat), self._engine.name
+        if chat:
+            order = read_chat(adapted, name, limit)
+        else:
+            order = read_completion(adapted, name, limit, self._limits.max_prompts)
         return ordered(order, body, emulation)
+
+    def _native_order(self, body: Any) -> Order:
+        order = read_generate(body, self._engine.name, self._engine.top_logprobs)
+        return ordered(order, body, replace(self._emulation, echo="scored"))
 
     async def generate(self, request: Request) -> Response:
         """SGLang's own route."""
         self._stats.requests += 1
         try:
-            body = parse(await request.body())
-            order = read_generate(body, self._engine.name, self._engine.top_logprobs)
-            order = ordered(order, body, replace(self._emulation, echo="scored"))
+            order = await self._read(request, self._native_order)
             [wanted] = order.texts
-            self._engine.check(wanted)
             text, entries, usage = "", list[Placed](), Usage()
             finish: FinishReason | None = None
             prompt_ids: tuple[int, ...] = ()

@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_stops_a_whole_answer() -> None:
         body = b'{"model": "endless", "prompt": "hi"}'
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
             )
             assert await asyncio.to_thread(engine.started.wait, 10)
         assert await asyncio.to_thread(engine.closed.wait, 10)
