@@ -27,6 +27,7 @@ _MOST_PARTS = 4096  # of the content of a message
 _MOST_STOP_CHARACTERS = 1024
 _MOST_DIGITS = 9  # of a token id
 _MOST_SEED = 2**63 - 1
+_MOST_BRACKETS = 1_000_000
 _SHOWN = 100  # characters of what was sent that go into an error
 _MOST_TEMPERATURE = 2.0
 
@@ -146,6 +147,8 @@ class Order:
 
 def parse(raw: bytes) -> Any:
     """The JSON of a body. Raises ApiError for what is no JSON, or holds text that is none."""
+    if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:  # each may be an object, of a hundred times its size
+        raise ApiError(f"The body has more than {_MOST_BRACKETS} brackets.", status=413, code="request_too_large")
     try:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode("utf-8")  # JSON can carry half a character, no tokenizer can
