@@ -28,3 +28,13 @@ class Prices:
         fresh = usage.prompt_tokens - usage.cached_prompt_tokens
         cached = usage.cached_prompt_tokens * self.cached_prompt
         return fresh * self.prompt + cached + usage.completion_tokens * self.output
+
+
+def prices_of(text: str) -> Prices:
+    """Prices as they are written: 1.5,1.5,2. Raises InputError."""
+    try:
+        return Prices(*(float(price) for price in text.split(",")))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"prices are three numbers, not {text!r}", hint="Prompt, cached prompt, output: 1.5,1.5,2."
+        ) from error

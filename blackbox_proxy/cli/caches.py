@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blackbox_proxy.cli.app import app
-from blackbox_proxy.cli.options import AsJson, CacheFile
+from blackbox_proxy.cli.options import AsJson, CacheOptions
+from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ app.add_typer(caches, name="cache")
 
 
 @caches.command("stats")
+@takes(CacheOptions)
 def cache_stats(
-    cache_file: CacheFile = None,
+    *,
+    parts: CacheOptions,
     as_json: AsJson = False,
 ) -> None:
     """What the cache holds."""
-    with _store(cache_file) as store:
+    with _store(parts.settings.cache.file) as store:
         stats = store.stats()
     if as_json:
         typer.echo(json.dumps(asdict(stats), ensure_ascii=False))
@@ -43,15 +46,18 @@ def cache_stats(
 
 
 @caches.command("clear")
-def cache_clear(cache_file: CacheFile = None) -> None:
+@takes(CacheOptions)
+def cache_clear(*, parts: CacheOptions) -> None:
     """Forget everything in the cache."""
-    with _store(cache_file) as store:
+    with _store(parts.settings.cache.file) as store:
         typer.echo(f"{store.clear()} positions forgotten")
 
 
 @caches.command("export")
+@takes(CacheOptions)
 def cache_export(
-    cache_file: CacheFile = None,
+    *,
+    parts: CacheOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
 ) -> None:
     """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
@@ -59,7 +65,7 @@ def cache_export(
 
     from blackbox_proxy.base.cache.rows import export
 
-    with _store(cache_file) as store:
+    with _store(parts.settings.cache.file) as store:
         try:
             with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8") as out:
                 for record in export(store):

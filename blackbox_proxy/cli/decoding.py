@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad, TunerOptions, prices_of
+from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.text.reading import own_text
@@ -44,26 +44,23 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def opened_trace(
-    path: Path | None, parts: TunerOptions, decoding: DecodingOptions, seed: int | None, **how: bool
+    path: Path | None, parts: DecodingOptions, seed: int | None, **how: bool
 ) -> AbstractContextManager[TraceFile | None]:
     """The trace to write, if one is wished for: with what decides the text, and no key and no address."""
     from blackbox_proxy.trace import TraceFile
 
     if path is None:
         return nullcontext()
-    named = ("base", "api", "dialect", "tokenizer", "top_logprobs", "expert", "antiexpert", "alpha", "tail", "prices")
-    settings = {name: getattr(parts, name) for name in named} | decoding.arguments() | {"seed": seed}
-    return TraceFile(path, settings, **how)
+    return TraceFile(path, parts.shown() | {"seed": seed}, **how)
 
 
 @app.command()
-@takes(TunerOptions, DecodingOptions)
+@takes(DecodingOptions)
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing reads standard input.")] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
-    parts: TunerOptions,
-    decoding: DecodingOptions,
+    parts: DecodingOptions,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every step, for programs.")] = False,
     show: Annotated[
@@ -94,13 +91,13 @@ def generate(
     from blackbox_proxy.report import record, terminal
     from blackbox_proxy.trace import TracedTuner
 
-    with opened_trace(trace, parts, decoding, seed) as kept, parts.open() as opened:
+    with opened_trace(trace, parts, seed) as kept, parts.open() as opened:
         tuner = TracedTuner(opened, kept) if kept else opened
         if as_json:
-            generation = tuner.generate(text, seed=seed, **decoding.arguments())
+            generation = tuner.generate(text, seed=seed, **parts.arguments())
             typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
             return
-        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **decoding.arguments()), colour=show)
+        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **parts.arguments()), colour=show)
     if show:
         note = Console(stderr=True)
         note.print(terminal.legend())
@@ -108,13 +105,12 @@ def generate(
 
 
 @app.command()
-@takes(TunerOptions, DecodingOptions)
+@takes(DecodingOptions)
 def run(
     prompts: Annotated[Path, typer.Argument(help="The rows: .jsonl, .csv or .parquet.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON line each.")],
-    parts: TunerOptions,
-    decoding: DecodingOptions,
+    parts: DecodingOptions,
     seed: Annotated[int, typer.Option(help="Seed of the run: every sampled row without one gets its own from it.")] = 0,
     concurrency: Concurrency = 8,
     as_completed: Annotated[
@@ -162,16 +158,16 @@ def run(
         "skip_bad": skip_bad,
         "settings": parts.what_decides_the_text(),
         "seed": seed,
-        **decoding.arguments(),
+        **parts.arguments(),
     }
-    priced = prices_of(parts.prices) if parts.prices else None
+    priced = parts.prices
     note = Console(stderr=True)
     with parts.open() as tuner:
         if dry_run:
             Console().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
             return
         ended: BaseException | None = None
-        traced = opened_trace(trace, parts, decoding, seed, append=resume, overwrite=overwrite)
+        traced = opened_trace(trace, parts, seed, append=resume, overwrite=overwrite)
         with progress.watching(note, priced) as watch, traced as kept:
             try:
                 run_job(

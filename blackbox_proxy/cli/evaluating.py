@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 from rich.console import Console
@@ -21,43 +20,35 @@ from blackbox_proxy.cli.options import (
     SkipBad,
     TextTokens,
     TunerOptions,
-    prices_of,
-    rendering_of,
 )
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 
 if TYPE_CHECKING:
-    from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.evaluation.run import Evaluation
 
-_Alphas = Annotated[
-    list[float] | None, typer.Option("--alpha", help="Weight of the pair, 1 by default; may be repeated.")
-]
 
-
-@dataclass(frozen=True, kw_only=True)
 class ComparedOptions(TunerOptions):
-    """The base and the pair, with as many alphas as are to be compared."""
+    """The base and the pairs, with as many alphas as are to be compared."""
 
-    alpha: _Alphas = None  # type: ignore[assignment]
+    unwanted: ClassVar[tuple[str, ...]] = ("pairs.alpha",)
 
-    def one(self) -> TunerOptions:
-        """The same with one alpha, to be opened."""
-        given = {field.name: getattr(self, field.name) for field in fields(TunerOptions)}
-        return TunerOptions(**(given | {"alpha": 1.0}))
-
-    def run_here(self, model: str) -> TransformersBase:
-        """A model in this process that is asked as the base is."""
-        from blackbox_proxy import TransformersBase
-
-        rendering = rendering_of(self.base_prompt)
-        return TransformersBase(model, device=self.device, dtype=self.dtype, rendering=rendering)
+    def alphas(self, given: list[float] | None) -> list[float]:
+        """Those given, else the one that the settings say. Raises InputError where each pair has another."""
+        told = {pair.alpha for pair in self.settings.pairs.values()}
+        if given is None and len(told) > 1:
+            raise InputError(
+                "the pairs have an alpha each, and here one is for all", hint="Give --alpha, or choose with --pair."
+            )
+        return given or list(told) or [1.0]
 
     def recorded(self) -> dict[str, Any]:
         """What decides the figures, with no key and no address."""
-        left_out = ("api_key", "base_url", "cache", "cache_file", "alpha")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        told = self.settings.model_dump(mode="json", include={"base", "pairs", "equation", "drafting", "compute"})
+        for table in (told["base"], *told["pairs"].values()):
+            for name in [name for name in table if name.endswith(("url", "api_key_env"))]:
+                del table[name]
+        return told
 
 
 @app.command("eval")
@@ -66,6 +57,9 @@ def evaluate(
     tasks: Annotated[list[Path], typer.Argument(help="The tasks: one or several .jsonl files.")],
     *,
     parts: ComparedOptions,
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="Weight of the pair, 1 by default; may be repeated.")
+    ] = None,
     systems: Annotated[
         str | None, typer.Option(help="What to compare: some of base,expert,antiexpert,tuned; all by default.")
     ] = None,
@@ -128,20 +122,21 @@ def evaluate(
     from blackbox_proxy.evaluation.sweep import parse_sweep
     from blackbox_proxy.report import evaluation as report
 
-    if sweep is not None and parts.alpha:
+    if sweep is not None and alpha:
         raise InputError("alphas are either compared or swept", hint="Give --alpha or --sweep, not both.")
     swept = None if sweep is None else parse_sweep(sweep)
+    alphas = [1.0] if swept else parts.alphas(alpha or None)
     rule = Rule(missing=cast(Any, missing), normalise=cast(Any, normalise))
-    priced = prices_of(parts.prices) if parts.prices else None
+    priced = parts.prices
     for path in (output, markdown):
         _writable(path, tasks)
     note = Console(stderr=True)
-    with parts.one().open() as tuner, report.watching(note) as watch:
+    with parts.open() as tuner, report.watching(note) as watch:
         try:
             found = evaluate_tasks(
                 tuner,
                 tasks,
-                alphas=parts.alpha or [1.0],
+                alphas=alphas,
                 systems=None if systems is None else [name.strip() for name in systems.split(",") if name.strip()],
                 ceiling=None if ceiling is None else parts.run_here(ceiling),
                 ceiling_value=ceiling_value,
@@ -162,7 +157,7 @@ def evaluate(
             note.print("Stopped. What was answered is in the cache: the same command goes on from there.")
             raise typer.Exit(130) from None
     settings = parts.recorded() | {
-        "alphas": list(parts.alpha or [1.0]) if swept is None else list(swept),
+        "alphas": alphas if swept is None else list(swept),
         "missing": missing,
         "normalise": normalise,
         "max_tokens": max_tokens,
@@ -213,7 +208,7 @@ def fit(
             hint="Give them as arguments or as --file.",
         )
     given = list(prompts or []) if file is None else read_prompts(file)
-    priced = prices_of(parts.prices) if parts.prices else None
+    priced = parts.prices
     with parts.open() as tuner, Console(stderr=True).status("asking the base"):
         found = measure_fit(tuner, given, max_tokens=max_tokens, tokens=tokens, texts=texts, prices=priced)
     if as_json:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app
-from blackbox_proxy.cli.options import ApiKey, AsJson, BaseUrl, Tokenizer
+from blackbox_proxy.cli.options import AsJson
+from blackbox_proxy.cli.sharing import Options, takes
 
 _CALLS = 40
 
 
+class EndpointOptions(Options):
+    """Where an endpoint is."""
+
+    wanted: ClassVar[tuple[str, ...]] = ("base",)
+    unwanted: ClassVar[tuple[str, ...]] = ("base.local", "base.api", "base.top_logprobs", "base.prompt")
+    also: ClassVar[Mapping[str, str]] = {"base.model": "--model"}
+
+
 @app.command()
+@takes(EndpointOptions)
 def probe(
     *,
-    model: Annotated[str, typer.Option("--model", "--base", help="The model's name at the API.")],
-    base_url: BaseUrl = None,
+    parts: EndpointOptions,
     api: Annotated[
-        str, typer.Option(help="completions, chat, or auto: completions where they give log probabilities.")
-    ] = "auto",
-    dialect: Annotated[
-        str, typer.Option(help="What to ask it as, see `dialects`; auto: by its URL, or what it says it is.")
-    ] = "auto",
-    api_key: ApiKey = None,
-    tokenizer: Tokenizer = None,
+        str | None, typer.Option(help="completions, chat, or auto: completions where they give log probabilities.")
+    ] = None,
     max_calls: Annotated[int, typer.Option(help="Requests at most; what is left then stays open.")] = _CALLS,
     timeout: Annotated[float, typer.Option(help="Seconds without a byte after which a request has failed.")] = 60.0,
     output: Annotated[
@@ -52,14 +57,17 @@ def probe(
     from blackbox_proxy.probing.verdict import paste
     from blackbox_proxy.report import probe as report
 
+    told = parts.settings.base
+    tokenizer = told.tokenizer
+    asked_for = api or (told.api if "api" in told.model_fields_set else "auto")
     console = Console(soft_wrap=False)
     with Console(stderr=True).status("asking …") as status:
         found = ask(
-            model,
-            api=cast(Wanted, api),
-            base_url=base_url,
-            api_key=api_key,
-            dialect=dialect,
+            parts.model,
+            api=cast(Wanted, asked_for),
+            base_url=told.url,
+            api_key=parts.key(),
+            dialect=told.dialect,
             tokenizer=tokenizer,
             timeout=timeout,
             max_calls=max_calls,

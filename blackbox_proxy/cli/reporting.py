@@ -12,21 +12,23 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app
-from blackbox_proxy.cli.options import PriceList, prices_of
+from blackbox_proxy.cli.options import PriceOptions
+from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.prices import Prices, prices_of
 
 if TYPE_CHECKING:
-    from blackbox_proxy.prices import Prices
     from blackbox_proxy.report.overview import Overview
     from blackbox_proxy.trace import Trace
 
 
 @app.command()
+@takes(PriceOptions)
 def report(
     traces: Annotated[list[Path], typer.Argument(help="What --trace wrote; the first one is shown in full.")],
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page to this file.")] = None,
-    prices: PriceList = None,
+    parts: PriceOptions,
     candidates: Annotated[int, typer.Option(help="Candidates on the page for each token.")] = 8,
     tokens: Annotated[int, typer.Option(help="Show texts on the page up to so many tokens together.")] = 3000,
     as_json: Annotated[bool, typer.Option("--json", help="The analyses as one JSON object, for programs.")] = False,
@@ -53,7 +55,7 @@ def report(
     from blackbox_proxy.trace import read_trace
 
     read = [(str(path), read_trace(path)) for path in traces]
-    found = overview.overview(read, _prices(prices, read[0][1]))
+    found = overview.overview(read, _prices(parts.prices, read[0][1]))
     if as_json:
         typer.echo(json.dumps(_plain(found), ensure_ascii=True))
     if output is not None:
@@ -68,11 +70,10 @@ def report(
         short.show(Console(), found)
 
 
-def _prices(given: str | None, trace: Trace) -> Prices | None:
+def _prices(given: Prices | None, trace: Trace) -> Prices | None:
     """Those given, else those that the texts were decoded with, else none."""
     kept = trace.settings.get("prices")
-    text = given or (kept if isinstance(kept, str) else None)
-    return prices_of(text) if text else None
+    return given or (prices_of(kept) if isinstance(kept, str) else None)
 
 
 def _plain(found: Overview) -> dict[str, Any]:

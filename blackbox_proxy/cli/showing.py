@@ -9,8 +9,10 @@ import typer
 from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import PriceList, Temperature, TextTokens, prices_of
+from blackbox_proxy.cli.options import PriceOptions, TextTokens
+from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.prices import Prices
 
 _DemoModels = Annotated[
     Path | None, typer.Option("--cache", help="Where the demo's models are kept; the user's cache by default.")
@@ -65,6 +67,7 @@ def _bench_near(
 
 
 @app.command()
+@takes(PriceOptions)
 def bench(
     *,
     base: Annotated[str | None, typer.Option(help="The big model: folder or hub id; the demo's by default.")] = None,
@@ -77,8 +80,8 @@ def bench(
     per_token: Annotated[float, typer.Option(help="Emulated seconds for each further token.")] = 0.02,
     alpha: Annotated[float, typer.Option(help="Weight of the pair; a smaller one disagrees less often.")] = 1.0,
     top_logprobs: Annotated[int, typer.Option(help="Log probabilities that the API shows per token.")] = 5,
-    temperature: Temperature = 0.0,
-    prices: PriceList = None,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")] = 0.0,
+    parts: PriceOptions,
     way: Annotated[list[str] | None, typer.Option(help="Only this way of asking; may be repeated.")] = None,
     near: Annotated[bool, typer.Option("--near", help="Measure this machine's part of a draft instead.")] = False,
     shape: Annotated[str, typer.Option(help="Size of the random pair that --near measures: 0.8M, 10M, 100M.")] = "0.8M",
@@ -138,6 +141,6 @@ def bench(
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
         temperature=temperature,
-        prices=prices_of(prices),
+        prices=parts.prices or Prices(),
         ways=way or (),
     )

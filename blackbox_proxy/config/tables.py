@@ -139,6 +139,7 @@ class EquationTable(Table):
     steer: Literal["candidates", "bias"] = setting(
         "candidates", "candidates weighs what the API shows; bias sends it a logit_bias instead.", "--steer"
     )
+    exact: bool = setting(False, "Another tokenizer: sum every candidate, not only those that could matter.", "--exact")
 
 
 class DraftingTable(Table):
@@ -217,7 +218,6 @@ class ComputeTable(Table):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Numbers of the local models: auto, float32, bfloat16 or float16.", "--dtype"
     )
-    exact: bool = setting(False, "Another tokenizer: sum every candidate, not only those that could matter.", "--exact")
 
 
 class ServedModelTable(Table):

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import typer
@@ -31,7 +31,7 @@ from rich.table import Table
 from blackbox_proxy import TransformersPair
 from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.cli.app import quiet_transformers
-from blackbox_proxy.cli.options import BaseOptions, Tail, prices_of
+from blackbox_proxy.cli.options import BaseOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.evaluation.statistics import (
@@ -44,7 +44,7 @@ from blackbox_proxy.evaluation.statistics import (
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.text.reading import json_of, numbered_lines
-from blackbox_proxy.types import Prompt, TailPolicy, Usage
+from blackbox_proxy.types import Prompt, Usage
 
 TEMPLATE = "Date: {date}\nQuestion: {question}\nAnswer choices:\n{choices}\nAnswer:"
 ONLY = " (Reply with the letter only.)"
@@ -316,8 +316,14 @@ def spent(usage: Usage, priced: Any) -> str:
     )
 
 
+class AskedOptions(BaseOptions):
+    """The base, and what is done about letters that it does not show."""
+
+    wanted: ClassVar[tuple[str, ...]] = (*BaseOptions.wanted, "equation.tail")
+
+
 @app.command(help=(__doc__ or "").replace("\n    python", "\n\b\n    python"))
-@takes(BaseOptions)
+@takes(AskedOptions)
 def main(
     questions: Annotated[Path, typer.Argument(help="questions.jsonl from prepare.py.")],
     *,
@@ -326,12 +332,11 @@ def main(
     antiexpert: Annotated[
         str | None, typer.Option(help="The same model before tuning; by default what the expert's training.json names.")
     ] = None,
-    parts: BaseOptions,
+    parts: AskedOptions,
     alpha: Annotated[list[float] | None, typer.Option(help="May be repeated; 0.5, 1 and 1.5 by default.")] = None,
     part: Annotated[
         str, typer.Option(help="read: of the weeks that the expert read (the paper's setting); later; all.")
     ] = "read",
-    tail: Tail = "backoff",
     missing: Annotated[
         str, typer.Option(help="Letters that it does not show: backoff, floor, exclude or ask.")
     ] = "backoff",
@@ -345,22 +350,22 @@ def main(
     note, console = Console(stderr=True), Console()
     antiexpert = antiexpert or trained_from(expert)
     alphas = alpha or [0.5, 1.0, 1.5]
-    equations = [Equation((value,), cast(TailPolicy, tail)) for value in alphas]
+    equations = [Equation((value,), parts.settings.equation.tail) for value in alphas]
     rule = choices.Rule(missing=cast(Literal["backoff", "floor", "exclude", "ask"], missing))
     asked = [row for row in jsonl(questions) if part in ("all", row["part"])][:limit]
     if not asked:
         raise InputError(f"{questions} has no questions of the part {part!r}", hint="Use read, later or all.")
-    chat = parts.api == "chat" and not parts.local
+    chat = parts.settings.base.api == "chat" and not parts.settings.base.local
     base = parts.open_base()
     pair = TransformersPair(
         expert,
         antiexpert,
-        device=parts.device,
-        dtype=parts.dtype,
+        device=parts.settings.compute.device,
+        dtype=parts.settings.compute.dtype,
         expert_prompt=text_of,
         antiexpert_prompt=text_of,
     )
-    priced = prices_of(parts.prices) if parts.prices else None
+    priced = parts.prices
 
     async def everything() -> tuple[Answers, list[Texts]]:
         try:

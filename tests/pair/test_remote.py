@@ -14,8 +14,9 @@ from toys import train_tokenizer
 
 from blackbox_proxy import ProxyTuner, ServedPair, TransformersBase, TransformersPair, Usage
 from blackbox_proxy.api.scorer import Scorer
-from blackbox_proxy.cli.options import TunerOptions
+from blackbox_proxy.config.settings import load
 from blackbox_proxy.errors import ContextTooLong, InputError, PairServerError, VocabularyMismatch
+from blackbox_proxy.opening import Setup
 from blackbox_proxy.pair.remote import RemoteModel, _Known
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.text.spelling import from_tokenizer
@@ -294,17 +295,17 @@ def test_bad_arguments_are_refused_before_anything_is_asked(options: dict[str, o
         ServedPair("m", **given)  # type: ignore[arg-type]
 
 
-def test_the_command_line_opens_it(models: dict[str, str]) -> None:
-    given: dict[str, Any] = {"base": "b", "expert": "e", "antiexpert": "a"}
-    options = TunerOptions(**given, expert_url="http://h:1/v1", pair_tokenizer=models["same-expert"])
-    pair = options.open_pair()
+def test_settings_open_it(models: dict[str, str]) -> None:
+    given = {"pairs.expert": "e", "pairs.antiexpert": "a"}
+    served = {"pairs.expert_url": "http://h:1/v1", "pairs.tokenizer": models["same-expert"]}
+    pair = Setup(settings=load(None, given | served)).open_pair("pair")
     assert isinstance(pair, ServedPair)
     assert pair.has_antiexpert
     assert [model._scorer.url for model in pair._remote] == ["http://h:1/v1"] * 2
     with pytest.raises(InputError, match="--pair-tokenizer"):
-        TunerOptions(**given, expert_url="http://h:1/v1").open_pair()
+        load(None, given | {"pairs.expert_url": "http://h:1/v1"})
     with pytest.raises(InputError, match="--expert-url"):
-        TunerOptions(**given, pair_tokenizer="x").open_pair()
+        load(None, given | {"pairs.tokenizer": "x"})
 
 
 # -- a real server ------------------------------------------------------------------------------------------------
