@@ -1,10 +1,13 @@
-"""An event loop on a thread of its own: how callers without a loop use what is async inside."""
+"""Work on other threads: an event loop of its own for callers without one, and work that can be told to stop.
+
+A thread cannot be ended from outside. What runs long on one asks, at its `checkpoint`s, whether anybody still waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -37,3 +40,28 @@ class Background:
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, name=self._name, daemon=True).start()
         return loop
+
+
+class Stopped(Exception):
+    """Raised by a `checkpoint` of work that nobody waits for any more. Seen by nobody."""
+
+
+_here = threading.local()
+
+
+def stoppable(work: Callable[..., T], *arguments: object, stop: threading.Event) -> T:
+    """`work(*arguments)`, whose checkpoints on this thread end it once `stop` is set."""
+    before = getattr(_here, "stop", None)
+    _here.stop = stop
+    try:
+        checkpoint()
+        return work(*arguments)
+    finally:
+        _here.stop = before
+
+
+def checkpoint() -> None:
+    """Raise Stopped where the work of this thread is to end. Costs next to nothing."""
+    stop = getattr(_here, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Stopped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,8 +61,10 @@ class RawServer:
     kind: Kind
     url: str = ""
     seen: list[Asked] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             method, path, _ = head[0].split(" ", 2)
@@ -73,13 +75,7 @@ class RawServer:
             await self.kind(asked, Out(writer))
         with suppress(Exception):
             writer.close()
-
-
-async def every(seconds: float) -> AsyncIterator[None]:
-    """For ever."""
-    while True:
-        yield
-        await asyncio.sleep(seconds)
+            await writer.wait_closed()
 
 
 @contextmanager
@@ -94,9 +90,12 @@ def raw_server(kind: Kind, prefix: str = "/v1") -> Iterator[RawServer]:
         started.set()
         async with listening:
             await stop.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        for writer in server.writers:
+            writer.transport.abort()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.gather(*left, return_exceptions=True)
 
     stop = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)

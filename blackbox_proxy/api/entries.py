@@ -10,12 +10,12 @@ What a token *is* is decided in this order:
 without one, the markers in `END_MARKERS`, with or without bytes: no vocabulary has them as an ordinary token. "</s>" is
 also HTML, so it counts only where the API gives no bytes for it.
 
-A log probability that the API did not give (null, NaN, -9999, -3.4e38) is None, never a number.
+A log probability that the API did not give (null, -inf, -9999, -3.4e38) is None, never a number. NaN and what is above
+0 are refused: another candidate would win without a word. So is a token longer than any that is known.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -47,6 +47,7 @@ END_MARKERS = frozenset(
 )
 _HTML_END = "</s>"
 
+_LONGEST = 1024  # characters, or bytes, of a token; the longest that are known have 128 to 512
 _MISSING = -9000.0  # no log probability is this low; the sentinels -9999 (in any precision) and -3.4e38 are
 _ROUNDING = 0.01  # how far above 0 rounding can lift a log probability
 _REPLACEMENT = "\ufffd"
@@ -79,6 +80,8 @@ def raw_token(item: object) -> RawToken:
 def plain_token(text: object, logprob: object, spelled: bytes | None = None) -> RawToken:
     if not isinstance(text, str):
         raise malformed("a token is not text")
+    if len(text) > _LONGEST:
+        raise malformed(f"a token has {len(text):,} characters")
     found = _ID.fullmatch(text)
     if found:  # whatever bytes came with it are those of this string
         return RawToken(text, _logprob(logprob), id=int(found[1]))
@@ -91,10 +94,10 @@ def _logprob(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise malformed("a log probability is not a number")
-    if not _MISSING < value < math.inf:  # NaN too
+    if value <= _MISSING:
         return None
-    if value > _ROUNDING:
-        raise malformed("a log probability is positive")
+    if not value <= _ROUNDING:
+        raise malformed("a log probability is not a number" if value != value else "a log probability is positive")
     return min(float(value), 0.0)
 
 
@@ -103,6 +106,8 @@ def _bytes(value: object) -> bytes | None:
     if value is None:
         return None
     numbers = as_list(value)
+    if len(numbers) > _LONGEST:
+        raise malformed(f"a token has {len(numbers):,} bytes")
     if not all(isinstance(number, int) and 0 <= number <= 255 for number in numbers):
         raise malformed("bytes are not numbers from 0 to 255")
     return bytes(numbers) or None

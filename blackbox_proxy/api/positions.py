@@ -21,6 +21,8 @@ from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Token
 
+_MORE = 1000  # candidates that a server may show beyond those that it was asked for
+
 
 class RawPosition(NamedTuple):
     """One position as it was answered: the sampled token, the candidates shown, and where its text begins.
@@ -88,6 +90,8 @@ def _legacy_shown(column: object) -> list[RawToken]:
 def position_of(row: RawPosition, k: int, vocabulary: Vocabulary | None, *, went_on: bool) -> Position:
     """`went_on`: more text follows, so the sampled token is not the end, however it is spelled."""
     sampled, shown = row.sampled, row.shown
+    if len(shown) > 2 * k + _MORE:
+        raise malformed(f"{len(shown):,} candidates at a place where {k} were asked for")
     literal = sampled.text if went_on else None
     token = token_of(sampled, vocabulary, literal=literal)
     found: dict[object, int] = {}

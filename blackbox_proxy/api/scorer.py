@@ -32,6 +32,7 @@ Logprobs = Mapping[int, float]
 _PROMPTS = 256  # of one request
 _NAMED = 128  # ids that one request may name
 _MANY = 1_000_000  # more ids than any vocabulary has
+_ROUNDING = 0.01  # how far above 0 rounding can lift a log probability
 _MISSING = -9999.0  # what servers write for a probability of 0
 
 
@@ -215,6 +216,6 @@ def _id(key: str) -> int:
 
 
 def _real(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value <= _ROUNDING:
         raise BadResponse(f"the server gives {value!r} as a log probability", hint="")
     return float(value) if value > _MISSING else float("-inf")

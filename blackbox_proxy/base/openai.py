@@ -29,7 +29,7 @@ from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, Connection
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
-from blackbox_proxy.transport.connection import Connection
+from blackbox_proxy.transport.connection import ENDED, Connection, Progress
 from blackbox_proxy.transport.failures import decode_body, named_limit, refuses_streams
 from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.transport.retry import note_break, with_retries
@@ -72,6 +72,7 @@ class OpenAIBase(OneToken):
         self._query = hashlib.sha256(urlsplit(base_url).query.encode()).hexdigest()[:16]
         self.url = shown_url(base_url)
         self._context = context
+        self._timeout = timeout
         self._max_attempts = max_attempts
         self._max_retry_seconds = max_retry_seconds
         self._sleep = asyncio.sleep
@@ -325,12 +326,15 @@ class OpenAIBase(OneToken):
                 yield _InOnePiece(decode_body(await answer.body(), self.url))
                 return
             try:
-                async for chunk in answer:
+                progress = Progress(self._timeout)
+                while (chunk := await answer.next_of(progress)) is not ENDED:
                     part = reader.feed(chunk)
                     if reader.unscored:
                         raise NoLogprobs("the API streams text without log probabilities")
                     if part.positions:
+                        progress.made()
                         yield part
+                        progress.made()  # what was made of it took its own time
                     if reader.done:
                         break
             except BaseError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from blackbox_proxy.background import checkpoint
 from blackbox_proxy.decoding.contenders import contenders, spreading
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
@@ -55,6 +56,7 @@ def complete(sessions: Sequence[Session], rows: Sequence[Rows], wanted_at: Calla
     asked: list[set[Key]] = [set() for _ in rows]
     left = list(range(len(rows)))
     for passes in range(_PASSES + 1):
+        checkpoint()
         wanted = {j: [token for token in wanted_at(j) if token.key not in asked[j]] for j in left}
         left = [j for j in left if wanted[j]]
         if not left or passes == _PASSES:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from blackbox_proxy.background import checkpoint
+
 NAME = "blackbox_proxy_packed"
 MOST_TOKENS = 2048  # of one pass: more would only make the others wait longer
 _running = threading.local()
@@ -222,6 +224,7 @@ class Reader:
 
         active: entered around the pass (an adapter switched on); segments with different ones never share a pass.
         """
+        checkpoint()
         job = _Job(segment, active)
         with self._mutex:
             self._waiting.append(job)

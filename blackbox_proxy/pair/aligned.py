@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.outputs import Outputs, Rows
@@ -116,6 +117,7 @@ class AlignedSession:
         laid = []
         root: Path = ()
         for j, tokens in enumerate(candidates):
+            checkpoint()
             if j > 0:
                 rest += drafted[j - 1].bytes or b""
             settled, rest = side.settle(rest)
@@ -219,6 +221,7 @@ class _AlignedRow:
         seen: set[bytes] = set()
         self.sum(self._session.summed(self.views))
         for _ in range(_ROUNDS):
+            checkpoint()
             leaves = [text for found in self._masses for text, _ in found.leaves(_HEAVY, _FOLLOWED)]
             undecided = [text for text in dict.fromkeys(leaves) if text not in seen and self._alignment.goes_on(text)]
             if not undecided:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
 from blackbox_proxy.pair.crossing import Crossing
@@ -206,6 +207,7 @@ def _lay_out(
     tails: list[tuple[Path, bytes]] = []
     root: Path = ()
     for j in range(len(known)):
+        checkpoint()
         if j > 0:
             rest += drafted[j - 1]
         settled, rest = side.settle(rest)

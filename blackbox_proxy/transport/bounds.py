@@ -118,7 +118,7 @@ class Bounded(httpx2.AsyncByteStream):
                 yield self._unpack.decompress(left, _PIECE)
                 left = self._unpack.unconsumed_tail
         except zlib.error as error:
-            raise httpx2.DecodingError(f"the answer is not the gzip that it says it is: {error}") from error
+            raise httpx2.DecodingError(f"the answer is not the gzip that it says it is: {error}") from None
 
     def _check(self, count: int) -> None:
         if count > self._most:

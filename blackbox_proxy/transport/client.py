@@ -49,7 +49,7 @@ class Guarded(httpx2.AsyncBaseTransport):
                 response = await self._inner.handle_async_request(asked)
             where = response.headers.get("location")
             if response.status_code not in _REDIRECTS or where is None:
-                return self._bounded(response, shown_url(str(url)))
+                return await self._bounded(response, shown_url(str(url)))
             await response.aclose()
             url = self._followed(url, where)
         raise BadResponse(
@@ -76,10 +76,11 @@ class Guarded(httpx2.AsyncBaseTransport):
         return there
 
     @staticmethod
-    def _bounded(response: httpx2.Response, url: str) -> httpx2.Response:
+    async def _bounded(response: httpx2.Response, url: str) -> httpx2.Response:
         headers = response.headers.copy()
         coding = headers.pop("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
+            await response.aclose()
             coding = "".join(c for c in coding if c.isalnum() or c in "-, ")[:40]
             raise BadResponse(f"{url} packs its answers as {coding!r}, which was not asked for", hint="Check base_url.")
         packed = coding.endswith("gzip")

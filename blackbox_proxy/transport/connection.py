@@ -17,7 +17,7 @@ import openai
 from openai._streaming import ServerSentEvent
 
 from blackbox_proxy.dialects.table import Api
-from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.errors import BlackboxError, ConnectionFailed, InputError
 from blackbox_proxy.secrets import hidden_value, keep_secret, take_out
 from blackbox_proxy.transport.address import address_of
 from blackbox_proxy.transport.bounds import LIST, at_most, longest_answer, sent, wanted
@@ -26,6 +26,9 @@ from blackbox_proxy.transport.failures import translated, truncated
 from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.transport.proxies import proxy_for
 from blackbox_proxy.transport.quiet import quieten
+
+ENDED = object()
+"""Where a stream has no further event."""
 
 NO_KEY = "not-needed"  # servers of one's own ask for none, but the client insists on sending one
 _UNWINDING = 1.0  # seconds; it takes none, unless a connection does not close
@@ -61,7 +64,7 @@ class Connection:
         self._limiter = limiter
         self._api = api
         self._model = model
-        self._url = url
+        self.url = url
         address = address_of(base_url)
         keep_secret(key, "[api key]")
         self._headers = _headers(key, key_header, address.basic, url)
@@ -119,7 +122,7 @@ class Connection:
         except (openai.OpenAIError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             if isinstance(error, openai.APIStatusError):
                 self._limiter.learn(error.response.headers)
-            raise translated(error, model=self._model, url=self._url) from error
+            raise translated(error, model=self._model, url=self.url) from error
         except BlackboxError as error:
             take_out(error)
             raise
@@ -195,6 +198,19 @@ class _Events(openai.AsyncStream[object]):
             yield event
 
 
+class Progress:
+    """A stream that brings nothing that counts for so many seconds has stalled, however busily it writes: a read that
+    times out is not all that can hang. What counts is told (`made`); until the first time nothing is asked.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.until: float | None = None  # of the event loop's clock
+
+    def made(self) -> None:
+        self.until = asyncio.get_running_loop().time() + self.seconds
+
+
 class Answer:
     """A 200 whose body is still to be read: as events (its items, the JSON of each), or at once if it is not streamed.
 
@@ -228,6 +244,25 @@ class Answer:
         with self._connection.naming():
             content: bytes = await self._response.read()
         return clean(content)
+
+    async def next_of(self, progress: Progress) -> object:
+        """The next event, ENDED behind the last. Raises ConnectionFailed where what counts has not come in time."""
+        if progress.until is None:
+            return await anext(self, ENDED)
+        late = False
+        try:
+            async with asyncio.timeout_at(progress.until) as limit:
+                event = await anext(self, ENDED)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = True
+        if late or asyncio.get_running_loop().time() > progress.until:  # events that are there already never wait
+            raise ConnectionFailed(
+                f"{self._connection.url} went on writing, but no token for {progress.seconds:g} s",
+                hint="Try again, or give a longer timeout=….",
+            )
+        return event
 
     def __aiter__(self) -> Answer:
         return self
