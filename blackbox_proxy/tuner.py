@@ -92,7 +92,7 @@ class ProxyTuner:
         """The steps of the text as they are decided."""
         limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
         sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
-        self._check(prompt, max_tokens)
+        self.check(prompt, max_tokens)
         repeatable = temperature > 0.0 and seed is not None
         pace = Pace(self.drafting, measures=False) if repeatable else self._pace
         steps = (
@@ -106,7 +106,8 @@ class ProxyTuner:
         finally:
             await cast(Any, steps).aclose()
 
-    def _check(self, prompt: Prompt, max_tokens: int) -> None:
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        """Raise InputError if a text of this prompt cannot be decoded; sends nothing and runs no model."""
         if not isinstance(prompt, str) and len(prompt) == 0:
             raise InputError("the prompt is empty", hint="Give text, or at least one message.")
         if isinstance(prompt, str) and not prompt:
@@ -152,7 +153,7 @@ class ProxyTuner:
         if concurrency < 1:
             raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
         for prompt in prompts:
-            self._check(prompt, int(options.get("max_tokens", 256)))
+            self.check(prompt, int(options.get("max_tokens", 256)))
         limit = asyncio.Semaphore(concurrency)
 
         async def one(prompt: Prompt) -> Generation:

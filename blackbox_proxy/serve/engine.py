@@ -6,9 +6,9 @@ length); the routes only write down what it says.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from blackbox_proxy.dialects.table import After
 from blackbox_proxy.types import FinishReason, Position, Usage
@@ -33,6 +33,7 @@ class TextWanted:
     ending: Ending = "reply"  # of messages: open an answer, go on with the last one as it is written, or add nothing
     bias: Mapping[int, float] = field(default_factory=dict)  # nats added to the logits of ids before a token is chosen
     shown_ids: tuple[int, ...] = ()  # log probabilities are shown of these, in place of the most likely tokens
+    own: Mapping[str, Any] = field(default_factory=dict)  # fields of the request that the engine reads itself
     # Of an emulated server:
     penalty: float = 1.0  # on repetition
     after: After = "nothing"  # what shown log probabilities have been through
@@ -53,8 +54,9 @@ class Event:
     """What has become certain since the event before: text, and the tokens it is made of.
 
     Text lags behind while a character or a possible stop string is incomplete. The last event has the finish reason;
-    its last entry is the end token where the model wrote one. `usage` is what was spent since the event before.
-    `prompt_ids` come with the first event, where they are known.
+    its last entry is the end token where the model wrote one. `usage` is what was spent since the event before;
+    `upstream` what another API billed for that, None where there is none. `prompt_ids` come with the first event, where
+    they are known.
     """
 
     text: str = ""
@@ -62,12 +64,14 @@ class Event:
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
     prompt_ids: tuple[int, ...] | None = None
+    upstream: Usage | None = None
 
 
 class Engine(Protocol):
     """A model that writes texts. `name` is what requests call it, `context` its window in tokens.
 
-    `top_logprobs` is the most candidates that a request may ask for.
+    `top_logprobs` is the most candidates that a request may ask for. `own_fields`: those of a request's body that the
+    engine reads itself (`TextWanted.own`). `about`: what the list of models says of it, besides.
     """
 
     @property
@@ -78,6 +82,12 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+    @property
+    def own_fields(self) -> Collection[str]: ...
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
 
     def check(self, wanted: TextWanted) -> None:
         """Raise InputError (ContextTooLong) if this cannot be done; runs no model. Called from a thread."""

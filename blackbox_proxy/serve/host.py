@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,14 @@ class HostEngine:
     @property
     def context(self) -> int | None:
         return self._base.context
+
+    @property
+    def own_fields(self) -> Collection[str]:
+        return ()
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {}
 
     def check(self, wanted: TextWanted) -> None:
         self._base.check(self._prompts.ids(wanted), 1 if wanted.max_tokens is None else wanted.max_tokens)
@@ -198,10 +207,20 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(app: ASGIApp, on_ready: Callable[[], None], limits: Limits | None = None) -> Any:
+def make_server(
+    app: ASGIApp,
+    on_ready: Callable[[], None],
+    limits: Limits | None = None,
+    *,
+    patience: float = 1.0,
+    leaving: Callable[[], None] | None = None,
+    left: Callable[[], Awaitable[None]] | None = None,
+) -> Any:
     """A uvicorn server that calls back once it answers requests; run it with `run(sockets=[…])`.
 
-    limits: those of connections are kept here, those of requests by the app.
+    limits: those of connections are kept here, those of requests by the app. patience: seconds that requests get to end
+    in, once it is told to stop. leaving, left: called in its event loop when it begins to stop, and when no request is
+    left.
     """
     import uvicorn
 
@@ -212,6 +231,13 @@ def make_server(app: ASGIApp, on_ready: Callable[[], None], limits: Limits | Non
             await super().startup(sockets)
             on_ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if leaving is not None:
+                leaving()
+            await super().shutdown(sockets)
+            if left is not None:
+                await left()
+
     config = uvicorn.Config(
         app,
         http=guarded_protocol(limits or Limits()),
@@ -219,7 +245,7 @@ def make_server(app: ASGIApp, on_ready: Callable[[], None], limits: Limits | Non
         access_log=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=math.ceil(patience),
     )
     return Server(config)
 

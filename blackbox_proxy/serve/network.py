@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.engine import Engine, Event, TextWanted
@@ -60,6 +61,14 @@ class OverNetwork:
     @property
     def context(self) -> int | None:
         return self._engine.context
+
+    @property
+    def own_fields(self) -> Collection[str]:
+        return self._engine.own_fields
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return self._engine.about
 
     def check(self, wanted: TextWanted) -> None:
         self._engine.check(wanted)

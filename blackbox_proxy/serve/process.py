@@ -171,12 +171,12 @@ def _keep(pipe: IO[bytes], lines: deque[bytes]) -> None:
 
 @contextmanager
 def serve_in_thread(
-    app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None
+    app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None, **how: Any
 ) -> Iterator[str]:
-    """Serve an app from a thread of this process; gives its URL, without /v1. limits: those of connections."""
+    """Serve an app from a thread of this process; gives its URL, without /v1. limits, how: see `make_server`."""
     ready = threading.Event()
     with bind(host, port) as listener:
-        server = make_server(app, ready.set, limits)
+        server = make_server(app, ready.set, limits, **how)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         address = listener.getsockname()

@@ -12,7 +12,7 @@ log probabilities of up to 128 named ids are shown in place of the most likely t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -63,6 +63,23 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "chat_template": (),
     "chat_template_kwargs": ({},),
+}
+
+
+_HARMLESS = (  # OpenAI's fields that change neither text nor numbers here
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "service_tier",
+)
+_NEUTRAL_BESIDES: dict[str, tuple[Any, ...]] = {
+    "store": (False,),
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
 }
 
 
@@ -218,6 +235,26 @@ def read_chat(body: Any, model: str, limit: int) -> Order:
     messages = tuple({"role": m.role, "content": _content(m.content)} for m in request.messages)
     wanted = TextWanted(messages, max_tokens, top_logprobs=k if logprobs else None, ending=_ending(request))
     return _order(request, [wanted], chat=True, logprobs=logprobs)
+
+
+def refuse_unknown(body: Any, own: Collection[str], *, chat: bool) -> None:
+    """Raise ApiError, by name, for a field that these routes do not know and the engine does not read itself."""
+    if not isinstance(body, Mapping):
+        return
+    kind = ChatRequest if chat else CompletionRequest
+    for name, value in body.items():
+        if value is None or name in kind.model_fields or name in own or name in _HARMLESS or name in _NEUTRAL:
+            continue
+        if value not in _NEUTRAL_BESIDES.get(name, ()):
+            known = name in _NEUTRAL_BESIDES
+            message = f"Unsupported parameter: '{name}'." if known else f"Unrecognized request argument: '{name}'."
+            raise ApiError(message, param=name, code="unsupported_parameter" if known else "unknown_parameter")
+
+
+def own_fields(order: Order, body: Any, own: Collection[str]) -> Order:
+    """The order with those fields of the body that the engine reads itself."""
+    found = {name: body[name] for name in own if isinstance(body, Mapping) and body.get(name) is not None}
+    return replace(order, texts=tuple(replace(text, own=found) for text in order.texts)) if found else order
 
 
 def _read(kind: type[_Request], body: Any, model: str) -> _Request:

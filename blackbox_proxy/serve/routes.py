@@ -5,27 +5,24 @@
     POST /generate                                  where SGLang is emulated
     GET  /stats                                     what was asked of this server: {"requests", "active", …}
 
-One request's texts are written one after the other, requests side by side. A client that goes away stops its text at
-the next token, streamed or not. `middleware` is the place for what looks at whole requests, such as a log; an emulated
-network needs to know the tokens and is an engine (network.py).
+One request's texts are written one after the other, requests side by side (answering.py). A client that goes away stops
+its text at once, streamed or not. `middleware` is the place for what looks at whole requests, such as a log; an
+emulated network needs to know the tokens and is an engine (network.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -35,49 +32,43 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.serve import wire
+from blackbox_proxy.serve.answering import Answer, refusal, told
+from blackbox_proxy.serve.answering import Stats as Stats
 from blackbox_proxy.serve.emulated import adapt, ordered
 from blackbox_proxy.serve.emulation import Emulation
-from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
+from blackbox_proxy.serve.engine import Engine, Placed
+from blackbox_proxy.serve.gate import Gate
 from blackbox_proxy.serve.guard import Bodies, Door
 from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.native import generated, read_generate
-from blackbox_proxy.serve.requests import Order, parse, read_chat, read_completion
+from blackbox_proxy.serve.requests import Order, own_fields, parse, read_chat, read_completion, refuse_unknown
 from blackbox_proxy.serve.wire import ApiError, Head, Json
 from blackbox_proxy.types import FinishReason, Usage
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class Stats:
-    """Counts since the start. `requests`: generation requests that came in; `refused`: those of them answered with an
-    error before anything was generated; `active`: texts being written now; tokens: read and written.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    active: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
 
 def create_app(
-    engine: Engine,
+    engines: Engine | Sequence[Engine],
     *,
     api_key: str | None = None,
     middleware: Sequence[Middleware] = (),
+    behind: Sequence[Middleware] = (),
     stats: Stats | None = None,
     emulation: Emulation | None = None,
     limits: Limits | None = None,
+    gate: Gate | None = None,
+    strict: bool = False,
+    routes: Sequence[Route] = (),
 ) -> Starlette:
-    """The app. api_key: what clients must send, None for no check (of /v1 only). stats: counted into, if given.
+    """The app; of several engines a request names one. api_key: what clients must send, None for no check (of /v1
+    only). middleware, behind: around everything, and where the key has been looked at. stats: counted into, if given.
     emulation: how another server behaves, in place of this one. limits: of requests; `make_server` has those of
-    connections.
+    connections. gate: who is answered when. strict: fields that nobody knows are refused. routes: others, which come
+    first.
     """
     emulation, limits = emulation or Emulation(), limits or Limits()
-    service = _Service(engine, stats or Stats(), emulation, limits)
+    found = list(engines) if isinstance(engines, Sequence) else [engines]
+    service = _Service(found, stats or Stats(), emulation, limits, gate or Gate(), strict)
     layers = [*middleware, Middleware(Door, limits=limits)]
     if limits.origins:
         layers.append(
@@ -85,50 +76,57 @@ def create_app(
         )
     if api_key:
         layers.append(Middleware(_KeyCheck, api_key=api_key, header=emulation.key_header))
-    layers.append(Middleware(Bodies, limits=limits))
-    routes = [Route("/health", service.health), Route("/stats", service.show_stats)]
+    layers += [*behind, Middleware(Bodies, limits=limits)]
+    every = [*routes, Route("/health", service.health), Route("/stats", service.show_stats)]
     for root in emulation.roots:
-        routes += [
+        every += [
             Route(f"{root}/completions", service.completions, methods=["POST"]),
             Route(f"{root}/chat/completions", service.chat, methods=["POST"]),
             Route(f"{root}/models", service.models),
             Route(f"{root}/models/{{name:path}}", service.model),
         ]
     if emulation.native is not None:
-        routes.append(Route(emulation.native, service.generate, methods=["POST"]))
+        every.append(Route(emulation.native, service.generate, methods=["POST"]))
     return Starlette(
-        routes=routes,
+        routes=every,
         middleware=layers,
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
 
 
 class _Service:
-    def __init__(self, engine: Engine, stats: Stats, emulation: Emulation, limits: Limits) -> None:
-        self._engine = engine
+    def __init__(
+        self, engines: Sequence[Engine], stats: Stats, emulation: Emulation, limits: Limits, gate: Gate, strict: bool
+    ) -> None:
+        self._engines = {engine.name: engine for engine in engines}
+        self._first = engines[0]
         self._stats = stats
         self._emulation = emulation
         self._limits = limits
+        self._gate = gate
+        self._strict = strict
         # Long bodies take seconds to read and cut into tokens: beside the event loop, and one after the other.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="requests")
         self._created = int(time.time())
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: Request) -> ASGIApp:
         return await self._serve(request, chat=False)
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> ASGIApp:
         return await self._serve(request, chat=True)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(
-            wire.models(self._engine.name, self._created, self._engine.context, self._emulation.owned_by)
-        )
+        return JSONResponse({"object": "list", "data": [self._described(engine) for engine in self._engines.values()]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self._engine.name:
+        if name not in self._engines:
             raise ApiError(f"The model '{name}' does not exist.", status=404, param="model", code="model_not_found")
-        return JSONResponse(wire.model_json(name, self._created, self._engine.context, self._emulation.owned_by))
+        return JSONResponse(self._described(self._engines[name]))
+
+    def _described(self, engine: Engine) -> Json:
+        entry = wire.model_json(engine.name, self._created, engine.context, self._emulation.owned_by)
+        return entry | dict(engine.about)
 
     async def health(self, request: Request) -> Response:
         return Response()
@@ -138,58 +136,67 @@ class _Service:
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    async def _serve(self, request: Request, chat: bool) -> Response:
+    async def _serve(self, request: Request, chat: bool) -> ASGIApp:
         self._stats.requests += 1
         try:
-            order = await self._read(request, partial(self._order, chat=chat))
+            engine, order = await self._read(request, partial(self._order, chat=chat))
         except Exception as error:
             self._stats.refused += 1
-            raise self._failure(error) from error
-        head = Head(("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex, int(time.time()), self._engine.name)
-        if order.stream:
-            return EventSourceResponse(self._chunks(order, head), sep="\n")
-        try:
-            return JSONResponse(await self._whole(request, order, head))
-        except Exception as error:
-            raise self._failure(error) from error
+            self._gate.failed(request, error)
+            raise told(error) from error
+        self._gate.ordered(request, engine.name, order)
+        head = Head(("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex, int(time.time()), engine.name)
+        return Answer(request, order, head, engine, self._gate, self._stats)
 
-    async def _read(self, request: Request, read: Callable[[Any], Order]) -> Order:
-        """The order of a request, which the engine has agreed to."""
+    async def _read(self, request: Request, read: Callable[[Any, Engine], Order]) -> tuple[Engine, Order]:
+        """The order of a request, and the engine that has agreed to it. Raises ApiError."""
         raw = await request.body()
 
-        def checked() -> Order:
-            order = read(parse(raw))
-            for wanted in order.texts[:: order.n]:  # the choices of a prompt differ in their seeds alone
-                self._engine.check(wanted)
-            return order
+        def checked() -> tuple[Engine, Order]:
+            body = parse(raw)
+            engine = self._asked(body)
+            try:
+                order = read(body, engine)
+                for wanted in order.texts[:: order.n]:  # the choices of a prompt differ in their seeds alone
+                    engine.check(wanted)
+            except Exception as error:
+                raise told(error, engine.context) from error
+            return engine, order
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, checked)
 
-    def _order(self, body: Any, chat: bool) -> Order:
+    def _asked(self, body: Any) -> Engine:
+        """The engine that a body names; the first where it names none, which will say so."""
+        name = body.get("model") if isinstance(body, Mapping) else None
+        return self._engines.get(name, self._first) if isinstance(name, str) else self._first
+
+    def _order(self, body: Any, engine: Engine, *, chat: bool) -> Order:
         emulation = self._emulation
         most = emulation.chat_k if chat else emulation.completions_k
-        limit = self._engine.top_logprobs if most is None else min(self._engine.top_logprobs, most)
-        adapted, name = adapt(body, emulation, chat=chat), self._engine.name
+        limit = engine.top_logprobs if most is None else min(engine.top_logprobs, most)
+        if self._strict:
+            refuse_unknown(body, engine.own_fields, chat=chat)
+        adapted = adapt(body, emulation, chat=chat)
         if chat:
-            order = read_chat(adapted, name, limit)
+            order = read_chat(adapted, engine.name, limit)
         else:
-            order = read_completion(adapted, name, limit, self._limits.max_prompts)
-        return ordered(order, body, emulation)
+            order = read_completion(adapted, engine.name, limit, self._limits.max_prompts)
+        return ordered(own_fields(order, body, engine.own_fields), body, emulation)
 
-    def _native_order(self, body: Any) -> Order:
-        order = read_generate(body, self._engine.name, self._engine.top_logprobs)
+    def _native_order(self, body: Any, engine: Engine) -> Order:
+        order = read_generate(body, engine.name, engine.top_logprobs)
         return ordered(order, body, replace(self._emulation, echo="scored"))
 
     async def generate(self, request: Request) -> Response:
         """SGLang's own route."""
         self._stats.requests += 1
         try:
-            order = await self._read(request, self._native_order)
+            _, order = await self._read(request, self._native_order)
             [wanted] = order.texts
             text, entries, usage = "", list[Placed](), Usage()
             finish: FinishReason | None = None
             prompt_ids: tuple[int, ...] = ()
-            async with aclosing(self._events(order, 0, wanted)) as events:
+            async with aclosing(self._first.complete(wanted)) as events:
                 async for event in events:
                     generated_here = event.prompt_ids is None or not wanted.echo
                     text += event.text if generated_here else ""
@@ -198,99 +205,14 @@ class _Service:
                     finish, prompt_ids = event.finish_reason, event.prompt_ids or prompt_ids
             return JSONResponse(generated(text, entries, finish, usage, order, prompt_ids))
         except Exception as error:
-            raise self._failure(error) from error
-
-    async def _whole(self, request: Request, order: Order, head: Head) -> Json:
-        style, choices, usage = order.style, [], Usage()
-        prompt_ids: tuple[int, ...] | None = None
-        for index, wanted in enumerate(order.texts):
-            text, entries = order.begun, list[Placed]()
-            finish: FinishReason | None = None
-            async with aclosing(self._events(order, index, wanted)) as events:
-                async for event in events:
-                    text += event.text
-                    entries += event.entries
-                    finish = event.finish_reason
-                    usage += event.usage
-                    prompt_ids = prompt_ids if event.prompt_ids is None else event.prompt_ids
-                    if await request.is_disconnected():
-                        raise ApiError("The client has gone away.", status=499)
-            choices.append(wire.choice(index, text, entries, finish, style, prompt_ids))
-        return wire.response(head, choices, usage, style, prompt_ids)
-
-    async def _chunks(self, order: Order, head: Head) -> AsyncIterator[str]:
-        usage, include = Usage(), order.include_usage
-        try:
-            for index, wanted in enumerate(order.texts):
-                first = True
-                async with aclosing(self._events(order, index, wanted)) as events:
-                    async for event in events:
-                        usage += event.usage
-                        if first and order.begun:
-                            event = replace(event, text=order.begun + event.text)
-                        for choice in _parts(index, event, order, first):
-                            part = wire.chunk(
-                                head,
-                                [choice],
-                                order.style,
-                                prompt_ids=event.prompt_ids,
-                                usage=usage if order.continuous_usage else None,
-                                include_usage=include,
-                            )
-                            yield json.dumps(part)
-                        first = False
-            if include:
-                yield json.dumps(wire.chunk(head, [], order.style, usage=usage, include_usage=True))
-            yield "[DONE]"
-        except Exception as error:  # the status has been sent: all that is left is an event
-            yield json.dumps(self._failure(error).body)
-
-    async def _events(self, order: Order, index: int, wanted: TextWanted) -> AsyncGenerator[Event, None]:
-        """The engine's events, counted. The prompt of n choices is read, and counted, once."""
-        self._stats.active += 1
-        try:
-            async with aclosing(self._engine.complete(wanted)) as events:
-                async for event in events:
-                    if index % order.n:
-                        event = replace(event, usage=replace(event.usage, prompt_tokens=0))
-                    self._stats.prompt_tokens += event.usage.prompt_tokens
-                    self._stats.completion_tokens += event.usage.completion_tokens
-                    yield event
-        finally:
-            self._stats.active -= 1
-
-    def _failure(self, error: Exception) -> ApiError:
-        if not isinstance(error, (ApiError, BlackboxError)):
-            _log.error("a request failed", exc_info=error)
-        return wire.api_error(error, self._engine.context)
-
-
-def _parts(index: int, event: Event, order: Order, first: bool) -> list[Json]:
-    """The choices, one for each chunk, that an event becomes."""
-    style = order.style
-    told = bool(event.text or wire.listed(event.entries, style))
-    parts = []
-    if not style.chat:
-        if told or first:
-            parts.append(wire.choice(index, event.text, event.entries, None, style, event.prompt_ids))
-        if event.finish_reason is not None:
-            parts.append(wire.choice(index, "", (), event.finish_reason, style))
-        return parts
-    if first:
-        parts.append(wire.delta(index, None, (), None, style, first=True))
-    if told:
-        parts.append(wire.delta(index, event.text, event.entries, None, style, first=False))
-    if event.finish_reason is not None:
-        parts.append(wire.delta(index, None, (), event.finish_reason, style, first=False))
-    return parts
+            raise told(error) from error
 
 
 # -- errors and the key -------------------------------------------------------------------------------------------
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    answer = wire.api_error(error)
-    return JSONResponse(answer.body, answer.status)
+    return refusal(wire.api_error(error))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -17,9 +17,9 @@ from blackbox_proxy.types import Position
 class Characters:
     """Counts and decodes a text that arrives in pieces of bytes."""
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, count: int = 0, errors: str = "replace") -> None:
         self.count = count
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
 
     def add(self, piece: bytes, last: bool = False) -> str:
         """The characters that this piece completes."""
@@ -32,16 +32,16 @@ class Feed:
     """The generated text: what of it, and which of its tokens, can no longer be cut off by a stop string.
 
     A stop string is not part of the text; the tokens kept are those that begin before it. `start` is the offset of
-    the first generated character.
+    the first generated character. errors: "ignore" where bytes that belong to no character are no text.
     """
 
-    def __init__(self, stop: Sequence[str] = (), start: int = 0) -> None:
+    def __init__(self, stop: Sequence[str] = (), start: int = 0, errors: str = "replace") -> None:
         self._stop = tuple(text.encode("utf-8") for text in stop)
         self._longest = max((len(text) for text in self._stop), default=0)
         self._bytes = bytearray()
         self._waiting: list[tuple[int, Placed]] = []  # where a token begins, in bytes
         self._shown = 0
-        self._read, self._written = Characters(start), Characters(start)
+        self._read, self._written = Characters(start, errors), Characters(start, errors)
 
     def push(self, position: Position) -> tuple[str, tuple[Placed, ...], bool]:
         """Text and entries that this token releases, and whether a stop string is complete: then it was the last."""

@@ -18,8 +18,8 @@ have no entry. `completion_tokens` counts every token the model wrote, the end a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
@@ -197,11 +197,16 @@ def _ids(entries: Sequence[Placed], style: Style, prompt_ids: Sequence[int] | No
 
 
 def response(
-    head: Head, choices: Sequence[Json], usage: Usage, style: Style, prompt_ids: Sequence[int] | None = None
+    head: Head,
+    choices: Sequence[Json],
+    usage: Usage,
+    style: Style,
+    prompt_ids: Sequence[int] | None = None,
+    upstream: Usage | None = None,
 ) -> Json:
     """A whole response."""
     result = _around(head, choices, "chat.completion" if style.chat else "text_completion")
-    result["usage"] = usage_json(usage)
+    result["usage"] = usage_json(usage, upstream)
     return result | _prompt_on_top(style, prompt_ids)
 
 
@@ -213,13 +218,14 @@ def chunk(
     prompt_ids: Sequence[int] | None = None,
     usage: Usage | None = None,
     include_usage: bool = False,
+    upstream: Usage | None = None,
 ) -> Json:
     """One event of a stream. With `include_usage` all have a `usage`, null where none is given: everywhere but after
     the last choice, unless the client asked for it continuously.
     """
     result = _around(head, choices, "chat.completion.chunk" if style.chat else "text_completion")
     if include_usage:
-        result["usage"] = None if usage is None else usage_json(usage)
+        result["usage"] = None if usage is None else usage_json(usage, upstream)
     return result | _prompt_on_top(style, prompt_ids)
 
 
@@ -240,20 +246,18 @@ def _prompt_on_top(style: Style, prompt_ids: Sequence[int] | None) -> Json:
     return {"prompt_token_ids": list(prompt_ids)}
 
 
-def usage_json(usage: Usage) -> Json:
-    return {
+def usage_json(usage: Usage, upstream: Usage | None = None) -> Json:
+    """`upstream` is an extension: what another API billed for this."""
+    result: Json = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
-
-
-def models(name: str, created: int, context: int | None, owner: str) -> Json:
-    """The answer of `GET /v1/models`; `max_model_len` is vLLM's word for the window."""
-    return {"object": "list", "data": [model_json(name, created, context, owner)]}
+    return result if upstream is None else result | {"upstream": asdict(upstream)}
 
 
 def model_json(name: str, created: int, context: int | None, owner: str) -> Json:
+    """An entry of the list of models; `max_model_len` is vLLM's word for the window."""
     return {"id": name, "object": "model", "created": created, "owned_by": owner, "max_model_len": context}
 
 
@@ -261,7 +265,7 @@ def model_json(name: str, created: int, context: int | None, owner: str) -> Json
 
 
 class ApiError(Exception):
-    """An answer that is an error: HTTP status, and the four fields of OpenAI's error body."""
+    """An answer that is an error: HTTP status, the four fields of OpenAI's error body, and headers besides."""
 
     def __init__(
         self,
@@ -271,9 +275,11 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = dict(headers or {})
         self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -1,0 +1,14 @@
+"""The gateway: tuned models behind OpenAI's routes, for many users at a time.
+
+    prompts.py    a request's prompt -> what the base is asked and what the pair is shown
+    pairs.py      a pair that is shown such prompts; no pair, for the base under its own name
+    engine.py     `TunedEngine`: steps of a tuner -> events of `serve`
+    failures.py   failures of the far and the near side -> answers                          pure
+    places.py     who may decode now, who waits, who is sent away
+    keys.py       keys of callers, kept hashed
+    watch.py      request ids, logs and metrics
+    app.py        the Starlette app
+    run.py        what is opened and served, and how it ends
+
+`serve` has the routes and the wire format; nothing here does arithmetic on probabilities.
+"""

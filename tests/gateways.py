@@ -1,0 +1,64 @@
+"""A gateway over a hosted base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from hosting import CERTIFICATES, client_of
+from openai import AsyncOpenAI, OpenAI
+
+from blackbox_proxy import open_base
+from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.gateway.app import Porter, Room, create_gateway
+from blackbox_proxy.gateway.engine import Bounds, Model, models_of
+from blackbox_proxy.gateway.keys import Keys
+from blackbox_proxy.gateway.prompts import PLAIN, Reader
+from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.serve.process import serve_in_thread
+
+Pairs = Callable[[str], TransformersPair]
+
+
+@dataclass
+class Gateway:
+    """One that runs, and what it is compared with."""
+
+    url: str
+    porter: Porter
+    base: OpenAIBase
+
+    def client(self, key: str = "none") -> AsyncOpenAI:
+        return client_of(self.url, key)
+
+    def sync(self) -> OpenAI:
+        http_client = openai.DefaultHttpxClient(verify=CERTIFICATES)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30, http_client=http_client)
+
+
+@contextmanager
+def gateway(
+    models: dict[str, str],
+    pairs: Pairs,
+    base_url: str,
+    *,
+    kind: str = "digits",
+    api: Any = "completions",
+    top_logprobs: int = 5,
+    room: Room | None = None,
+    keys: Keys | None = None,
+    **options: Any,
+) -> Iterator[Gateway]:
+    """A gateway with the models "tuned", "half" and "base"."""
+    options = {"dialect": "vllm", "tokenizer": models["base"], "top_logprobs": top_logprobs, **options}
+    base = open_base("big", base_url=base_url, api=api, **options)
+    pair = pairs(kind)
+    bounds = Bounds((0.0, 2.0), ("truncate",))
+    served = [Model("tuned", (pair,), (1.0,), bounds=bounds), Model("half", (pair,), (0.5,)), Model("base", ())]
+    reader = Reader(base.vocabulary, api, template=PLAIN if api == "completions" else None)
+    porter = Porter(room or Room())
+    with serve_in_thread(create_gateway(models_of(base, served, reader), porter, keys=keys), left=base.aclose) as url:
+        yield Gateway(url, porter, base)
