@@ -41,6 +41,7 @@ class Idle:
     """An engine that writes `size` characters at once, and never more than it is let."""
 
     name, top_logprobs, context = "idle", 5, None
+    own_fields, about = (), dict[str, Any]()
 
     def __init__(self, size: int = 1, wait: float = 0.0) -> None:
         self.size, self.wait, self.open = size, wait, 0

@@ -133,6 +133,7 @@ class Slow:
     """An engine that takes its time for everything and notes when it began each token."""
 
     name, top_logprobs, context = "slow", 5, 100
+    own_fields, about = (), dict[str, Any]()
 
     def __init__(self, per_token: float, fails: bool = False) -> None:
         self.asked: list[TextWanted] = []

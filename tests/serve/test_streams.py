@@ -100,6 +100,7 @@ class Endless:
     """An engine that writes until it is closed, and says when that was."""
 
     name, top_logprobs, context = "endless", 5, None
+    own_fields, about = (), dict[str, Any]()
 
     def __init__(self) -> None:
         self.started, self.closed = threading.Event(), threading.Event()
@@ -158,6 +159,7 @@ class Watched:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.top_logprobs, self.context = engine.name, engine.top_logprobs, engine.context
+        self.own_fields, self.about = engine.own_fields, engine.about
         self.check = engine.check
         self.ended = threading.Event()
         self._engine = engine
