@@ -29,6 +29,12 @@ class DecodingOptions(TunerOptions):
     wanted: ClassVar[tuple[str, ...]] = (*TunerOptions.wanted, "decoding")
 
 
+class ServeOptions(TunerOptions):
+    """The same, and a server that offers it."""
+
+    wanted: ClassVar[tuple[str, ...]] = (*TunerOptions.wanted, "serve")
+
+
 class PriceOptions(Options):
     """What tokens cost."""
 

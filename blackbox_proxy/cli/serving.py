@@ -1,14 +1,23 @@
-"""Commands that answer HTTP: `host`."""
+"""Commands that answer HTTP: `host`, `serve`; `key`, for the callers of `serve`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blackbox_proxy.cli.app import app, quiet_transformers
+from blackbox_proxy.cli.options import ServeOptions
 from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.config.settings import ONLY_PAIR
+from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.options import HostOptions
+
+if TYPE_CHECKING:
+    from blackbox_proxy.gateway.engine import Model
+    from blackbox_proxy.protocols import Pair
 
 
 @app.command()
@@ -31,3 +40,93 @@ def host(*, options: HostOptions) -> None:
         typer.echo(f"{options.name} at {url}, top {options.most} logprobs{like}", err=True)
 
     run_host(**asdict(options), announce=announce)
+
+
+@app.command()
+@takes(ServeOptions)
+def serve(*, setup: ServeOptions) -> None:
+    """Serve the tuned big model behind OpenAI's routes, for many users at a time.
+
+    Offers /v1/completions, /v1/chat/completions and /v1/models, whole and streamed, and /health, /ready, /metrics.
+    Without [serve.models.NAME] tables in a file, each pair is offered under its name (one given by options as "tuned"),
+    and the base under its own. Usage tells what the base's API billed. SIGTERM lets texts end first.
+
+    Examples:
+
+        blackbox-proxy serve --base big-model --base-url http://localhost:8000/v1 --dialect vllm \\
+            --expert ./small-tuned --antiexpert ./small --port 9000
+
+        blackbox-proxy serve --config proxy.toml --host 0.0.0.0 --keys keys.toml
+    """
+    quiet_transformers()
+    from blackbox_proxy.gateway.prompts import PLAIN, Reader
+    from blackbox_proxy.gateway.run import Operation, run_gateway
+    from blackbox_proxy.serve.limits import Limits
+    from blackbox_proxy.serve.prompts import read_template
+
+    told, base_told = setup.settings.serve, setup.settings.base
+    operation = Operation(
+        host=told.host,
+        port=told.port,
+        keys=told.keys,
+        active=told.active,
+        waiting=told.waiting,
+        drain_seconds=told.drain_seconds,
+        limits=Limits(allow_host=told.allow_host, allow_origin=told.allow_origin),
+    )
+    template = told.chat_template
+    if template is not None:
+        template = PLAIN if template == "plain" else read_template(template)
+    base, pairs = setup.open_base(), setup.open_pairs()
+    api = "completions" if base_told.local else base_told.api
+    models = served_models(setup, pairs)
+
+    def announce(address: str, port: int) -> None:
+        names = ", ".join(model.name for model in models)
+        typer.echo(f"{names} at http://{address}:{port}/v1", err=True)
+
+    run_gateway(base, models, Reader(base.vocabulary, api, base_told.prompt, template), operation, announce=announce)
+
+
+def served_models(setup: ServeOptions, pairs: dict[str, Pair]) -> list[Model]:
+    """What is offered. Raises InputError where that is nothing."""
+    from blackbox_proxy.gateway.engine import Bounds, Model
+
+    told, equation = setup.settings.serve, setup.settings.equation
+    bounds = Bounds(told.alpha_range, tuple(told.tails))
+
+    def model(name: str, names: list[str], alphas: list[float]) -> Model:
+        return Model(
+            name,
+            tuple(pairs[each] for each in names),
+            tuple(alphas),
+            equation.tail,
+            equation.tail_size,
+            setup.drafting(),
+            bounds,
+            told.max_logprobs,
+        )
+
+    own = {name: pair.alpha for name, pair in setup.settings.pairs.items()}
+    if not told.models:
+        if equation.steer != "candidates":
+            raise InputError("a server weighs candidates", hint="Leave out --steer.")
+        tuned = [model("tuned" if name == ONLY_PAIR else name, [name], [own[name]]) for name in pairs]
+        return [*tuned, model(setup.model, [], [])]
+    found = []
+    for name, each in told.models.items():
+        names = list(pairs) if each.pairs is None else each.pairs
+        alpha = [own[pair] for pair in names] if each.alpha is None else each.alpha
+        found.append(model(name, names, alpha if isinstance(alpha, list) else [alpha] * len(names)))
+    return found
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    keys: Annotated[Path, typer.Option("--keys", help="The file that its hash is added to.")] = Path("keys.toml"),
+) -> None:
+    """Make a key for a caller of `serve`. It is printed once; the file keeps its hash only."""
+    from blackbox_proxy.gateway.keys import new_key
+
+    typer.echo(new_key(name, keys))

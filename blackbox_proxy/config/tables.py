@@ -38,8 +38,19 @@ def _prices(given: Any) -> Any:
     return prices
 
 
+def _range(given: Any) -> Any:
+    try:
+        low, high = (float(value) for value in (given.split(",") if isinstance(given, str) else given))
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"must be two numbers, the least first, as 0,2, not {given!r}")
+    return low, high
+
+
 Variable = Annotated[str, AfterValidator(_variable)]
 Url = Annotated[str, AfterValidator(_url)]
+AlphaRange = Annotated[tuple[float, float], BeforeValidator(_range)]
 PriceList = Annotated[tuple[float, float, float], BeforeValidator(_prices)]
 Prompting = Literal["raw", "chat"]
 
@@ -236,4 +247,27 @@ class ServeTable(Table):
 
     host: str = setting("127.0.0.1", "Address to listen on.", "--host")
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", "--port", ge=0, le=65535)
+    keys: Path | None = setting(
+        None,
+        "File of callers' hashed keys, see `key`; needed where others can reach the address.",
+        "--keys",
+        place="file",
+    )
+    alpha_range: AlphaRange | None = setting(
+        None, "The alphas that a request may choose, as 0,2; by default none.", "--alpha-range"
+    )
+    tails: list[TailPolicy] = setting([], "Tail policies that a request may choose besides the usual one.", "--tails")
+    chat_template: str | None = setting(
+        None, "How messages become text for base and pair: a Jinja template, its file, or plain.", "--chat-template"
+    )
+    max_logprobs: int = setting(20, "Most logprobs a client gets per token.", "--max-logprobs", ge=0, le=64)
+    active: int = setting(64, "Requests that are decoded at a time.", "--active", ge=1)
+    waiting: int = setting(256, "Requests that may wait; the next one gets a 429.", "--waiting", ge=0)
+    drain_seconds: float = setting(
+        30.0, "Time that texts have to end in when the server is told to stop.", "--drain-seconds", ge=0
+    )
+    allow_host: str = setting("", "Names of this server besides localhost, with commas; * is any.", "--allow-host")
+    allow_origin: str = setting(
+        "", "Pages that may use it, as http://localhost:3000, with commas; * is any.", "--allow-origin"
+    )
     models: dict[str, ServedModelTable] = setting({}, "What is offered, each a table [serve.models.NAME].")

@@ -24,6 +24,7 @@ from blackbox_proxy.gateway.places import Places
 from blackbox_proxy.gateway.watch import Watched, caller_in, note, record_of
 from blackbox_proxy.serve.engine import Engine, Event
 from blackbox_proxy.serve.gate import Gate
+from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.requests import Order
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.serve.wire import ApiError
@@ -105,7 +106,9 @@ def _closing() -> ApiError:
     )
 
 
-def create_gateway(engines: Sequence[Engine], porter: Porter, *, keys: Keys | None = None) -> Starlette:
+def create_gateway(
+    engines: Sequence[Engine], porter: Porter, *, keys: Keys | None = None, limits: Limits | None = None
+) -> Starlette:
     """The app. keys: None where anybody may use it."""
 
     async def ready(request: Request) -> Response:
@@ -120,6 +123,7 @@ def create_gateway(engines: Sequence[Engine], porter: Porter, *, keys: Keys | No
         middleware=[Middleware(Watched, metrics=porter.metrics)],
         behind=[] if keys is None else [Middleware(KeyCheck, keys=keys)],
         gate=porter,
+        limits=limits,
         strict=True,
         routes=[Route("/ready", ready), Route("/metrics", metrics)],
     )

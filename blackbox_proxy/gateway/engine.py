@@ -73,6 +73,7 @@ class Model:
     pairs: tuple[Pair, ...]
     alphas: tuple[Alpha, ...] = (1.0,)
     tail: TailPolicy = "backoff"
+    tail_size: int = 32
     drafting: Drafting = field(default_factory=Drafting)
     bounds: Bounds = field(default_factory=Bounds)
     top_logprobs: int = 20
@@ -89,7 +90,7 @@ class TunedEngine:
         self._reader = reader
         self._pairs: tuple[Pair, ...] = tuple(ShownPair(pair) for pair in model.pairs) or (NoPair(),)
         alphas = model.alphas if model.pairs else (0.0,)
-        self._equation = Equation(alphas, model.tail if model.pairs else "truncate")
+        self._equation = Equation(alphas, model.tail if model.pairs else "truncate", model.tail_size)
         if len(alphas) != len(self._pairs):
             raise InputError(f"{model.name} has {len(self._pairs)} pairs but {len(alphas)} alphas")
         self._tuners: OrderedDict[tuple[float | None, TailPolicy], ProxyTuner] = OrderedDict()

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from blackbox_proxy.gateway.engine import Model, models_of
 from blackbox_proxy.gateway.prompts import Reader
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.serve.host import bind, make_server
+from blackbox_proxy.serve.limits import Limits
 
 _LAST_WORDS = 5.0  # seconds in which errors reach their clients, after which connections are cut
 
@@ -29,8 +30,8 @@ _LAST_WORDS = 5.0  # seconds in which errors reach their clients, after which co
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """How a gateway is run. host, port: where it listens. keys: a file of hashed keys, None where anybody may ask.
-    active, waiting: requests decoded at a time, and in the queue. drain_seconds: that texts have to end in. Raises
-    InputError.
+    active, waiting: requests decoded at a time, and in the queue. drain_seconds: that texts have to end in. limits: of
+    clients. Raises InputError.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +40,7 @@ class Operation:
     active: int = 64
     waiting: int = 256
     drain_seconds: float = 30.0
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.active < 1 or self.waiting < 0:
@@ -84,10 +86,11 @@ def run_gateway(
     keys = None if operation.keys is None else Keys.read(operation.keys)
     porter = Porter(Room(active=operation.active, waiting=operation.waiting))
     with bind(operation.host, operation.port) as listener, _logged(), _ending_well():
-        app = create_gateway(models_of(base, models, reader), porter, keys=keys)
+        app = create_gateway(models_of(base, models, reader), porter, keys=keys, limits=operation.limits)
         server = make_server(
             app,
             lambda: announce(*listener.getsockname()[:2]) if announce else None,
+            operation.limits,
             patience=operation.drain_seconds + _LAST_WORDS,
             leaving=lambda: _leave(porter, operation.drain_seconds),
             left=base.aclose,
