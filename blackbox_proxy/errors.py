@@ -14,6 +14,7 @@
     │   ├── BadRequest            any other 4xx
     │   ├── NoLogprobs            the model answers without log probabilities
     │   ├── BadResponse           a 200 that is not what the API promises  (retryable where its body was lost)
+    │   │   └── Misspelled        its tokens do not spell its text
     │   └── CannotContinue        the API has no way to continue from issued tokens
     └── PairError                 the near side: the local expert and anti-expert
         ├── ModelUnavailable      folder or hub id missing, or unsafe to load
@@ -110,6 +111,10 @@ class NoLogprobs(BaseError):
 
 class BadResponse(BaseError):
     """A successful answer that is not what the API promises (HTML, truncated JSON, columns of unequal length)."""
+
+
+class Misspelled(BadResponse):
+    """The tokens of an answer do not spell its text, so what they and their rivals are cannot be known."""
 
 
 class CannotContinue(BaseError):

@@ -82,7 +82,7 @@ def plain_token(text: object, logprob: object, spelled: bytes | None = None) -> 
         raise malformed("a token is not text")
     if len(text) > _LONGEST:
         raise malformed(f"a token has {len(text):,} characters")
-    found = _ID.fullmatch(text)
+    found = _ID.fullmatch(text) if text.startswith("token_id:") else None
     if found:  # whatever bytes came with it are those of this string
         return RawToken(text, _logprob(logprob), id=int(found[1]))
     return RawToken(text, _logprob(logprob), spelled)
@@ -108,9 +108,10 @@ def _bytes(value: object) -> bytes | None:
     numbers = as_list(value)
     if len(numbers) > _LONGEST:
         raise malformed(f"a token has {len(numbers):,} bytes")
-    if not all(isinstance(number, int) and 0 <= number <= 255 for number in numbers):
-        raise malformed("bytes are not numbers from 0 to 255")
-    return bytes(numbers) or None
+    try:
+        return bytes(numbers) or None
+    except (TypeError, ValueError) as error:
+        raise malformed("bytes are not numbers from 0 to 255") from error
 
 
 def as_list(value: object) -> list[Any]:
@@ -149,12 +150,12 @@ def _spelling(entry: RawToken) -> bytes | None:
         # Bytes made from text that was already replaced say no more than the text does.
         made = entry.bytes == _REPLACEMENT.encode() or (_REPLACEMENT in text and entry.bytes == plain)
         return None if made else entry.bytes
-    escaped = _ESCAPED.fullmatch(text)
+    escaped = _ESCAPED.fullmatch(text) if text.startswith("bytes:") else None
     if escaped and text.isascii():
         raw = _ESCAPE.sub(_unescape, escaped[1].encode())
         if utf8_prefix(raw) < len(raw):  # nothing else is escaped, so otherwise it is just text
             return raw
-    if not text or _REPLACEMENT in text or _ID.fullmatch(text):
+    if not text or _REPLACEMENT in text or (text.startswith("token_id:") and _ID.fullmatch(text)):
         return None
     return plain
 

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blackbox_proxy.api.entries import RawToken, as_list, malformed, plain_token, raw_token, token_of
-from blackbox_proxy.errors import NoLogprobs
+from blackbox_proxy.api.against import WAY_OUT
+from blackbox_proxy.api.entries import RawToken, as_list, malformed, plain_token, raw_token, token_of, utf8
+from blackbox_proxy.errors import Misspelled, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Token
 
 _MORE = 1000  # candidates that a server may show beyond those that it was asked for
+_REPLACEMENT = "\ufffd"
+_SAME = 1e-6  # nats between two log probabilities of one token
+_LIKELIER = 0.1  # nats by which a token is likelier than another for certain, in arithmetic of any precision
 
 
 class RawPosition(NamedTuple):
@@ -87,13 +91,24 @@ def _legacy_shown(column: object) -> list[RawToken]:
 # -- the positions ----------------------------------------------------------------------------------------------------
 
 
-def position_of(row: RawPosition, k: int, vocabulary: Vocabulary | None, *, went_on: bool) -> Position:
-    """`went_on`: more text follows, so the sampled token is not the end, however it is spelled."""
+def position_of(
+    row: RawPosition,
+    k: int,
+    vocabulary: Vocabulary | None,
+    *,
+    went_on: bool,
+    listed: bool = False,
+    token: Token | None = None,
+) -> Position:
+    """`went_on`: more text follows, so the sampled token is not the end, however it is spelled. listed: the candidates
+    are the k likeliest, so that the sampled token must be one of them if it is likelier than the last. token: the
+    sampled one, where it is known already.
+    """
     sampled, shown = row.sampled, row.shown
     if len(shown) > 2 * k + _MORE:
         raise malformed(f"{len(shown):,} candidates at a place where {k} were asked for")
     literal = sampled.text if went_on else None
-    token = token_of(sampled, vocabulary, literal=literal)
+    token = token or token_of(sampled, vocabulary, literal=literal)
     found: dict[object, int] = {}
     kept: list[tuple[Token, float]] = []
     for entry in shown:
@@ -115,8 +130,27 @@ def position_of(row: RawPosition, k: int, vocabulary: Vocabulary | None, *, went
             "the API shows no candidates, only its own token",
             hint="Ask for top_logprobs of at least 1, or take a server that gives the most likely tokens.",
         )
+    if listed and not own and token.bytes and sampled.logprob is not None:
+        _check_listed(token, sampled.logprob, kept)
     kept.sort(key=lambda pair: -pair[1])
     return Position(token, logprob, tuple(other for other, _ in kept), np.array([value for _, value in kept]))
+
+
+def _check_listed(token: Token, logprob: float, kept: Sequence[tuple[Token, float]]) -> None:
+    """Raise Misspelled where the sampled token must be a candidate and is none as they are written."""
+    unknown = any(other.bytes is None and other.id is None for other, _ in kept)
+    if unknown and (_REPLACEMENT in token.text or utf8(token.text) != token.bytes):
+        return  # one of them may be it
+    twin = any(
+        abs(value - logprob) < _SAME and other.text.strip().casefold() == token.text.strip().casefold()
+        for other, value in kept
+    )
+    if twin or logprob > min(value for _, value in kept) + _LIKELIER:
+        shown = ", ".join(repr(other.text) for other, _ in kept[:5])
+        raise Misspelled(
+            f"the answer's own token {token.text!r} must be among its likeliest, and they are written {shown}",
+            hint=WAY_OUT,
+        )
 
 
 def _identity(token: Token, place: int) -> object:

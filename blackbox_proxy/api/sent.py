@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
+from blackbox_proxy.api.scripts import Writing
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.protocols import Ask
@@ -29,7 +30,9 @@ _MOST_REMEMBERED = 256
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all requests of one base have in common. `top_logprobs` is k; `vocabulary` None where it is unknown."""
+    """What all requests of one base have in common. `top_logprobs` is k; `vocabulary` None where it is unknown.
+    `writing`: how its answers were seen to write tokens so far.
+    """
 
     model: str
     api: Api
@@ -38,6 +41,7 @@ class Settings:
     vocabulary: Vocabulary | None = None
     rendering: Rendering = "raw"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    writing: Writing = field(default_factory=Writing, repr=False, compare=False)
     _remembered: dict[Hashable, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property

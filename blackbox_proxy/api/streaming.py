@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from blackbox_proxy.api.against import Against, Verdict
 from blackbox_proxy.api.echo import Echo, echo_of
-from blackbox_proxy.api.entries import token_of, utf8
+from blackbox_proxy.api.entries import END_MARKERS, RawToken, token_of
 from blackbox_proxy.api.positions import (
     RawPosition,
     as_end,
@@ -24,13 +25,15 @@ from blackbox_proxy.api.positions import (
     rows_of,
     stands_for_several,
 )
+from blackbox_proxy.api.scripts import PLAIN, SCRIPTS, Writing
 from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.dialects.finishing import ended_by, said_of
 from blackbox_proxy.errors import BadResponse, NoLogprobs
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Draft, Position, Usage, joined
+from blackbox_proxy.types import Draft, Position, Token, Usage, joined
 
 _REPLACEMENT = "\ufffd"
+_NO_TEXT = frozenset(["", "</s>", *END_MARKERS])  # what a text may have behind its tokens
 
 
 class Incremental:
@@ -38,7 +41,8 @@ class Incremental:
     shows_end: an ended text may have a position for its end; else a last token printed as nothing is no end.
     beyond: how many tokens more than n the server may write; they are left out. kept: how many of the likeliest
     candidates a position shows, by default all. begun: the text has tokens already, so that an answer without any ends
-    it; else it is an error.
+    it; else it is an error. listed: the candidates are the likeliest. repeated: what the text may begin with that is no
+    part of the answer. writing: what is known of how this server writes tokens.
 
     `usage` is the last that the API reported, None before.
     """
@@ -54,6 +58,9 @@ class Incremental:
         beyond: int = 0,
         kept: int | None = None,
         begun: bool = False,
+        listed: bool = True,
+        repeated: str = "",
+        writing: Writing | None = None,
     ) -> None:
         self._begun = begun
         self._beyond = beyond
@@ -63,14 +70,18 @@ class Incremental:
         self._k = top_logprobs
         self._vocabulary = vocabulary
         self._echo = echo
+        self._listed = listed
+        self._writing = writing or Writing()
         self._rows = 0
         self._generated = 0
         self._lost = False
-        self._held: RawPosition | None = None
+        self._waiting: list[RawPosition] = []  # for their text, or for what tells whether they are the end
+        self._sure: list[_Sure] = []  # only how their candidates are written is not known yet
         self._text: str | None = None
         self._hidden = False
         self._said: str | None = None
-        self._spelled: bytes | None = b""  # of the tokens released; None once one is unknown
+        self._against = Against(repeated)
+        self._over = False
         self.usage: Usage | None = None
 
     # -- what has come --------------------------------------------------------------------------------------------
@@ -95,21 +106,16 @@ class Incremental:
                 hint="It ignores the limit that was sent, or repeats the prompt. Another dialect may spell the limit "
                 "as this server expects it.",
             )
-        released = list(given)
+        self._over = over > 0
         for row in generated[: max(0, len(generated) - over)] if self._goes_on else ():
-            if self._held is not None:
-                released.append(self._release(self._held, went_on=True))
-            self._held = row
             if stands_for_several(row, self._vocabulary):
-                self._held, self._lost = None, True
+                self._lost = True
                 break
-        if self._held is not None and not self._may_change(self._held):
-            released.append(self._release(self._held, went_on=False))
-            self._held = None
-        return Draft(tuple(released), given=len(given))
+            self._waiting.append(row)
+        return Draft((*given, *self._settled()), given=len(given))
 
     def finish(self) -> Draft:
-        """The answer is complete: the position that was held back, and why the text ended there."""
+        """The answer is complete: the positions that were held back, and why the text ended there."""
         finish = ended_by(self._said)
         stopped, reason = finish == "stop", self._said if finish in ("content_filter", "other") else None
         text = None if self._hidden else self._text
@@ -119,21 +125,20 @@ class Incremental:
             if self._begun and not stopped and not text:  # what there is of the text has been paid for
                 return Draft((), finish if reason else "other", reason=self._said or "an empty answer")
             raise _no_logprobs(text, self._said)
-        if not self._goes_on:
+        if not (self._echo is None or self._echo.goes_on):
             return Draft(())
-        last: tuple[Position, ...] = ()
-        if self._held is not None:
-            before = self._spelled
-            position = self._release(self._held, went_on=False)
-            if stopped and self._shows_end and _adds_nothing(position, before, self._written_text(self._text)):
-                position = as_end(position)
-            last, self._held = (position,), None
-        return Draft(last, finish, reason=reason)
+        last = [*self._released(at_last=True), *self._left(stopped)]
+        if self._lost:
+            return Draft(tuple(last))
+        if not self._over and (self._against.rest or "").strip("\ufffd \t\r\n") not in _NO_TEXT:
+            return Draft(tuple(last))  # the text goes on beyond the tokens that are shown: it is gone on from there
+        return Draft(tuple(last), finish, reason=reason)
 
     @property
     def complete(self) -> bool:
         """Whether the API has said why it stopped, or has written all that was asked for and none of it is in doubt."""
-        return self._said is not None or (self._generated >= self._n and self._held is None)
+        held = self._waiting or self._sure
+        return self._said is not None or (self._generated >= self._n and not held)
 
     @property
     def begun(self) -> bool:
@@ -143,7 +148,9 @@ class Incremental:
     @property
     def done(self) -> bool:
         """Whether nothing that still comes will be released."""
-        return self._lost or (not self._goes_on and self._generated > 0)
+        if self._lost:
+            return not (self._waiting or self._sure)
+        return not self._goes_on and self._generated > 0
 
     @property
     def unscored(self) -> bool:
@@ -164,23 +171,123 @@ class Incremental:
         for i, row in enumerate(rows):
             if self._lost:
                 break
+            if self._writing.own is not None:
+                row = row._replace(sampled=self._writing.own.entry(row.sampled))
             token = token_of(row.sampled, self._vocabulary, literal=row.sampled.text)
             place = self._echo.place(token, row.offset, has_candidates=bool(row.shown))
             if place == "after":
                 return given, rows[i:]
             if place == "given":
+                self._learn(row, token)
                 given.append(self._position(row, went_on=self._echo.literal))
             self._lost = place == "lost"
         return given, []
 
-    def _release(self, row: RawPosition, *, went_on: bool) -> Position:
-        position = self._position(row, went_on=went_on)
-        spelled = position.token.bytes
-        self._spelled = self._spelled + spelled if self._spelled is not None and spelled else None
-        return position
+    # -- which of its rows are sure -------------------------------------------------------------------------------
 
-    def _position(self, row: RawPosition, *, went_on: bool) -> Position:
-        position = position_of(row, self._k, self._vocabulary, went_on=went_on)
+    def _settled(self) -> list[Position]:
+        """The positions that nothing can change any more."""
+        while self._waiting:
+            row = self._waiting[0]
+            alone = len(self._waiting) == 1 and not self._lost
+            if alone and self._may_change(row):
+                break
+            own = self._spelled(row, went_on=not alone)
+            if own is None:
+                break
+            del self._waiting[0]
+            self._sure.append(own)
+        return self._released()
+
+    def _spelled(self, row: RawPosition, *, went_on: bool) -> _Sure | None:
+        """The row with its token as the text has it; None where more text must come first. Raises Misspelled."""
+        writing, against, literal = self._writing, self._against, row.sampled.text if went_on else None
+        certain = self._vocabulary is not None and row.sampled.id is not None
+        if writing.own is not None or certain:
+            entry = row.sampled if writing.own is None else writing.own.entry(row.sampled)
+            token = token_of(entry, self._vocabulary, literal=literal and entry.text)
+            verdict = against.take(token, certain=certain)
+            return self._judged(verdict, row, entry, token, went_on)
+        verdicts: list[Verdict] = []
+        for script in SCRIPTS:  # the first is plain
+            entry = script.entry(row.sampled)
+            if verdicts and entry == row.sampled:
+                continue
+            token = token_of(entry, self._vocabulary, literal=literal and entry.text)
+            verdicts.append(against.take(token, certain=False))
+            if verdicts[-1] == "yes":
+                if against.told and (entry != row.sampled or " " in entry.text):
+                    writing.own = script
+                return _Sure(row._replace(sampled=entry), token, went_on)
+        verdict = "wait" if "wait" in verdicts else "no"
+        return self._judged(verdict, row, row.sampled, token_of(row.sampled, self._vocabulary), went_on)
+
+    def _judged(self, verdict: Verdict, row: RawPosition, entry: RawToken, token: Token, went_on: bool) -> _Sure | None:
+        if verdict == "no":
+            raise self._against.refuse(token, certain=self._vocabulary is not None and entry.id is not None)
+        return _Sure(row._replace(sampled=entry), token, went_on) if verdict == "yes" else None
+
+    def _released(self, *, at_last: bool = False) -> list[Position]:
+        """The positions of rows whose candidates can be read. Raises Misspelled where they cannot be, at last."""
+        writing, rows = self._writing, self._sure
+        for row, token, _ in rows if writing.listed is None else ():
+            self._learn(row, token)
+        released: list[Position] = []
+        for count, (row, token, went_on) in enumerate(rows):
+            if not (writing.see(row.shown) or self._known(row)):
+                if not at_last:
+                    self._sure = rows[count:]
+                    return released
+                if not writing.guess(row.shown):
+                    raise self._against.refuse_list([entry.text for entry in row.shown])
+            released.append(self._position(row, went_on=went_on, token=token))
+        self._sure = []
+        return released
+
+    def _learn(self, row: RawPosition, token: Token) -> None:
+        """Find out how candidates are written, if this row tells."""
+        if not (self._writing.see(row.shown) or self._known(row)) and token.bytes and b" " in token.bytes:
+            self._writing.decide(row.shown, token.bytes)
+
+    def _known(self, row: RawPosition) -> bool:
+        """Whether it does not matter how the candidates are written."""
+        return self._vocabulary is not None and all(entry.id is not None for entry in row.shown)
+
+    def _left(self, stopped: bool) -> list[Position]:
+        """The rows that waited for text, now that all of it is there."""
+        found: list[Position] = []
+        against, told = self._against, self._against.told
+        while self._waiting:
+            row = self._waiting.pop(0)
+            alone = not self._waiting and not self._lost
+            own = None
+            before = against.at_end and (told or not found)
+            if told:
+                own = self._spelled(row, went_on=not alone)
+            if own is None:
+                token = token_of(row.sampled, self._vocabulary, literal=None if alone else row.sampled.text)
+                verdict = against.close(token) if told and not (alone and token.end) else "yes"
+                if verdict == "wait" and stopped:
+                    if self._shows_end:  # what a stop string took off the text, the end first of all
+                        self._sure.append(_Sure(row, token, False))
+                        found += [as_end(position) for position in self._released(at_last=True)]
+                    self._waiting = []
+                    break
+                if verdict != "yes":
+                    raise against.refuse(token, certain=self._vocabulary is not None and row.sampled.id is not None)
+                own = _Sure(row, token, not alone)
+            self._sure.append(own)
+            more = self._released(at_last=True)
+            if alone and stopped and self._shows_end and more and self._adds_nothing(more[-1], before):
+                more[-1] = as_end(more[-1])
+            found += more
+        return found
+
+    def _position(self, row: RawPosition, *, went_on: bool, token: Token | None = None) -> Position:
+        listed = self._writing.listed
+        if listed is not None and listed is not PLAIN:
+            row = row._replace(shown=[listed.entry(entry) for entry in row.shown])
+        position = position_of(row, self._k, self._vocabulary, went_on=went_on, listed=self._listed, token=token)
         return position if self._kept is None else likeliest(position, self._kept)
 
     def _may_change(self, row: RawPosition) -> bool:
@@ -192,11 +299,16 @@ class Incremental:
             return token.bytes != b""
         if token.bytes == b"" or not token.text:
             return True
-        if self._spelled is None or _REPLACEMENT in token.text:
-            return False
-        text = self._written_text(self._text or "")
-        spelled = None if text is None else utf8(text)
-        return spelled is not None and self._spelled.startswith(spelled)
+        return _REPLACEMENT not in token.text and self._against.at_end
+
+    def _adds_nothing(self, position: Position, before: bool) -> bool:
+        """Whether the last token of a text that ended by itself is the end: special, or absent from the text. before:
+        the text had ended before it.
+        """
+        last = position.token
+        if last.bytes == b"" or not last.text:
+            return True
+        return before and not last.end and _REPLACEMENT not in last.text
 
     def _add_text(self, choice: Mapping[str, Any]) -> None:
         """Takes note of text; of a message that is shown in part only, nothing can be told from it."""
@@ -205,18 +317,22 @@ class Incremental:
         if not isinstance(message, Mapping):
             text = choice.get("text")
         elif message.get("reasoning_content") or message.get("reasoning") or message.get("refusal"):
-            self._hidden = True
+            self._hidden, self._against.text = True, None
             return
         else:
             text = message.get("content") or ""
         if isinstance(text, str):
             self._text = (self._text or "") + text
+            if not self._hidden:
+                self._against.text = self._text if self._echo is None else self._echo.rest(self._text)
 
-    def _written_text(self, text: str | None) -> str | None:
-        """What of the text was generated, not repeated; None where that cannot be told."""
-        if self._hidden or text is None:
-            return None
-        return text if self._echo is None else self._echo.rest(text)
+
+class _Sure(NamedTuple):
+    """A row whose own token is known."""
+
+    row: RawPosition
+    token: Token
+    went_on: bool
 
 
 def reader_of(sent: Sent, settings: Settings) -> Incremental:
@@ -231,7 +347,16 @@ def reader_of(sent: Sent, settings: Settings) -> Incremental:
         beyond=dialect.beyond,
         kept=settings.kept,
         begun=bool(sent.ask.prefix.tokens) and not dialect.hides_parts,
+        repeated=_repeated(sent),
+        writing=settings.writing,
     )
+
+
+def _repeated(sent: Sent) -> str:
+    """The beginning of a chat's answer, which some servers repeat before they go on with it."""
+    last = sent.prompt[-1] if sent.prompt else None
+    begun = isinstance(last, Mapping) and last.get("role") == "assistant"
+    return str(last.get("content") or "") if begun and isinstance(last, Mapping) else ""
 
 
 def parse(body: object, reader: Incremental) -> Draft:
@@ -242,16 +367,6 @@ def parse(body: object, reader: Incremental) -> Draft:
     """
     choice_of(body)
     return replace(joined([reader.feed(body), reader.finish()]), usage=usage_of(body))
-
-
-def _adds_nothing(position: Position, before: bytes | None, text: str | None) -> bool:
-    """Whether the last token of a text that ended by itself is the end: special, or absent from the text."""
-    last = position.token
-    if last.bytes == b"" or not last.text:
-        return True
-    if text is None or last.end or _REPLACEMENT in last.text:
-        return False
-    return before is not None and before == utf8(text)
 
 
 # -- the frame --------------------------------------------------------------------------------------------------------

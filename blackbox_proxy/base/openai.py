@@ -25,7 +25,15 @@ from blackbox_proxy.api.streaming import Incremental, parse, reader_of, usage_of
 from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.single import OneToken
 from blackbox_proxy.dialects.table import PROBED
-from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, ConnectionFailed, InputError, NoLogprobs
+from blackbox_proxy.errors import (
+    BadRequest,
+    BadResponse,
+    BaseError,
+    ConnectionFailed,
+    InputError,
+    Misspelled,
+    NoLogprobs,
+)
 from blackbox_proxy.protocols import Abilities, Ask
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
@@ -184,7 +192,7 @@ class OpenAIBase(OneToken):
         try:
             draft = self._read(body, sent, settings, Usage(retries=retries))
         except (NoLogprobs, BadResponse) as error:
-            if not self._hides(ask):
+            if not self._hides(ask) or isinstance(error, Misspelled):
                 raise
             return await self._brought_out(ask.prefix, usage_of(body) + Usage(retries=retries), error)
         if self._hides(ask) and not draft.positions and draft.finish is None:
@@ -254,7 +262,7 @@ class OpenAIBase(OneToken):
         """The draft where a stream failed before its first position. Raises the error where nothing else helps."""
         # Where parts of characters are held back, what is missing is one. But a chat that repeats its prefill begins
         # with text alone, too: a whole answer tells.
-        hidden = self._hides(ask) and not isinstance(error, BadRequest) and not error.retryable
+        hidden = self._hides(ask) and not isinstance(error, BadRequest | Misspelled) and not error.retryable
         if hidden and not (ask.prefix.tokens and self.settings.api == "chat"):
             return await self._brought_out(ask.prefix, meter.last(None), error)
         refused = isinstance(error, BadRequest) and not refuses_streams(error)

@@ -139,7 +139,7 @@ class OneToken(ABC):
         if bare and not has_logprobs(body):
             draft = text_only(body, settings.vocabulary)
         else:
-            draft = parse(body, Incremental(1, k, settings.vocabulary))
+            draft = parse(body, Incremental(1, k, settings.vocabulary, listed=False, writing=settings.writing))
         return replace(draft, usage=draft.usage + Usage(retries=retries))
 
 

@@ -9,12 +9,41 @@ dialects/table.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from blackbox_proxy.dialects.table import ALIASES, DIALECTS, After, Api
 from blackbox_proxy.errors import InputError
+
+BENDS: Mapping[str, Callable[[str, bytes], str]] = {
+    "byte letters": lambda text, spelled: "".join(_LETTERS[byte] for byte in spelled),
+    "pieces": lambda text, spelled: text.replace(" ", "▁"),
+    "open boxes": lambda text, spelled: text.replace(" ", "␣"),
+    "word ends": lambda text, spelled: text.replace(" ", "</w>"),
+    "without a blank": lambda text, spelled: text.removeprefix(" "),
+    "stripped": lambda text, spelled: text.strip(),
+    "underscored": lambda text, spelled: text.replace(" ", "_"),
+    "escaped": lambda text, spelled: text.replace(" ", "\\x20").replace("\n", "\\n"),
+    "quoted": lambda text, spelled: json.dumps(text),
+    "upper case": lambda text, spelled: text.upper(),
+    "HTML": lambda text, spelled: text.replace(" ", "&nbsp;"),
+    "cut short": lambda text, spelled: text[:1],
+    "first letter lost": lambda text, spelled: text[1:] or text,
+    "a constant": lambda text, spelled: "x",
+}
+"""Faults that servers have had, or could: how a token is written in place of its text. The first four can be undone."""
+
+
+def _letters() -> dict[int, str]:
+    """GPT-2's letter for each byte, as its tokenizer's own pieces are written."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printed]
+    return {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+_LETTERS: Mapping[int, str] = _letters()
 
 _OPENAI_FIELDS = frozenset(
     {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stream", "stop", "logprobs"}
@@ -60,6 +89,8 @@ class Emulation:
     special: bool = True  # special tokens are written out, as "<|endoftext|>"; else their text is ""
     bytes: Literal["true", "null", "absent", "text"] = "true"  # "text": those of the token as written, "\ufffd" too
     ids: Literal["id", "token_id"] | None = None  # the field of a candidate that has its id
+    bend: str = ""  # one of `BENDS`: strings do not spell what their tokens stand for
+    bends: Literal["all", "own", "listed"] = "all"  # the token that was written, its candidates, or both
     last_wins: bool = False  # of two candidates both written "\ufffd" a column keeps the last, not the likeliest
     # The token that ended the text: no entry, one with its text, one with an empty text; "asked": one with its text if
     # vLLM's fields for ids were sent, else none.

@@ -73,7 +73,7 @@ def _columns(side: str, entries: Sequence[Placed], start: int, k: int, style: St
         logprob = None if hidden or position.logprob is None else lowered(position.logprob, style)
         own.append([logprob, position.token.id, spell(position.token, style)])
         pairs = zip(position.tokens, position.logprobs.tolist(), strict=True)
-        row = [[lowered(value, style), token.id, spell(token, style)] for token, value in pairs]
+        row = [[lowered(value, style), token.id, spell(token, style, listed=True)] for token, value in pairs]
         tops.append(None if hidden else row)
     columns: Json = {f"{side}_token_logprobs": own}
     if by_id:

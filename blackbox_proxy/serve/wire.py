@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
-from blackbox_proxy.serve.emulation import Emulation
+from blackbox_proxy.serve.emulation import BENDS, Emulation
 from blackbox_proxy.serve.engine import Placed
 from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import FinishReason, Position, Token, Usage
@@ -61,10 +61,13 @@ class Head:
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 
-def spell(token: Token, style: Style) -> str:
-    """A token as a string."""
+def spell(token: Token, style: Style, *, listed: bool = False) -> str:
+    """A token as a string; listed: as a candidate."""
     if style.tokens_as_ids and token.id is not None:
         return f"token_id:{token.id}"
+    emulation = style.emulation
+    if emulation.bend and token.bytes and emulation.bends in ("all", "listed" if listed else "own"):
+        return BENDS[emulation.bend](token.bytes.decode("utf-8", "replace"), token.bytes)
     try:
         return token.bytes.decode("utf-8") if token.bytes else token.text if style.emulation.special else ""
     except UnicodeDecodeError:
@@ -77,7 +80,7 @@ def spell(token: Token, style: Style) -> str:
 def _spell_all(tokens: Sequence[Token], style: Style) -> list[str]:
     if style.tokens_as_ids and isinstance(tokens, VocabularyTokens):
         return [f"token_id:{index}" for index in tokens.ids.tolist()]
-    return [spell(token, style) for token in tokens]
+    return [spell(token, style, listed=True) for token in tokens]
 
 
 def lowered(logprob: float, style: Style) -> float:
@@ -119,7 +122,7 @@ def completion_logprobs(entries: Sequence[Placed], style: Style) -> Json:
             if style.emulation.last_wins or key not in row:
                 row[key] = lowered(logprob, style)
         if style.emulation.outside_listed:
-            row.setdefault(spell(position.token, style), lowered(position.logprob, style))
+            row.setdefault(spell(position.token, style, listed=True), lowered(position.logprob, style))
         tops.append(row)
     return {
         "tokens": [spell(entry.position.token, style) for entry in entries],

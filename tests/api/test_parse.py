@@ -104,7 +104,7 @@ def test_ids_keep_apart_what_strings_would_merge(vocabulary: Vocabulary) -> None
 
 def test_tokens_known_only_by_replacement_characters_are_never_merged() -> None:
     top = [entry("\ufffd", -1.0), entry("\ufffd", -2.0, FFFD), entry("\ufffd", -3.0, [0xE2]), entry("\ufffd", -4.0)]
-    position = only(chat(entry("Hi", -0.9) | {"top_logprobs": top}, text="Hi"))
+    position = only(chat(entry("Hi", -5.0) | {"top_logprobs": top}, text="Hi"))
     assert position.logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert [token.bytes for token in position.tokens] == [None, None, b"\xe2", None]
 

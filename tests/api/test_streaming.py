@@ -48,7 +48,7 @@ BODIES = {
     "chat with an end": chat(HI, item("<|im_end|>"), text="Hi", finish="stop"),
     "chat ends at once": chat(text="", finish="stop"),
     "llama-server": llama(HI, THE, item("", [], id=END), text="Hi the", finish="stop"),
-    "llama-server goes on": llama(HI, item("", [], id=2), THE, text="Hi the"),
+    "llama-server goes on": llama(HI, item("", [], id=TURN), THE, text="Hi the"),
 }
 
 

@@ -125,5 +125,6 @@ def test_an_answer_without_anything_ends_a_text_that_is_paid_for(
     found = text(asking, server, pair, ((" the", " cat"), "abort"), ((" sat",), reason), ((), reason))
     assert (found.text, found.finish_reason, found.reason) == (" the cat sat", "other", reason or "an empty answer")
     assert found.usage.api_calls == 3
-    with pytest.raises(BadResponse, match="null" if reason is None else reason):
-        text(asking, server, pair, ((), reason))
+    if reason is not None:
+        with pytest.raises(BadResponse, match=reason):
+            text(asking, server, pair, ((), reason))
