@@ -62,12 +62,15 @@ class NearMeasured:
 
 def random_models(shape: str, vocabulary: Vocabulary) -> tuple[CausalLM, CausalLM]:
     """An expert and its anti-expert with random weights. Raises InputError for a shape that is not in `SHAPES`."""
+    return random_model(shape, vocabulary, _DRIFT), random_model(shape, vocabulary)
+
+
+def random_model(shape: str, vocabulary: Vocabulary, drift: float = 0.0, spread: float | None = None) -> CausalLM:
+    """A model with random weights, `drift` of each weight's spread away from what the shape always gets. spread: of its
+    logits, nats (about 3 is as sure of itself as a trained model). Raises InputError.
+    """
     if shape not in SHAPES:
         raise InputError(f"unknown shape {shape!r}", hint=f"Use one of {', '.join(SHAPES)}.")
-    return _model(shape, vocabulary, _DRIFT), _model(shape, vocabulary, 0.0)
-
-
-def _model(shape: str, vocabulary: Vocabulary, drift: float) -> CausalLM:
     hidden, layers, heads, shared, inner = SHAPES[shape]
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -86,6 +89,8 @@ def _model(shape: str, vocabulary: Vocabulary, drift: float) -> CausalLM:
         for weight in model.parameters():
             if drift and weight.dim() > 1:
                 weight.add_(drift * weight.std() * torch.randn_like(weight))
+        if spread is not None:
+            model.model.norm.weight.mul_(spread / (float(model.lm_head.weight.std()) * hidden**0.5))
     return CausalLM(model, vocabulary, f"random, {shape}")
 
 

@@ -221,14 +221,16 @@ class Slots:
         """A text to be continued with `ids`: the kept one that begins alike, if little of it is lost, or a new one."""
         wanted = list(ids)
         with self._lock:
-            trunk = max(self._kept, key=lambda one: _shared(one.ids, wanted), default=None)
-            full = len(self._kept) >= self._count
+            shared = {id(one): _shared(one.ids, wanted) for one in self._kept}
+            cheap = [one for one in self._kept if len(one.ids) - shared[id(one)] <= _CHEAP_LOSS]
+            trunk = max(cheap, key=lambda one: shared[id(one)], default=None)
+            most = max(self._kept, key=lambda one: shared[id(one)], default=None)
+            if most is not None and (trunk is None or shared[id(most)] >= shared[id(trunk)] + _WORTH_COPYING):
+                # Worth a copy, which a new text makes; the oldest would have to go for it, so it is cut instead.
+                full = len(self._kept) >= self._count
+                trunk = most if full and most is self._kept[0] else None
             if trunk is not None:
-                lost = len(trunk.ids) - _shared(trunk.ids, wanted)
-                if lost <= _CHEAP_LOSS or (full and trunk is self._kept[0]):
-                    self._kept.remove(trunk)
-                else:
-                    trunk = None
+                self._kept.remove(trunk)
             trunk = trunk or Trunk(self._lm, self)
             self._lent.add(trunk)
             return trunk

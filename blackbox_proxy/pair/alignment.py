@@ -102,7 +102,7 @@ class Alignment:
         self._sets: _Recent[tuple[bytes, bytes, bytes], Ids] = _Recent(_CACHED_SETS)
         self._masks: _Recent[bytes, tuple[NDArray[np.bool_], bool]] = _Recent(_CACHED_MASKS)
         self._tables: _Recent[tuple[bytes, bytes], Ids] = _Recent(_CACHED_SETS)
-        self._begun: _Recent[bytes, bool] = _Recent(_CACHED_SETS)
+        self._following: _Recent[bytes, frozenset[bytes]] = _Recent(_CACHED_SETS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
         self._version = -1
@@ -114,6 +114,7 @@ class Alignment:
             self._sets.clear()
             self._masks.clear()
             self._tables.clear()
+            self._following.clear()
 
     # -- the event of every id: small local vocabularies ---------------------------------------------------------------
 
@@ -225,11 +226,11 @@ class Alignment:
             return text in self._on_the_way
         return bool(self.base.extensions(text))
 
-    def longer(self, text: bytes) -> bool:
-        """Whether some token of the base begins with `text`."""
-        found = self._begun.get(text)
+    def following(self, token: bytes) -> frozenset[bytes]:
+        """The single bytes with which longer tokens of the base go on from this one."""
+        found = self._following.get(token)
         if found is None:
-            found = self._begun.keep(text, self.base.begins(text))
+            found = self._following.keep(token, self.base.following(token))
         return found
 
     # -- which nodes are computed ----------------------------------------------------------------------------------

@@ -155,12 +155,13 @@ class Bridges:
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
         values = np.exp(values[values > _LOG_LEAST])
-        spelling, longer = self._alignment.local.spelling, self._alignment.longer
+        following = self._alignment.following(way.token)
+        if not following:
+            return 0.0
+        spelling = self._alignment.local.spelling
         written = [spelling[index] or b"" for index in ids[: len(values)].tolist()]
-        going = {first: longer(way.token + first) for first in {text[:1] for text in written if text}}
-        likely = [
-            (way.token + text, p) for text, p in zip(written, values.tolist(), strict=True) if going.get(text[:1])
-        ]
+        all_of_them = zip(written, values.tolist(), strict=True)
+        likely = [(way.token + text, p) for text, p in all_of_them if text[:1] in following]
         gone = 0.0
         for (text, p), first in zip(likely, self._alignment.base.first([text for text, _ in likely]), strict=True):
             if first != way.token or self._alignment.goes_on(text):

@@ -42,10 +42,16 @@ class Sorted:
                 best = prefix
         return best
 
-    def begins(self, text: bytes) -> bool:
-        """Whether a key begins with `text`."""
-        place = bisect_left(self.keys, text)
-        return place < len(self.keys) and self.keys[place].startswith(text)
+    def following(self, text: bytes) -> frozenset[bytes]:
+        """The single bytes with which keys that begin with `text`, and are longer, go on."""
+        low, high = range_of(self.keys, text)
+        found: set[bytes] = set()
+        while low < high:
+            byte = self.keys[low][len(text) : len(text) + 1]
+            if byte:
+                found.add(byte)
+            low = range_of(self.keys, text + byte)[1] if byte else low + 1
+        return frozenset(found)
 
     def extensions(self, text: bytes) -> list[bytes]:
         low, high = range_of(self.keys, text)

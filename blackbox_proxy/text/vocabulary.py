@@ -61,8 +61,8 @@ class Cutter(Protocol):
         """The shortest u (none a prefix of another) for which text + u begins a token longer than `text`."""
         ...
 
-    def begins(self, text: bytes) -> bool:
-        """Whether some token begins with `text`."""
+    def following(self, text: bytes) -> frozenset[bytes]:
+        """The single bytes with which tokens that begin with `text`, and are longer, go on."""
         ...
 
     def token(self, spelling: bytes) -> Token:
@@ -307,8 +307,8 @@ class Vocabulary:
     def extensions(self, text: bytes) -> list[bytes]:
         return self._table.sorted.extensions(text)
 
-    def begins(self, text: bytes) -> bool:
-        return self._table.sorted.begins(text)
+    def following(self, text: bytes) -> frozenset[bytes]:
+        return self._table.sorted.following(text)
 
     # -- two vocabularies -----------------------------------------------------------------------------------------
 
@@ -389,8 +389,8 @@ class LearnedVocabulary:
     def extensions(self, text: bytes) -> list[bytes]:
         return self._sorted.extensions(text)
 
-    def begins(self, text: bytes) -> bool:
-        return self._sorted.begins(text)
+    def following(self, text: bytes) -> frozenset[bytes]:
+        return self._sorted.following(text)
 
     def token(self, spelling: bytes) -> Token:
         return Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))

@@ -247,3 +247,15 @@ async def test_closing_a_stream_stops_the_model(base: TransformersBase, read: li
     await base.draft(Ask(Prefix("A"), 1))
     assert len(read) == before + 1
     assert before == 2
+
+
+async def test_a_text_that_is_gone_through_again_is_not_read_anew_at_each_token(base: TransformersBase) -> None:
+    """The longer text that is kept from before shares a token more with it than its own cache does."""
+    prefix, text = Prefix("The"), tokens_of(base, " dog ate a soup. The cat ate a fish and the dog a bone")
+    await base.draft(Ask(prefix, 1, given=text))
+    before = base._lm.reader.read_tokens
+    for token in text:
+        await base.draft(Ask(prefix, 1))
+        prefix = prefix.plus(token)
+    assert len(text) > 16
+    assert base._lm.reader.read_tokens - before <= len(base.prompt_ids("The")) + len(text)

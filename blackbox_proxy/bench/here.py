@@ -1,0 +1,143 @@
+"""Whole texts with all three models in this process, against the plain loop: `blackbox-proxy bench --here`.
+
+The plain loop is proxy-tuning as it is written down (Liu et al. 2024, section 2): three models with a cache each, one
+forward pass of each a token, log q + alpha (log E - log A) over the whole vocabulary, the likeliest token issued. Where
+the pair has another tokenizer there is no such loop; there the figure is the time of its three passes a token alone.
+Everything runs in turn on the same weights, so the ratios hold on a busy machine as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
+
+from blackbox_proxy.base.local import TransformersBase
+from blackbox_proxy.decoding.pace import Drafting
+from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.tuner import ProxyTuner, run
+
+ALONE = "base alone"
+PLAIN = "plain loop"
+_OURS = {"one at a time": Drafting.fixed(1), "8 at a time": Drafting.fixed(8), "by default": Drafting()}
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """One way to write the texts. speed: tokens a second, of the round in the middle; kept: share of tokens that stood
+    in a draft (None: there are no drafts); texts: ids of what was written, where that is comparable.
+    """
+
+    name: str
+    speed: float
+    kept: float | None
+    texts: tuple[tuple[int, ...], ...]
+
+
+@torch.inference_mode()
+def plain_loop(
+    models: Sequence[CausalLM], prompts: Sequence[Sequence[int]], tokens: int, alpha: float | None
+) -> tuple[int, ...]:
+    """One text by base, expert and anti-expert (or the base alone), greedy, until `tokens` or the base's end.
+
+    prompts: ids for each model. alpha None: the base's own choice, whatever the others say.
+    """
+    caches: list[Any] = [DynamicCache() for _ in models]
+    new = [list(ids) for ids in prompts]
+    written: list[int] = []
+    ends = models[0].vocabulary.end_ids
+    while len(written) < tokens:
+        rows = []
+        for lm, cache, ids in zip(models, caches, new, strict=True):
+            logits = lm.model(
+                input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits[0, -1]
+            rows.append(torch.log_softmax(logits.float(), -1))
+        total = rows[0] if alpha is None else rows[0] + alpha * (rows[1] - rows[2])
+        choice = int(total.argmax())
+        written.append(choice)
+        if choice in ends:
+            break
+        new = [[min(choice, len(lm.vocabulary) - 1)] for lm in models]
+    return tuple(written)
+
+
+def measure_here(
+    base: CausalLM,
+    expert: CausalLM,
+    antiexpert: CausalLM,
+    prompts: Sequence[str],
+    *,
+    tokens: int = 64,
+    alpha: float = 1.0,
+    rounds: int = 3,
+) -> list[Here]:
+    """Every way in turn, `rounds` times; base alone and plain loop first. Greedy, the whole vocabulary shown."""
+    box = TransformersBase(base)
+    pair = TransformersPair(expert, antiexpert)
+    same = base.vocabulary.spells_like(expert.vocabulary)
+    ids = [[lm.vocabulary.prompt_ids(prompt, "raw") for lm in (base, expert, antiexpert)] for prompt in prompts]
+    kept: dict[str, float] = {}
+
+    def ours(name: str, drafting: Drafting) -> list[tuple[int, ...]]:
+        tuner = ProxyTuner(box, pair, alpha, draft=drafting)
+        found = [tuner.generate(prompt, max_tokens=tokens) for prompt in prompts]
+        steps = [step for generation in found for step in generation.steps]
+        kept[name] = sum(step.drafted for step in steps) / len(steps)
+        return [tuple(-1 if step.token_id is None else step.token_id for step in one.steps) for one in found]
+
+    ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+        ALONE: lambda: [plain_loop([base], own[:1], tokens, None) for own in ids],
+        PLAIN: lambda: [plain_loop([base, expert, antiexpert], own, tokens, alpha if same else None) for own in ids],
+    }
+    for name, drafting in _OURS.items():
+        ways[name] = lambda name=name, drafting=drafting: ours(name, drafting)  # type: ignore[misc]
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    texts: dict[str, list[tuple[int, ...]]] = {}
+    try:
+        for turn in range(rounds + 1):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                texts[name] = way()
+                if turn:  # the first one fills caches that are made once
+                    speeds[name].append(sum(map(len, texts[name])) / (time.perf_counter() - begin))
+    finally:
+        run(box.aclose())
+    return [Here(name, statistics.median(speeds[name]), kept.get(name), tuple(texts[name])) for name in ways]
+
+
+def run_here(
+    console: Console, models: tuple[CausalLM, CausalLM, CausalLM], prompts: Sequence[str], **options: Any
+) -> list[Here]:
+    """Measure and print; options as for `measure_here`."""
+    found = measure_here(*models, prompts, **options)
+    base, expert, _ = models
+    same = base.vocabulary.spells_like(expert.vocabulary)
+    console.print(here_table(found, f"{base.name}; {expert.name}, {'the same' if same else 'another'} tokenizer"))
+    return found
+
+
+def here_table(found: Sequence[Here], title: str) -> Table:
+    """One row a way; speeds beside those of base alone and of the plain loop."""
+    known = {one.name: one for one in found}
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in ("", "tokens/s", "of base alone", "of plain loop", "of drafts kept"):
+        table.add_column(column, justify="right" if column else "left")
+    for one in found:
+        table.add_row(
+            one.name,
+            f"{one.speed:.1f}",
+            f"{one.speed / known[ALONE].speed:.2f}",
+            f"{one.speed / known[PLAIN].speed:.2f}",
+            "" if one.kept is None else f"{one.kept:.0%}",
+        )
+    return table
