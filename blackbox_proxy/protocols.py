@@ -56,6 +56,7 @@ class Abilities:
     reveals: how many tokens one request can ask about by name (`reveal`); 0 where none. Where only given text is scored
     it is 1: each token costs a request.
     biases: how many tokens a request can bend towards or away from (`steer`); 0 where none.
+    here: it runs in this process: a request costs what is read and written for it, and no round trip.
     """
 
     streams: bool = False
@@ -64,6 +65,7 @@ class Abilities:
     draws: bool = True
     reveals: int = 0
     biases: int = 0
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -70,7 +70,7 @@ class ProxyTuner:
         self.steer: Steer = steer
         self.equation = Equation(alphas, tail, tail_size)
         self.drafting = Drafting.fixed(draft) if isinstance(draft, int) else draft or Drafting()
-        self._pace = Pace(self.drafting)
+        self._pace = Pace(self.drafting, here=base.abilities.here)
 
     @classmethod
     def of(cls, base: Base, pairs: Sequence[Pair], equation: Equation, drafting: Drafting) -> Self:
@@ -94,7 +94,7 @@ class ProxyTuner:
         sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
         self.check(prompt, max_tokens)
         repeatable = temperature > 0.0 and seed is not None
-        pace = Pace(self.drafting, measures=False) if repeatable else self._pace
+        pace = Pace(self.drafting, measures=False, here=self.base.abilities.here) if repeatable else self._pace
         steps = (
             decode_biased(self.base, self.pairs, prompt, self.equation, limits, sampling)
             if self.steer == "bias"

@@ -142,7 +142,7 @@ class TransformersBase:
     @property
     def abilities(self) -> Abilities:
         """It scores given tokens, and draws from what it shows. It does not claim to stream: no round trip is saved."""
-        return Abilities(scores=True, reveals=self._known, biases=self._known)
+        return Abilities(scores=True, reveals=self._known, biases=self._known, here=True)
 
     @property
     def identity(self) -> Mapping[str, object] | None:

@@ -21,14 +21,28 @@ from rich.table import Table
 from transformers import DynamicCache
 
 from blackbox_proxy.base.local import TransformersBase
+from blackbox_proxy.bench.near import random_model
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner, run
 
+PROMPTS = ("def score(self, tokens):", "The loop asks the base for")
 ALONE = "base alone"
 PLAIN = "plain loop"
 _OURS = {"one at a time": Drafting.fixed(1), "8 at a time": Drafting.fixed(8), "by default": Drafting()}
+
+
+_SPREAD = 3.0  # nats: random logits that are as sure of themselves as a trained model's
+_TUNED = 0.01  # how far the expert is from the anti-expert, of the spread of each weight
+_LARGER = {"0.8M": "10M", "10M": "100M", "100M": "100M"}
+
+
+def random_three(shape: str, base: Vocabulary, local: Vocabulary) -> tuple[CausalLM, CausalLM, CausalLM]:
+    """A base (of the next larger shape), an expert and an anti-expert with random weights. Raises InputError."""
+    pair = [random_model(shape, local, drift, _SPREAD) for drift in (_TUNED, 0.0)]
+    return random_model(_LARGER.get(shape, shape), base, 0.3, _SPREAD), pair[0], pair[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +68,7 @@ def plain_loop(
     caches: list[Any] = [DynamicCache() for _ in models]
     new = [list(ids) for ids in prompts]
     written: list[int] = []
-    ends = models[0].vocabulary.end_ids
+    ends, base_size = models[0].vocabulary.end_ids, len(models[0].vocabulary)
     while len(written) < tokens:
         rows = []
         for lm, cache, ids in zip(models, caches, new, strict=True):
@@ -62,12 +76,13 @@ def plain_loop(
                 input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits[0, -1]
             rows.append(torch.log_softmax(logits.float(), -1))
-        total = rows[0] if alpha is None else rows[0] + alpha * (rows[1] - rows[2])
+        size = min(base_size, *(len(row) for row in rows))
+        total = rows[0][:base_size] if alpha is None else rows[0][:size] + alpha * (rows[1][:size] - rows[2][:size])
         choice = int(total.argmax())
         written.append(choice)
         if choice in ends:
             break
-        new = [[min(choice, len(lm.vocabulary) - 1)] for lm in models]
+        new = [[min(choice, lm.model.get_input_embeddings().num_embeddings - 1)] for lm in models]
     return tuple(written)
 
 

@@ -66,6 +66,27 @@ def _bench_near(
     near.run_near(Console(), models, base, lengths=lengths or near.LENGTHS, candidates=candidates, exact=exact)
 
 
+def _bench_here(base: str | None, expert: str | None, antiexpert: str | None, shape: str, max_tokens: int) -> None:
+    """Two tables: the pair with the base's tokenizer and with another one; or one table of weights that are given."""
+    from blackbox_proxy.bench import here, near
+    from blackbox_proxy.demo.spelling import big_tokenizer, small_tokenizer
+    from blackbox_proxy.models.loading import load_causal_lm
+    from blackbox_proxy.text.spelling import from_tokenizer
+
+    own = [base, expert, antiexpert]
+    if any(own) and not all(own):
+        raise InputError("models of your own come all together", hint="Give --base, --expert and --antiexpert.")
+    if base and expert and antiexpert:
+        e, a = load_causal_lm(expert, device="cpu"), load_causal_lm(antiexpert, device="cpu")
+        here.run_here(Console(), (load_causal_lm(base, device="cpu"), e, a), here.PROMPTS, tokens=max_tokens)
+        return
+    lines = near.own_text().splitlines()
+    local, other = from_tokenizer(small_tokenizer(lines, 900)), from_tokenizer(big_tokenizer(lines, 900))
+    for vocabulary in (local, other):
+        models = here.random_three(shape, vocabulary, local)
+        here.run_here(Console(), models, here.PROMPTS, tokens=max_tokens)
+
+
 @app.command()
 @takes(PriceOptions)
 def bench(
@@ -84,11 +105,14 @@ def bench(
     parts: PriceOptions,
     way: Annotated[list[str] | None, typer.Option(help="Only this way of asking; may be repeated.")] = None,
     near: Annotated[bool, typer.Option("--near", help="Measure this machine's part of a draft instead.")] = False,
-    shape: Annotated[str, typer.Option(help="Size of the random pair that --near measures: 0.8M, 10M, 100M.")] = "0.8M",
+    shape: Annotated[str, typer.Option(help="Size of the random pair of --near and --here: 0.8M, 10M, 100M.")] = "0.8M",
     pair_tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of that pair: folder or hub id.")] = None,
     base_tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer of the base: folder, hub id or encoding.")
     ] = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Measure whole texts with all three models in this process instead.")
+    ] = False,
     length: Annotated[list[int] | None, typer.Option(help="Length of a draft; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each of its positions.")] = 20,
     exact: Annotated[bool, typer.Option("--exact", help="Sum every candidate over all ways to write it.")] = False,
@@ -106,8 +130,13 @@ def bench(
         blackbox-proxy bench --base ./big --expert ./small-tuned --antiexpert ./small --prompts prompts.txt --alpha 0.5
 
         blackbox-proxy bench --near --shape 10M --pair-tokenizer ./small --base-tokenizer cl100k_base
+
+        blackbox-proxy bench --here --shape 10M
     """
     quiet_transformers()
+    if here:
+        _bench_here(base, expert, antiexpert, shape, max_tokens)
+        return
     if near:
         _bench_near(shape, expert, antiexpert, pair_tokenizer, base_tokenizer, length, candidates, exact)
         return

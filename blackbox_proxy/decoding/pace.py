@@ -87,13 +87,15 @@ class Rate:
 class Line:
     """seconds = first + (n - 1) * per, fitted to what was seen (exponentially weighted least squares).
 
-    Begins as if one answer of 1 and one of 21 tokens had been seen, at `first` and `per` seconds.
+    Begins as if one answer of 1 and one of 21 tokens had been seen, at `first` and `per` seconds; `weight`: what the
+    two count, against 1 for each that is seen.
     """
 
-    def __init__(self, first: float = 0.5, per: float = 0.02) -> None:
+    def __init__(self, first: float = 0.5, per: float = 0.02, weight: float = 1.0) -> None:
         self._sums = [0.0] * 5  # of 1, x, xx, t, xt with x = n - 1
         self._add(0.0, first)
         self._add(20.0, first + 20.0 * per)
+        self._sums = [weight * one for one in self._sums]
 
     def _add(self, x: float, t: float) -> None:
         self._sums = [_MEMORY * old + new for old, new in zip(self._sums, (1.0, x, x * x, t, x * t), strict=True)]
@@ -117,14 +119,15 @@ class Pace:
 
     `measures`: whether measured times count. A sampled text with a seed must come out the same again, and where its
     requests begin decides which random numbers the API uses: there only the text's own acceptance rates count.
+    here: the base runs in this process, so that nothing but the models' own time is to be saved.
     """
 
-    def __init__(self, drafting: Drafting, *, measures: bool = True) -> None:
+    def __init__(self, drafting: Drafting, *, measures: bool = True, here: bool = False) -> None:
         self.drafting = drafting
         self.base = Rate()
-        self.local = Rate()
+        self.local = Rate(0.5, 1.0) if here else Rate()
         self.cached = Rate(0.0, 1.0)
-        self.answer = Line()
+        self.answer = Line(0.04, 0.01, 0.2) if here else Line()
         self.local_seconds = Rate(0.005, 1.0)
         self.measures = measures
 

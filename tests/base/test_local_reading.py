@@ -29,7 +29,7 @@ def tokens_of(base: TransformersBase, text: str) -> tuple[Token, ...]:
 
 def test_what_it_can_do(base: TransformersBase) -> None:
     ids = base.known
-    assert base.abilities == Abilities(scores=True, draws=True, reveals=ids, biases=ids)
+    assert base.abilities == Abilities(scores=True, draws=True, reveals=ids, biases=ids, here=True)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
