@@ -130,7 +130,7 @@ class Incremental:
         last = [*self._released(at_last=True), *self._left(stopped)]
         if self._lost:
             return Draft(tuple(last))
-        if not self._over and (self._against.rest or "").strip("\ufffd \t\r\n") not in _NO_TEXT:
+        if not self._over and (self._against.rest or "").strip(_REPLACEMENT) not in _NO_TEXT:
             return Draft(tuple(last))  # the text goes on beyond the tokens that are shown: it is gone on from there
         return Draft(tuple(last), finish, reason=reason)
 

@@ -67,6 +67,8 @@ class Findings:
 
     # How tokens are written.
     ids: Literal["shown", "on request", "no"] | None = None  # of candidates; "shown": unasked
+    # "plain" where strings spell the text, the name of a script that is undone, or "refused"
+    strings: str | None = None
     bytes: Bytes | None = None  # as in `answers.Spelling`
     parts: Parts | None = None  # the same
     wrong: int | None = None  # the same

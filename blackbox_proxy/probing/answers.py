@@ -12,6 +12,7 @@ from typing import Any
 
 from blackbox_proxy.api.entries import RawToken, token_of
 from blackbox_proxy.api.positions import RawPosition, rows_of, stands_for_several
+from blackbox_proxy.api.scripts import PLAIN, Writing
 from blackbox_proxy.api.streaming import choice_of
 from blackbox_proxy.dialects.findings import Bytes, Parts
 from blackbox_proxy.dialects.finishing import said_of
@@ -43,6 +44,16 @@ def read(body: object) -> Answered:
         said_of(choice.get("finish_reason")),
         choice,
         body if isinstance(body, Mapping) else {},
+    )
+
+
+def undone(rows: Sequence[RawPosition], writing: Writing) -> tuple[RawPosition, ...]:
+    """The rows with their strings as what they stand for, as far as it is known how they are written."""
+    own, listed = writing.own or PLAIN, writing.listed or PLAIN
+    if own is PLAIN and listed is PLAIN:
+        return tuple(rows)
+    return tuple(
+        row._replace(sampled=own.entry(row.sampled), shown=[listed.entry(entry) for entry in row.shown]) for row in rows
     )
 
 

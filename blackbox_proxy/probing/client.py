@@ -13,11 +13,12 @@ from typing import Any
 
 from blackbox_proxy.api.entries import malformed
 from blackbox_proxy.api.native import native_answer
-from blackbox_proxy.api.streaming import usage_of
+from blackbox_proxy.api.scripts import Writing
+from blackbox_proxy.api.streaming import Incremental, parse, usage_of
 from blackbox_proxy.dialects.finishing import ended_by
 from blackbox_proxy.dialects.table import Api, Dialect
-from blackbox_proxy.errors import BadRequest, BadResponse, BudgetReached
-from blackbox_proxy.probing.answers import Answered, Spelling, read
+from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, BudgetReached, Misspelled
+from blackbox_proxy.probing.answers import Answered, Spelling, read, undone
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.connection import Connection
 from blackbox_proxy.transport.failures import decode_body
@@ -73,6 +74,8 @@ class Asker:
     purse: Purse
     max_attempts: int
     spelling: Spelling = field(default_factory=Spelling)
+    writing: Writing = field(default_factory=Writing)
+    misspelled: bool = False  # tokens were seen that do not spell the text beside them
     ended: Answered | None = None  # an answer that came to an end by itself
 
     async def ask(self, prompt: Prompt, n: int, k: int | None, *, temperature: float = 0.0, **fields: Any) -> Answered:
@@ -86,9 +89,21 @@ class Asker:
             self.spelling.note(answer.choice, self.vocabulary)
         except _ODDITIES as error:  # JSON of a shape that nobody has thought of
             raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
+        if k and not fields:
+            self._hold(body, n, k)
+        answer = replace(answer, rows=undone(answer.rows, self.writing))
         if ended_by(answer.finish) == "stop" and not fields.get("echo"):
             self.ended = answer
         return answer
+
+    def _hold(self, body: object, n: int, k: int) -> None:
+        """Hold the tokens against the text, as a base would."""
+        try:
+            parse(body, Incremental(n, k, self.vocabulary, begun=True, writing=self.writing))
+        except Misspelled:
+            self.misspelled = True
+        except BaseError:
+            pass  # found out elsewhere
 
     async def _patient(
         self, prompt: Prompt, n: int, k: int | None, temperature: float, fields: Mapping[str, Any]

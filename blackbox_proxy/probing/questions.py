@@ -59,6 +59,7 @@ def findings(about: Inquiry, before: Dialect, gives: Mapping[str, str], headers:
         "chat_length": asker.dialect.chat_length if asker.api == "chat" else None,
         "omit": tuple(name for name in asker.dialect.omit if name not in before.omit),
         "joined": spelling.joined or None,
+        "strings": "refused" if asker.misspelled else asker.writing.name if about.k else None,
         "bytes": spelling.bytes,
         "parts": spelling.parts,
         "wrong": spelling.wrong if spelling.checked else None,

@@ -29,14 +29,25 @@ def verdicts(findings: Findings) -> tuple[Verdict, ...]:
     """In the order in which people ask."""
     dialect = findings.onto(base_dialect(findings))
     return (
-        Verdict("generate", *_generate(findings, dialect)),
-        Verdict("sampling", *_sampling(findings, dialect)),
-        Verdict("choose", *_choose(findings)),
-        Verdict("score", *_score(findings)),
-        Verdict("local drafts", *_local_drafts(findings, dialect)),
+        Verdict("generate", *_spelled(findings, *_generate(findings, dialect))),
+        Verdict("sampling", *_spelled(findings, *_sampling(findings, dialect))),
+        Verdict("choose", *_spelled(findings, *_choose(findings))),
+        Verdict("score", *_spelled(findings, *_score(findings))),
+        Verdict("local drafts", *_spelled(findings, *_local_drafts(findings, dialect))),
         Verdict('tail="ask"', *_ask(findings, dialect)),
         Verdict('steer="bias"', *_steer(findings, dialect)),
     )
+
+
+def _spelled(findings: Findings, how: How, why: str) -> tuple[How, str]:
+    """The same, where its token strings do not spell its text."""
+    if findings.strings in (None, "plain") or how == "not here":
+        return how, why
+    if findings.strings != "refused":
+        return how, f"{why}; its tokens are written as {findings.strings}, which is undone"
+    if findings.ids in ("shown", "on request"):
+        return how, f"{why}; refused without tokenizer=…, since its token strings do not spell its text"
+    return "not here", "refused: its token strings do not spell its text, and it shows no ids"
 
 
 def _generate(findings: Findings, dialect: Dialect) -> tuple[How, str]:
