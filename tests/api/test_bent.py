@@ -127,7 +127,7 @@ def test_a_probe_says_so(bend: str, host: Hosts) -> None:
 @pytest.mark.parametrize("bend", ["byte letters", "without a blank", "quoted", "a constant"])
 def test_sglangs_own_route(bend: str, known: bool, host: Hosts, folder: str) -> None:
     """It has ids and strings side by side: with a tokenizer the ids are spelled, whatever the strings say."""
-    options = {"dialect": "sglang-generate"} | ({"tokenizer": folder} if known else {})
+    options: dict[str, Any] = {"dialect": "sglang-generate"} | ({"tokenizer": folder} if known else {})
     right = drafts(host(Emulation(native="/generate")), **options)
     url = host(Emulation(bend=bend, native="/generate"))
     if known or bend in UNDONE:
