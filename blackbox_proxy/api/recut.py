@@ -3,20 +3,55 @@
 A base that is sent its text anew cuts it anew: asked for one token at a time, it sees what its tokenizer makes of the
 whole text. A draft sees the tokens that it wrote itself. Say it wrote "a" and then "b", and the tokenizer makes one
 token "ab" of that text: what the draft says after its "b" is not what a later request would be told after "ab". So a
-draft counts up to the first place where the two differ, and no further.
+draft counts up to the first place where the two differ, and no further: `Recut` where the tokenizer is known. Where it
+is not, `Unspelled` takes for such a place whatever could be one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from blackbox_proxy.api.sent import Sent, Settings
 from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
+from blackbox_proxy.text.words import REACH, stands_alone
 from blackbox_proxy.types import Draft, Prompt, Token
 
 _TAIL = 2048  # bytes at the end of a text among which there is always a place that no continuation reaches beyond
 _LONG = 256  # bytes from which on looking for a place to forget what lies before it costs less than cutting it again
+
+
+class Watch(Protocol):
+    """Follows a text as it is written."""
+
+    def add(self, token: Token, given: bool = False) -> bool:
+        """Whether the text up to here, sent anew, would still be the tokens that it was written in.
+
+        given: the server has read it as text, and cut it into this token itself. Of a token that ends inside a
+        character this is not asked before the character is whole.
+        """
+        ...
+
+
+class Unspelled:
+    """Follows a text of which nobody knows how it is cut, from `text` on: only before words is that certain."""
+
+    def __init__(self, text: bytes) -> None:
+        self._before = text.decode("utf-8", "replace")[-REACH:]
+        self._begun = b""  # of a character
+
+    def add(self, token: Token, given: bool = False) -> bool:
+        if not token.bytes:
+            return False
+        written, whole = self._begun + token.bytes, not self._begun
+        if utf8_prefix(written) < len(written):
+            self._begun = written
+            return True
+        text = written.decode("utf-8")
+        certain = given or (whole and stands_alone(self._before, text))
+        self._before, self._begun = (self._before + text)[-REACH:], b""
+        return certain
 
 
 class Recut:
@@ -30,11 +65,7 @@ class Recut:
         self._text = text[vocabulary.boundary(text) :]
         self._keys = self._cut()
 
-    def add(self, token: Token) -> bool:
-        """Whether the text up to here, sent anew, would still be the tokens that it was written in.
-
-        Of a token that ends inside a character this is not asked before the character is whole.
-        """
+    def add(self, token: Token, given: bool = False) -> bool:
         if not token.bytes:
             return False  # leaves no trace in text, or one that nobody knows
         self._text += token.bytes
@@ -69,14 +100,14 @@ class Recut:
             self._text, self._keys = self._text[boundary:], self._keys[count:]
 
 
-def until_recut(draft: Draft, recut: Recut | None) -> Draft:
+def until_recut(draft: Draft, recut: Watch | None) -> Draft:
     """The draft as far as its text, sent anew, would be cut into the tokens that it was written in.
 
     The position that makes the difference stays (the "b" of "a", "b" where "ab" is one token): its candidates follow
     "a" in both. The end of a text is never sent.
     """
     for i, position in enumerate(draft.positions if recut is not None else ()):
-        if not position.token.end and recut is not None and not recut.add(position.token):
+        if not position.token.end and recut is not None and not recut.add(position.token, i < draft.given):
             return replace(
                 draft,
                 positions=draft.positions[: i + 1],
@@ -88,14 +119,16 @@ def until_recut(draft: Draft, recut: Recut | None) -> Draft:
     return draft
 
 
-def recut_of(sent: Sent, settings: Settings) -> Recut | None:
+def recut_of(sent: Sent, settings: Settings) -> Watch | None:
     """What watches a draft, where a later request sends its text and the server cuts that anew; else None."""
     vocabulary = settings.vocabulary
-    if vocabulary is None or sent.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
+    if sent.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
         return None
     if settings.api == "completions":
-        return Recut(after_special(str(sent.before), vocabulary), vocabulary)
-    return Recut(chat_opening(sent.ask.prefix.prompt, settings) + sent.ask.prefix.generated, vocabulary)
+        text = str(sent.before)
+        return Unspelled(text.encode()) if vocabulary is None else Recut(after_special(text, vocabulary), vocabulary)
+    before = chat_opening(sent.ask.prefix.prompt, settings) + sent.ask.prefix.generated
+    return Unspelled(before) if vocabulary is None else Recut(before, vocabulary)
 
 
 def after_special(text: str, vocabulary: Vocabulary) -> bytes:
@@ -110,11 +143,12 @@ def chat_opening(prompt: Prompt, settings: Settings) -> bytes:
     if isinstance(last, Mapping) and last.get("role") == "assistant":  # begun by the caller, and continued
         return str(last.get("content") or "").encode("utf-8")
     vocabulary = settings.vocabulary
+    if vocabulary is None:
+        return b""
     try:
         ids = settings.prompt_ids(prompt, "chat")
     except Exception:  # no template, or one that refuses these roles: the server's own may still take them
         return b""
-    assert vocabulary is not None
     special = [i for i, index in enumerate(ids) if index in vocabulary.special]
     opening = b"".join(vocabulary.token_of(i).bytes or b"" for i in ids[special[-1] + 1 if special else 0 :])
     return opening if utf8_prefix(opening) == len(opening) else b""

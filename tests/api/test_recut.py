@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import toy_vocabulary, train_tokenizer
 
-from blackbox_proxy.api.recut import Recut, after_special, chat_opening, until_recut
+from blackbox_proxy.api.recut import Recut, Unspelled, after_special, chat_opening, until_recut
 from blackbox_proxy.api.sent import Settings
 from blackbox_proxy.dialects.table import Dialect
 from blackbox_proxy.protocols import Ask
@@ -56,6 +56,24 @@ def kept(text: bytes, *pieces: bytes, known: Vocabulary = TOY) -> int:
 )
 def test_how_far_a_draft_goes(text: bytes, pieces: list[bytes], count: int) -> None:
     assert kept(text, *pieces) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "count"),
+    [
+        (b"A", [b" fox", b" ran", b"."], 3),
+        (b"A", [b" fo", b"x", b" ran"], 2),
+        (b"A fo", [b"x", b" ran", b" to"], 1),
+        (b"", [b"A", b" fox"], 1),  # a chat's answer: what stands before it is not known
+        (b"A", [b" \xc3", b"\xa9", b" ran"], 2),  # two tokens make one character
+        (b"A", [b" \xc3", b" ran", b" to"], 3),  # no character at all: nothing can go on from there as text
+        (b"A \xc3", [b" ran"], 1),
+    ],
+)
+def test_how_far_a_draft_goes_where_the_tokenizer_is_unknown(text: bytes, pieces: list[bytes], count: int) -> None:
+    tokens = [Token(None, piece, piece.decode("utf-8", "replace")) for piece in pieces]
+    assert len(until_recut(drafted(*tokens, finish="stop"), Unspelled(text)).positions) == count
+    assert len(until_recut(drafted(*tokens, given=len(tokens)), Unspelled(text)).positions) == len(tokens)
 
 
 def test_what_is_left_of_a_draft() -> None:
@@ -148,7 +166,11 @@ async def test_drafts_of_text_apis_are_cut(server: Server, asking: Asking, vocab
     assert (found.finish, found.usage.completion_tokens) == (None, 6)
     parts = [part async for part in base.stream(Ask(Prefix("Hi"), 9))]
     assert sum(len(part.positions) for part in parts) == 5
-    for free in (asking(tokenizer=vocabulary), asking(dialect=TEXTUAL), asking(api="chat", tokenizer=vocabulary)):
+    nobody_knows = asking(dialect=TEXTUAL, tokenizer=None)
+    unknown = await nobody_knows.draft(Ask(Prefix("Hi"), 9))
+    assert (len(unknown.positions), unknown.cut) == (2, True)
+    await nobody_knows.aclose()
+    for free in (asking(tokenizer=vocabulary), asking(api="chat", tokenizer=vocabulary)):
         assert len((await free.draft(Ask(Prefix("Hi"), 9))).positions) == 6
         await free.aclose()
     await base.aclose()
