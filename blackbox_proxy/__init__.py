@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from blackbox_proxy.evaluation.fit import measure_fit as measure_fit
     from blackbox_proxy.evaluation.run import evaluate as evaluate
     from blackbox_proxy.jobs import run_job as run_job
+    from blackbox_proxy.maths.weights import Spread as Spread
+    from blackbox_proxy.maths.weights import Weights as Weights
     from blackbox_proxy.pair.remote import ServedPair as ServedPair
     from blackbox_proxy.pair.transformers import TransformersPair as TransformersPair
     from blackbox_proxy.prices import Prices as Prices
@@ -57,10 +59,12 @@ _HOMES = {
     "ProxyTuner": "tuner",
     "Score": "answers.scoring",
     "ServedPair": "pair.remote",
+    "Spread": "maths.weights",
     "Step": "types",
     "TransformersBase": "base.local",
     "TransformersPair": "pair.transformers",
     "Usage": "types",
+    "Weights": "maths.weights",
     "aprobe": "probing.run",
     "errors": "errors",
     "evaluate": "evaluation.run",

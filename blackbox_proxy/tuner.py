@@ -17,6 +17,7 @@ from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
+from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
 
@@ -35,6 +36,9 @@ class ProxyTuner:
 
     steer: "candidates" weighs what the API shows; "bias" sends the offset as a `logit_bias`, for APIs that show few log
     probabilities or none (one request a token, see `biased`; `tail` and `draft` mean nothing there).
+
+    weights: learned ones (`calibrate`), in the place of alpha. They were learned for one base, k and pair: a file that
+    `calibrate` wrote is checked against them by `read_weights`.
 
     A greedy text is the same for every `draft`, a sampled one follows the same distribution: drafts are accepted with
     min(1, p/q) where the API draws from what it shows (`Abilities.draws`), else where they equal p's own draw. A seed
@@ -55,6 +59,7 @@ class ProxyTuner:
         tail_size: int = 32,
         draft: int | Drafting | None = None,
         steer: Steer = "candidates",
+        weights: Weights | None = None,
     ) -> None:
         self.base = base
         self.pairs: tuple[Pair, ...] = tuple(pair) if isinstance(pair, Sequence) else (pair,)
@@ -68,9 +73,31 @@ class ProxyTuner:
         if steer not in get_args(Steer):
             raise InputError(f"unknown way to steer {steer!r}", hint='Use "candidates" or "bias".')
         self.steer: Steer = steer
-        self.equation = Equation(alphas, tail, tail_size)
+        if weights is not None:
+            self._check_weights(weights, plain=alphas == (1.0,) * len(alphas))
+        self.equation = Equation(alphas, tail, tail_size, weights)
         self.drafting = Drafting.fixed(draft) if isinstance(draft, int) else draft or Drafting()
         self._pace = Pace(self.drafting, here=base.abilities.here)
+
+    def _check_weights(self, weights: Weights, *, plain: bool) -> None:
+        if not plain:
+            raise InputError(
+                "there are weights and an alpha", hint="Weights take alpha's place: leave one of them out."
+            )
+        has = [pair.has_antiexpert for pair in self.pairs]
+        wanted = [weight is not None for weight in weights.antiexperts]
+        if wanted != has:
+            raise InputError(
+                f"the weights are of {len(wanted)} experts and {sum(wanted)} anti-experts, and here are {len(has)} and "
+                f"{sum(has)}",
+                hint="Weights belong to the pair that they were learned with.",
+            )
+        if self.steer == "bias" and weights.alphas is None:
+            raise InputError(
+                "learned weights cannot be sent as a logit_bias: they weigh the base's own log q as well, which stays "
+                "on the server",
+                hint='Use steer="candidates", or alpha.',
+            )
 
     @classmethod
     def of(cls, base: Base, pairs: Sequence[Pair], equation: Equation, drafting: Drafting) -> Self:

@@ -179,6 +179,8 @@ class Scores:
     event's own mass), "estimated" (from the row after the text alone), "prefix" (the mass of the longest part of the
     token that could be scored), "neutral" (offset 0, nothing is known of the token). `error`: nats by which each offset
     may be off until the pair is asked for the models' own (`Session.refine`); 0 where it is that. Left out, it is 0.
+    `apart`: the same of each log mass by itself, of which the offset keeps only what expert and anti-expert do not have
+    in common. Left out, it is `error`.
     """
 
     log_expert: Floats
@@ -186,16 +188,24 @@ class Scores:
     offset: Floats
     how: tuple[How, ...]
     error: Floats = field(default_factory=lambda: np.empty(0))
+    apart: Floats = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         if len(self.error) != len(self.offset):
             object.__setattr__(self, "error", np.zeros(len(self.offset)))
+        if len(self.apart) != len(self.offset):
+            object.__setattr__(self, "apart", self.error)
 
     def only(self, wanted: NDArray[np.bool_]) -> Scores:
         """Those of some of the tokens, (c,)."""
         how = tuple(kind for kind, ok in zip(self.how, wanted.tolist(), strict=True) if ok)
         return Scores(
-            self.log_expert[wanted], self.log_antiexpert[wanted], self.offset[wanted], how, self.error[wanted]
+            self.log_expert[wanted],
+            self.log_antiexpert[wanted],
+            self.offset[wanted],
+            how,
+            self.error[wanted],
+            self.apart[wanted],
         )
 
     def then(self, more: Scores) -> Scores:
@@ -206,6 +216,7 @@ class Scores:
             np.concatenate([self.offset, more.offset]),
             (*self.how, *more.how),
             np.concatenate([self.error, more.error]),
+            np.concatenate([self.apart, more.apart]),
         )
 
 

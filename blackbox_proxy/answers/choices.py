@@ -20,7 +20,7 @@ from blackbox_proxy.answers import scoring
 from blackbox_proxy.answers.forms import Forms, ShownForms, text_of
 from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened, refine, score
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Known, Weighed
+from blackbox_proxy.decoding.weigh import Known, Weighed, log_spread
 from blackbox_proxy.decoding.whole_vocabulary import over_everything
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths import equation as maths
@@ -301,10 +301,7 @@ def _estimates(
         return {}
 
     def spread(tokens: Sequence[Token]) -> Floats:
-        scores = [row.score(tokens) for row in rows]
-        return maths.mixture(
-            [s.log_antiexpert if pair.has_antiexpert else s.log_expert for pair, s in zip(pairs, scores, strict=True)]
-        )
+        return log_spread(pairs, [row.score(tokens) for row in rows])
 
     log_q = position.logprobs
     if rule.missing == "floor":

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from blackbox_proxy.decoding.rows import Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
 from blackbox_proxy.decoding.weigh import Known
-from blackbox_proxy.decoding.whole_vocabulary import over_everything
+from blackbox_proxy.decoding.whole_vocabulary import of_given, over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Ask, Base, Pair, Session
@@ -316,7 +316,11 @@ def _scored(
         sessions,
         [position.token for position in positions[:start]],
         some,
-        [Known.of([(position.token, position.logprob)]) for position in some if position.logprob is not None],
+        [
+            Known.of([(position.token, position.logprob)], given=True)
+            for position in some
+            if position.logprob is not None
+        ],
         place=place,
     )
     if len(scored) < len(some):
@@ -332,7 +336,8 @@ def _token(scored: Scored, weigher: Weigher, i: int) -> ScoredToken:
     assert log_q is not None
     weighed = over_everything(scored.under(i), weigher.pairs, weigher.equations[i], scored.place)
     index = weighed.index_of(token)
-    log_p = -math.inf if index is None else float(weighed.log_p[index])
+    learned = weigher.equations[i].weights is not None
+    log_p = -math.inf if index is None and not learned else of_given(weighed, index, log_q)
     scores = weighed.scores[0] if index is not None else scored.rows[0].score([token])
     return ScoredToken(
         token.bytes or b"",

@@ -17,7 +17,7 @@ import numpy as np
 
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.decoding.contenders import contenders, spreading
-from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, weigh
+from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, log_spread, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Pair, Row, Session
@@ -125,8 +125,7 @@ class Weigher:
             return list(found.values())
         for weighed, equation in zip(weighed_by, self.equations, strict=True):
             bar = equation.error(weighed.scores, scored.place)
-            first = weighed.scores[0]
-            spread = first.log_antiexpert if self.pairs[0].has_antiexpert else first.log_expert
+            spread = log_spread(self.pairs[:1], weighed.scores[:1], equation.spread)
             wanted = [
                 *contenders(weighed.log_p, bar, self.temperature),
                 *spreading(weighed.log_p, bar, spread, weighed.shown),
@@ -158,7 +157,8 @@ class Scored:
         """The candidates under each equation, as the rows stand."""
         pairs, equations = self.weigher.pairs, self.weigher.equations
         self._weighed = [
-            weigh(self.position, self.rows, pairs, equation, self.place, self.known) for equation in equations
+            weigh(self.position, self.rows, pairs, equation, self.place, self.known.under(equation))
+            for equation in equations
         ]
         return self._weighed
 

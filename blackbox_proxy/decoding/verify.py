@@ -200,7 +200,7 @@ class Verifier:
         """What the base must be asked about before this place can be decided."""
         if self._equation.tail != "ask" or scored.known is not NOTHING_KNOWN:
             return None
-        unknown = worth_asking(scored.under(0), scored.known, self._sampling.temperature)
+        unknown = worth_asking(scored.under(0), scored.known, self._sampling.temperature, self._equation.weights)
         reveals = self._base.abilities.reveals
         tokens = unknown[: _MOST_REQUESTS if reveals == 1 else reveals]
         return Asks(scored, prefix, tokens) if tokens else None

@@ -18,6 +18,7 @@ from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.protocols import Pair, Row
 from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import END_KEY, Candidates, Floats, How, Key, Position, Scores, Token
@@ -31,17 +32,26 @@ class Known:
     """What is known of q at one place besides the candidates that the base shows there.
 
     log_q: nats, by token; NaN for one that was asked about and not told. joining: tokens that are to be candidates,
-    whatever the tail; where they are not in `log_q`, their q is estimated as that of any other.
+    whatever the tail; where they are not in `log_q`, their q is estimated as that of any other. given: those are the
+    text's own.
     """
 
     log_q: Mapping[Key, float] = field(default_factory=dict)
     joining: Sequence[Token] = ()
+    given: bool = False
 
     @classmethod
-    def of(cls, told: Sequence[tuple[Token, float]]) -> Known:
+    def of(cls, told: Sequence[tuple[Token, float]], *, given: bool = False) -> Known:
         """These tokens with their log q join the candidates."""
         values = {token.key: log_q for token, log_q in told if math.isfinite(log_q)}
-        return cls(values, [token for token, _ in told])
+        return cls(values, [token for token, _ in told], given)
+
+    def under(self, equation: Equation) -> Known:
+        """What of it joins the candidates under an equation. A text's own token does not, where weights are learned:
+        they were learned for candidates as `decode` has them, and would add up to more than 1 with one more at each
+        question (see `whole_vocabulary.of_given`).
+        """
+        return NOTHING_KNOWN if self.given and equation.weights is not None else self
 
 
 NOTHING_KNOWN = Known()
@@ -135,17 +145,18 @@ def weigh(
     everything, shown = tokens, len(tokens)
     if proposed:
         beyond = [row.score(proposed) for row in rows]
-        log_a, log_a_beyond = _spread(pairs, scores), _spread(pairs, beyond)
+        spread = equation.spread
+        log_a, log_a_beyond = (log_spread(pairs, each, spread) for each in (scores, beyond))
         told_log_q = np.concatenate([told_log_q, told])
         log_a = np.concatenate([log_a, log_a_beyond[: len(told)]])
-        rest = maths.tail(told_log_q, log_a, log_a_beyond[len(told) :], equation.tail, cap)
+        rest = maths.tail(told_log_q, log_a, log_a_beyond[len(told) :], equation.tail, cap, spread.temperature)
         log_q_beyond = np.concatenate([told, rest])
         real = np.isfinite(log_q_beyond)
         shown += int(real[: len(told)].sum())
         everything = [*tokens, *(token for token, ok in zip(proposed, real.tolist(), strict=True) if ok)]
         log_q = np.concatenate([log_q, log_q_beyond[real]])
         scores = [score.then(more.only(real)) for score, more in zip(scores, beyond, strict=True)]
-    log_p = equation.log_p(log_q, scores, place)
+    log_p = equation.log_p(log_q, scores, place, shown)
     most = min(cap, math.log(max(maths.hidden_mass(told_log_q), 1e-300)))
     return Weighed(everything, shown, log_q, log_p, scores, maths.covered_mass(told_log_q), most)
 
@@ -169,20 +180,26 @@ def _told_first(proposed: Sequence[Token], known: Mapping[Key, float]) -> tuple[
     return [proposed[int(i)] for i in order], values[~np.isnan(values)]
 
 
-def _spread(pairs: Sequence[Pair], scores: Sequence[Scores]) -> Floats:
-    """How hidden mass is spread, (c,): as the untuned models would; as an expert where it has none."""
+def log_spread(pairs: Sequence[Pair], scores: Sequence[Scores], spread: Spread = PLAIN_SPREAD) -> Floats:
+    """How hidden mass is spread, (c,): as the untuned models would, or as was learned; as an expert where it has no
+    other.
+    """
     return maths.mixture(
-        [s.log_antiexpert if pair.has_antiexpert else s.log_expert for pair, s in zip(pairs, scores, strict=True)]
+        [
+            spread.log_mass(s.log_expert, s.log_antiexpert) if pair.has_antiexpert else s.log_expert
+            for pair, s in zip(pairs, scores, strict=True)
+        ]
     )
 
 
-def worth_asking(weighed: Weighed, known: Known, temperature: float) -> tuple[Token, ...]:
-    """Of the tail, what could be chosen if its log q were the largest that it can be, those that could most first.
-    Greedy: what could be the likeliest; sampled: what could have `_NOTICED` of the likeliest. What was asked and not
-    told is not asked again.
+def worth_asking(weighed: Weighed, known: Known, temperature: float, weights: Weights | None) -> tuple[Token, ...]:
+    """Of the tail, what could be chosen if its log q were the largest that it can be, and no estimate, those that could
+    most first. Greedy: what could be the likeliest; sampled: what could have `_NOTICED` of the likeliest. What was
+    asked and not told is not asked again.
     """
     beyond = slice(weighed.shown, None)
-    bound = weighed.most + weighed.log_p[beyond] - weighed.log_q[beyond]
+    of_q, of_estimates = (1.0, 0.0) if weights is None else (weights.base, weights.tail)
+    bound = of_q * (weighed.most - weighed.log_q[beyond]) + weighed.log_p[beyond] - of_estimates
     best = float(np.max(weighed.log_p[: weighed.shown]))
     enough = best if temperature == 0.0 else best + temperature * math.log(_NOTICED)
     order = np.argsort(-bound, kind="stable")

@@ -7,7 +7,9 @@ whole vocabulary, or a token that the base does not show would seem likelier tha
     weight of the rest  =  (1 - sum q)  *  prod_i ( (1 - sum E_i) / (1 - sum A_i) )^alpha_i        sums over the listed
 
 It is exact at alpha = 0, where expert and anti-expert agree, and where nothing is hidden; at alpha = 1 it is exact if
-the base spreads over the rest as the anti-expert does, which is what the backoff tail assumes (equation.py).
+the base spreads over the rest as the anti-expert does, which is what the backoff tail assumes (equation.py). Learned
+weights have their factors here as well, and one number for the rest as a whole, since their exponents need not add up
+to 1 and a sum of such products is no product of sums.
 """
 
 from __future__ import annotations
@@ -21,28 +23,39 @@ import numpy as np
 from blackbox_proxy.decoding.weigh import Weighed
 from blackbox_proxy.maths.equation import Equation, hidden_mass
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.weights import log_rest as rest_of
 from blackbox_proxy.protocols import Pair
 from blackbox_proxy.types import Floats
-
-_LEAST = 1e-6  # a rest of E or A below this is rounding
 
 
 def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation, place: int) -> Weighed:
     """The same candidates with `log_p` over the whole vocabulary: what is missing to 1 is the rest's."""
-    log_weights = weighed.log_q + equation.shift(weighed.scores, place)
     hidden = hidden_mass(weighed.log_q)
+    if equation.weights is not None:
+        log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.shown)
+        learned: Floats = log_weights - np.logaddexp(
+            logsumexp(log_weights), equation.weights.log_rest(hidden, weighed.scores)
+        )
+        return replace(weighed, log_p=learned)
+    log_weights = weighed.log_q + equation.shift(weighed.scores, place)
     log_rest = math.log(hidden) if hidden > 0.0 else -math.inf
     for pair, scores, alpha in zip(pairs, weighed.scores, equation.at(place), strict=True):
         if alpha == 0.0:
             continue
         if pair.has_antiexpert:
-            log_rest += alpha * (_log_rest(scores.log_expert) - _log_rest(scores.log_antiexpert))
+            rest = rest_of(scores.log_expert) - rest_of(scores.log_antiexpert)
+            log_rest += alpha * rest
         else:  # without a ratio a sum of products cannot be told from its factors: the least of the others
             log_rest += alpha * float(scores.offset.min())
     total: Floats = log_weights - np.logaddexp(logsumexp(log_weights), log_rest)
     return replace(weighed, log_p=total)
 
 
-def _log_rest(log_masses: Floats) -> float:
-    """log (1 - sum) of masses, not less than rounding."""
-    return math.log(max(1.0 - math.exp(logsumexp(log_masses)), _LEAST))
+def of_given(weighed: Weighed, index: int | None, log_q: float) -> float:
+    """log p of a given token: that of its candidate; as one of the rest (index None) its share of that, as q has it."""
+    if index is not None:
+        return float(weighed.log_p[index])
+    hidden, listed = hidden_mass(weighed.log_q), math.exp(min(logsumexp(weighed.log_p), 0.0))
+    if hidden <= 0.0 or listed >= 1.0:
+        return -math.inf
+    return math.log1p(-listed) + min(log_q - math.log(hidden), 0.0)

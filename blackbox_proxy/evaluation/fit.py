@@ -61,6 +61,7 @@ class Forecast:
 @dataclass(frozen=True, slots=True)
 class Fit:
     """The figures, all of them shares (0 to 1) of what was seen along the base's own texts unless they say otherwise.
+    alpha: None where weights are learned.
 
     texts, tokens: that were looked at. same_spelling: base and pair have one vocabulary, so nothing must be aligned.
     vocabulary_overlap: tokens of the base that are tokens of the pair, too; None where the base's vocabulary is not
@@ -72,7 +73,7 @@ class Fit:
     nothing, or only a part. divergence: of p from q over the candidates, nats per token. usage: what this took.
     """
 
-    alpha: float
+    alpha: float | None
     texts: int
     tokens: int
     same_spelling: bool
@@ -92,6 +93,11 @@ class Fit:
     forecast: Forecast
     usage: Usage
     verdicts: tuple[Verdict, ...] = field(default=())
+
+    @property
+    def weight(self) -> str:
+        """What the pair was weighed by, in words."""
+        return "learned weights" if self.alpha is None else f"alpha {self.alpha:g}"
 
     @property
     def fits(self) -> bool:
@@ -124,7 +130,7 @@ async def ameasure_fit(
             raise InputError(f"{name} must be at least 1, not {value}", hint="Leave it out.")
     if texts is not None and texts < 1:
         raise InputError(f"the forecast must be about at least 1 text, not {texts}", hint="Leave it out.")
-    pair, equation = tuner.pairs[0], replace(tuner.equation, alphas=tuner.equation.alphas[:1])
+    pair, equation = tuner.pairs[0], tuner.equation.of_first()
     if equation.tail == "ask":
         equation = replace(equation, tail="backoff")  # it asks for nothing but the drafts
     weigher = Weigher([pair], [equation])
@@ -139,7 +145,7 @@ async def ameasure_fit(
         found += await asyncio.gather(*(_written(tuner.base, prompt, max_tokens, weigher) for prompt in some))
         seen = sum(len(text.positions) for text in found)
     local = getattr(pair, "vocabulary", None)
-    (alpha,) = equation.at(0)
+    alpha = None if equation.weights is not None else equation.at(0)[0]
     return await on_thread(
         _fit, found, list(prompts), alpha, pair.has_antiexpert, tuner.base.vocabulary, local, texts, prices
     )
@@ -206,7 +212,7 @@ class _Look:
 def _fit(
     found: Sequence[_Written],
     prompts: Sequence[Prompt],
-    alpha: float,
+    alpha: float | None,
     has_antiexpert: bool,
     base: Vocabulary | None,
     local: Vocabulary | None,
@@ -365,23 +371,23 @@ def _movement(fit: Fit, has_antiexpert: bool) -> Verdict:
     if not has_antiexpert:
         note = "There is no anti-expert: the base is multiplied by the whole expert, not by what tuning changed."
         return Verdict("note", note, "Give the small model from before its tuning as --antiexpert.")
-    rate, alpha = fit.disagreement, fit.alpha
-    if alpha == 0.0:
+    rate, used = fit.disagreement, fit.weight
+    if fit.alpha == 0.0:
         return Verdict("note", "At alpha 0 the pair changes nothing.", "Give the alpha to be used.")
     if rate < 0.01:
         return Verdict(
             "bad",
-            f"The pair hardly moves the base: it would change {rate:.1%} of its tokens (alpha {alpha:g}).",
+            f"The pair hardly moves the base: it would change {rate:.1%} of its tokens ({used}).",
             "Are expert and anti-expert different models, and tuned on texts like these? Try a larger --alpha.",
         )
     if rate > 0.5:
         return Verdict(
             "bad",
-            f"The pair would change {rate:.0%} of the base's tokens (alpha {alpha:g}): little of the base is left, and "
+            f"The pair would change {rate:.0%} of the base's tokens ({used}): little of the base is left, and "
             f"a text takes {fit.forecast.calls_per_token:.2f} calls per token.",
             "Try a smaller --alpha, and compare with the expert alone (`blackbox-proxy eval`).",
         )
     return Verdict(
         "good",
-        f"The pair would change {rate:.0%} of the base's tokens (alpha {alpha:g}); published work sees 13 to 25 %.",
+        f"The pair would change {rate:.0%} of the base's tokens ({used}); published work sees 13 to 25 %.",
     )

@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -183,7 +183,9 @@ def _settings_of(tuner: Generates) -> dict[str, Any]:
         a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(equation, "alphas", ())
     ]
     base = getattr(getattr(tuner, "base", None), "name", "")
-    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(equation, "tail", "")}
+    weights = getattr(equation, "weights", None)
+    learned = {} if weights is None else {"weights": asdict(weights)}
+    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(equation, "tail", ""), **learned}
 
 
 def _check_numbers(concurrency: int, limit: int | None) -> None:

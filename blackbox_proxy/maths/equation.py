@@ -3,7 +3,8 @@
     log p(c | x)  =  log q(c | x)  +  sum_i alpha_i * ( log E_i(c | x) - log A_i(c | x) )  -  log Z(x)
 
 with q = base, E = expert, A = anti-expert, c in the candidate set (proxy-tuning, Liu et al. 2024, arXiv 2401.08565,
-section 2; several experts as in DExperts, Liu et al. 2021, arXiv 2105.03023, section 2).
+section 2; several experts as in DExperts, Liu et al. 2021, arXiv 2105.03023, section 2). With learned weights each
+term has a factor of its own (weights.py).
 
 The API shows q for its top k only. What it hides, r = max(0, 1 - sum q), is given to tokens outside the top k by one
 of three policies (`tail`), none of which lets an unseen token rank above a seen one before the pair has spoken. Where
@@ -21,6 +22,7 @@ import numpy as np
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.types import Floats, Scores, TailPolicy
 
 Alpha = float | Callable[[int], float]
@@ -32,12 +34,14 @@ _TINY = 1e-6  # less hidden mass than this is rounding (of float32, or of the de
 @dataclass(frozen=True, slots=True)
 class Equation:
     """The equation as a tuner has it. alphas: one for each pair. tail: what is done about tokens that the base does not
-    show; tail_size: how many of them an expert may propose. Raises InputError.
+    show; tail_size: how many of them an expert may propose. weights: learned ones, in the place of the alphas; those
+    that are plain proxy-tuning become its alphas, and are computed as such. Raises InputError.
     """
 
     alphas: tuple[Alpha, ...] = (1.0,)
     tail: TailPolicy = "backoff"
     tail_size: int = 32
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
         self.at(0)
@@ -47,21 +51,43 @@ class Equation:
             )
         if self.tail_size < 0:
             raise InputError(f"tail_size must be at least 0, not {self.tail_size}", hint="Leave it out for 32.")
+        if self.weights is not None and (plain := self.weights.alphas) is not None:
+            object.__setattr__(self, "alphas", plain)
+            object.__setattr__(self, "weights", None)
 
     def at(self, place: int) -> tuple[float, ...]:
         """The weight of each pair at a place in the text. Raises InputError if one is no finite number."""
         return tuple(alpha_at(alpha, place) for alpha in self.alphas)
 
     def with_alpha(self, alpha: Alpha) -> Equation:
-        """The same with another weight for every pair."""
-        return replace(self, alphas=(alpha,) * len(self.alphas))
+        """Plain proxy-tuning with this weight for every pair."""
+        return replace(self, alphas=(alpha,) * len(self.alphas), weights=None)
 
-    def log_p(self, log_q: Floats, scores: Sequence[Scores], place: int) -> Floats:
-        """log p over the candidates, (c,); `scores`: of each pair."""
+    def with_weights(self, weights: Weights) -> Equation:
+        """The same with learned weights."""
+        return replace(self, alphas=(1.0,) * len(weights.experts), weights=weights)
+
+    def of_first(self) -> Equation:
+        """What of it is about the first pair."""
+        weights = None if self.weights is None else self.weights.of_first()
+        return replace(self, alphas=self.alphas[:1], weights=weights)
+
+    @property
+    def spread(self) -> Spread:
+        """How the hidden mass is spread."""
+        return PLAIN_SPREAD if self.weights is None else self.weights.spread
+
+    def log_p(self, log_q: Floats, scores: Sequence[Scores], place: int, shown: int) -> Floats:
+        """log p over the candidates, (c,); `scores`: of each pair. shown: how many candidates, from the first, have a q
+        that the base told.
+        """
+        if self.weights is not None:
+            return normalise(self.weights.log_weights(log_q, scores, shown))
         return combine(log_q, [each.offset for each in scores], self.at(place))
 
     def shift(self, scores: Sequence[Scores], place: int) -> Floats:
-        """What the pairs add to log q, (c,) nats."""
+        """What the pairs add to log q, (c,) nats; where weights are learned, it is not a matter of addition."""
+        assert self.weights is None, "learned weights have a factor for q, too"
         alphas, total = self.at(place), np.zeros(len(scores[0].offset))
         for each, alpha in zip(scores, alphas, strict=True):
             if alpha != 0.0:
@@ -69,7 +95,9 @@ class Equation:
         return total
 
     def error(self, scores: Sequence[Scores], place: int) -> Floats:
-        """By how much `shift` may be off either way, (c,) nats: sum_i |alpha_i| error_i."""
+        """By how much the pairs' part of log p may be off either way, (c,) nats: sum_i |alpha_i| error_i."""
+        if self.weights is not None:
+            return self.weights.error(scores)
         alphas, total = self.at(place), np.zeros(len(scores[0].error))
         for each, alpha in zip(scores, alphas, strict=True):
             if alpha != 0.0:
@@ -118,7 +146,14 @@ def hidden_mass(log_q: Floats) -> float:
     return hidden if hidden > _TINY else 0.0
 
 
-def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy, cap: float | None = None) -> Floats:
+def tail(
+    log_q: Floats,
+    log_a: Floats,
+    log_a_tail: Floats,
+    policy: TailPolicy,
+    cap: float | None = None,
+    temperature: float = 1.0,
+) -> Floats:
     """Estimated log q, shape (t,), of t tokens that the base did not show.
 
     log_q (k,): the base's log probabilities of its candidates C. log_a (k,), log_a_tail (t,): the anti-expert's of
@@ -126,7 +161,8 @@ def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy, c
 
     - "floor": r / t each.
     - "backoff", "ask": r * A(c) / A(not C): the hidden mass, spread as the anti-expert would spread it over what C does
-      not cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C).
+      not cover. At alpha = 1 the tuned score of c then is r * E(c) / A(not C). A learned `temperature` (`Spread`)
+      makes that r * (A(c) / A(not C)) ^ (1 / temperature).
 
     All are capped at `cap`, min over C of q: the base would have shown a likelier token. It is given where C also holds
     tokens that were asked for by name.
@@ -138,6 +174,9 @@ def tail(log_q: Floats, log_a: Floats, log_a_tail: Floats, policy: TailPolicy, c
     if policy == "floor":
         return np.full(len(log_a_tail), min(np.log(hidden / len(log_a_tail)), cap))
     outside = max(1.0 - float(np.exp(logsumexp(log_a))), float(np.exp(logsumexp(log_a_tail))), _TINY)
+    if temperature != 1.0:
+        tempered: Floats = np.minimum(np.log(hidden) + (log_a_tail - np.log(outside)) / temperature, cap)
+        return tempered
     estimate: Floats = np.minimum(np.log(hidden) + log_a_tail - np.log(outside), cap)
     return estimate
 

@@ -260,7 +260,7 @@ class EstimatedRow:
 
     def score(self, tokens: Sequence[Token]) -> Scores:
         estimate([(self, tokens)])
-        columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros(len(tokens))
+        columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros((2, len(tokens)))
         how = np.full(len(tokens), "neutral", dtype=object)
         if self.spelled and len(tokens):
             places = self.known.columns(tokens)
@@ -269,12 +269,12 @@ class EstimatedRow:
             exact = self.known.exact[places]
             shift = np.array(self._shift)[:, None]
             columns[:, there] = self.known.masses[:, places] + np.where(exact, 0.0, shift)
-            error[there] = self.known.error[places]
+            error[:, there] = self.known.error[:, places]
             how[there] = np.where(exact, "exact", "estimated")
             ends = [i for i, token in enumerate(tokens) if token.end]
             if ends:
-                columns[:, ends], error[ends], how[ends] = np.array(self._end())[:, None], 0.0, "exact"
-        return scores_of(list(columns), how.tolist(), error)
+                columns[:, ends], error[:, ends], how[ends] = np.array(self._end())[:, None], 0.0, "exact"
+        return scores_of(list(columns), how.tolist(), error[0], error[1])
 
     def _end(self) -> list[float]:
         if self._log_end is None:
@@ -361,7 +361,7 @@ class EstimatedRow:
             if all(token in column for column in columns):
                 self.known.set_exact(token, [column[token] for column in columns])
             else:  # the local vocabulary cannot write it
-                self.known.error[self.known.place[token]] = 0.0
+                self.known.error[:, self.known.place[token]] = 0.0
 
     def _before_sums(self, token: bytes, model: int) -> float:
         """The mass of a token by that of x, as far as it was found without a node of its own."""

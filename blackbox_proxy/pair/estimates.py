@@ -31,35 +31,40 @@ _ENDS = 0.02
 _GOES_ON = 0.2
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
+# The same of a mass by itself, which has all that both models agree about.
+_ENDS_APART = 0.05
+_GOES_ON_APART = 2.0
+_ACROSS_APART = 2.0
 _LEAST = 1e-6  # mass below which nothing is proposed
 
 Bools = NDArray[np.bool_]
 
 
 class Known:
-    """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error: by how much
-    their difference may be off, nats; summed: whether they are sums, or only what the first of the token's pieces has;
+    """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error (2, c): by how
+    much their difference may be off, nats, and each of them by itself; summed: whether they are sums, or only what the first of the token's pieces has;
     exact: whether they are the sums over all ways, by the mass of everything.
     """
 
     def __init__(self, models: int) -> None:
         self.place: dict[bytes, int] = {}
         self.masses: Floats = np.empty((models, 0))
-        self.error: Floats = np.empty(0)
+        self.error: Floats = np.empty((2, 0))
         self.summed: Bools = np.empty(0, dtype=np.bool_)
         self.exact: Bools = np.empty(0, dtype=np.bool_)
 
     def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, summed: Bools) -> None:
         """New tokens, as estimated."""
-        self.place.update(zip(tokens, range(len(self.error), len(self.error) + len(tokens)), strict=True))
+        count = len(self.summed)
+        self.place.update(zip(tokens, range(count, count + len(tokens)), strict=True))
         self.masses = np.concatenate([self.masses, masses], axis=1)
-        self.error = np.concatenate([self.error, error])
+        self.error = np.concatenate([self.error, error], axis=1)
         self.summed = np.concatenate([self.summed, summed])
         self.exact = np.concatenate([self.exact, np.zeros(len(tokens), dtype=np.bool_)])
 
     def set_exact(self, token: bytes, masses: Sequence[float]) -> None:
         place = self.place[token]
-        self.masses[:, place], self.error[place], self.exact[place] = masses, 0.0, True
+        self.masses[:, place], self.error[:, place], self.exact[place] = masses, 0.0, True
 
     def exact_tokens(self) -> list[tuple[bytes, int]]:
         """Those that are exact, and their columns."""
@@ -111,13 +116,14 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
         shares.append(lead / np.maximum(total, 1e-300))
     summed = np.min(sums, axis=0) > 0.0
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
-    error = np.where(summed, error, _IN_PIECES)
+    apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
+    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES)
     with np.errstate(divide="ignore"):
         masses = np.where(summed, np.log(np.stack(sums)), np.stack(firsts))
     start = 0
     for row, block in zip(rows, blocks, strict=True):
         end = start + len(block)
-        row.known.add(block, masses[:, start:end], error[start:end], summed[start:end])
+        row.known.add(block, masses[:, start:end], errors[:, start:end], summed[start:end])
         start = end
 
 

@@ -171,9 +171,12 @@ def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) ->
     return [token for token, _ in proposed[:count]]
 
 
-def scores_of(columns: Sequence[Floats], how: Sequence[How], error: Floats | None = None) -> Scores:
+def scores_of(
+    columns: Sequence[Floats], how: Sequence[How], error: Floats | None = None, apart: Floats | None = None
+) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
-    error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked.
+    error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked;
+    apart (c,): each mass by itself, as much where it is not given.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
     the others.
@@ -187,4 +190,5 @@ def scores_of(columns: Sequence[Floats], how: Sequence[How], error: Floats | Non
         offset[~known] = offset[known].min() if known.any() else 0.0
     kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
     error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
-    return Scores(expert, antiexpert, offset, kinds, error)
+    apart = error if apart is None else np.where(known, apart, 0.0)
+    return Scores(expert, antiexpert, offset, kinds, error, apart)

@@ -35,7 +35,7 @@ def figures(fit: Fit) -> Table:
     """One line for each figure."""
     low, high = fit.disagreement_interval
     table = Table(
-        title=f"{fit.tokens} tokens that the base wrote after {fit.texts} prompts, alpha {fit.alpha:g}",
+        title=f"{fit.tokens} tokens that the base wrote after {fit.texts} prompts, {fit.weight}",
         title_justify="left",
         title_style="bold",
         show_header=False,
