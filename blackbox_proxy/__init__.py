@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.cache.base import CachedBase as CachedBase
     from blackbox_proxy.base.local import TransformersBase as TransformersBase
     from blackbox_proxy.base.opening import open_base as open_base
+    from blackbox_proxy.learned import read_weights as read_weights
+    from blackbox_proxy.calibration.run import acalibrate as acalibrate
+    from blackbox_proxy.calibration.run import calibrate as calibrate
     from blackbox_proxy.decoding.pace import Drafting as Drafting
     from blackbox_proxy.dialects.findings import Findings as Findings
     from blackbox_proxy.evaluation.fit import measure_fit as measure_fit
@@ -65,13 +68,16 @@ _HOMES = {
     "TransformersPair": "pair.transformers",
     "Usage": "types",
     "Weights": "maths.weights",
+    "acalibrate": "calibration.run",
     "aprobe": "probing.run",
+    "calibrate": "calibration.run",
     "errors": "errors",
     "evaluate": "evaluation.run",
     "measure_fit": "evaluation.fit",
     "open_base": "base.opening",
     "probe": "probing.run",
     "read_trace": "trace",
+    "read_weights": "learned",
     "run_job": "jobs",
     "write_trace": "trace",
 }

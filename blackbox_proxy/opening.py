@@ -7,7 +7,7 @@ parts are imported when they are needed.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.config.settings import Settings, load
@@ -111,19 +111,25 @@ class Setup:
     def open(self) -> ProxyTuner:
         """The tuner with all pairs; the key is looked for before a model is loaded."""
         from blackbox_proxy import ProxyTuner
+        from blackbox_proxy.learned import models_of, read_learned
 
         if not self.settings.pairs:
             raise InputError("there is no pair", hint="Give --expert, or a table [pairs.NAME] in a file for --config.")
         equation = self.settings.equation
+        learned = None if equation.weights is None else read_learned(equation.weights)
         base = self.open_base()
+        pairs = list(self.open_pairs().values())
+        if learned is not None:
+            learned.check(models_of(base, pairs, equation.tail), f"the weights of {equation.weights}")
         return ProxyTuner(
             base,
-            list(self.open_pairs().values()),
+            pairs,
             [pair.alpha for pair in self.settings.pairs.values()],
             tail=equation.tail,
             tail_size=equation.tail_size,
             draft=self.drafting(),
             steer=equation.steer,
+            weights=None if learned is None else learned.weights,
         )
 
     def open_pairs(self) -> dict[str, Pair]:
@@ -194,8 +200,17 @@ class Setup:
         how = [equation.tail, equation.steer, *(["exact"] if equation.exact else [])]
         if equation.tail_size != type(equation)().tail_size:
             how.append(f"tail of {equation.tail_size}")
+        if equation.weights is not None:
+            how += ["weights", self._weights()]
         several = {"more pairs": [list(each) for each in zip(pairs[1:], alphas[1:], strict=True)]} if pairs[1:] else {}
         return {"base": told, "pair": pairs[0], "decoding": [alphas[0], *how], **several}
+
+    def _weights(self) -> dict[str, Any]:
+        """The numbers of the file of weights."""
+        from blackbox_proxy.learned import read_learned
+
+        assert self.settings.equation.weights is not None
+        return asdict(read_learned(self.settings.equation.weights).weights)
 
     def shown(self) -> dict[str, Any]:
         """What a trace says of how its texts were made: no key and no address."""
@@ -213,7 +228,7 @@ class Setup:
             "top_logprobs": base.top_logprobs,
             "expert": of_pairs("expert"),
             "antiexpert": of_pairs("antiexpert"),
-            "alpha": of_pairs("alpha"),
+            **({"alpha": of_pairs("alpha")} if self.settings.equation.weights is None else {"weights": self._weights()}),
             "tail": self.settings.equation.tail,
             "prices": None if prices is None else ",".join(map(str, prices)),
         } | self.arguments()

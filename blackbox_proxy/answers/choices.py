@@ -17,8 +17,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from blackbox_proxy.answers import scoring
-from blackbox_proxy.answers.forms import Forms, ShownForms, text_of
-from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened, refine, score
+from blackbox_proxy.answers.asking import ask, rows_of
+from blackbox_proxy.answers.forms import Forms, ShownForms
+from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
 from blackbox_proxy.decoding.weigh import Known, Weighed, log_spread
 from blackbox_proxy.decoding.whole_vocabulary import over_everything
@@ -26,7 +27,7 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.protocols import Ask, Base, Pair, Row, Session
+from blackbox_proxy.protocols import Ask, Base, Pair, Row
 from blackbox_proxy.types import Floats, Key, Prefix, Prompt, Token, Usage
 
 Missing = Literal["backoff", "floor", "exclude", "ask"]
@@ -126,16 +127,54 @@ async def choose(
     by = check(base, pairs, prompt, options, rule)
     if by == "scores":
         return await _by_scores(base, pairs, prompt, options, equations, rule)
+    asked = await _asked(base, pairs, prompt, options, rule, by)
+    return await on_thread(_choices, base, prompt, Weigher(pairs, equations, temperature=1.0), rule, asked)
+
+
+async def look(
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], equation: Equation, rule: Rule
+) -> tuple[Weighed | None, list[list[int]], Usage]:
+    """The candidates under an equation, those that count for each option, and what it cost; asked about as for
+    `choose`, which raises the same. None where the base shows nothing. Options of one token only.
+    """
+    by = check(base, pairs, prompt, options, rule)
+    if by == "scores":
+        raise InputError(
+            "options of several tokens are scored whole, which is no choice between tokens",
+            hint="Letter the options (A, B, …) and ask for the letter.",
+        )
+    asked = await _asked(base, pairs, prompt, options, rule, by)
+    weigher = Weigher(pairs, [equation], temperature=1.0)
+    _, counted, _, scored = await on_thread(_scored, base, prompt, weigher, rule, asked)
+    if scored is None:
+        return None, [], asked.usage
+    weighed = scored.under(0)
+    found = [[weighed.index_of(token) for token, _ in forms] for forms in counted]
+    return weighed, [[i for i in indices if i is not None] for indices in found], asked.usage
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the base showed of the options, what it told when it was asked about others, and what that cost."""
+
+    shown: ShownForms
+    told: Mapping[Key, float]
+    by: Decided
+    usage: Usage
+
+
+async def _asked(
+    base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], rule: Rule, by: Decided
+) -> _Asked:
     forms = Forms(tuple(options), rule.forms, by == "first token")
     draft = await base.draft(Ask(Prefix(prompt), 1))
     shown = ShownForms(base.vocabulary, forms, draft.positions[0] if draft.positions else None)
     told: Mapping[Key, float] = {}
     usage = draft.usage
     if rule.missing == "ask" and shown.missing:
-        told, spent = await _ask(base, pairs, prompt, shown)
+        told, spent = await ask(base, pairs, prompt, shown)
         usage += spent
-    weigher = Weigher(pairs, equations, temperature=1.0)
-    return await on_thread(_choices, base, prompt, weigher, rule, shown, told, by, usage)
+    return _Asked(shown, told, by, usage)
 
 
 def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], rule: Rule) -> Decided:
@@ -161,83 +200,30 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[s
     return "first token" if forms.first else "forms"
 
 
-# -- asking about what it does not show -------------------------------------------------------------------------------
-
-
-async def _ask(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: ShownForms
-) -> tuple[Mapping[Key, float], Usage]:
-    """log q of forms of the missing options. All forms, where a request can name several tokens; else the one that
-    looks like the likeliest form shown, or that the expert would write.
-    """
-    at_once = base.abilities.reveals
-    if at_once > 1:
-        wanted = [token for option in shown.missing for token in shown.all_forms(option)]
-    else:
-        wanted = await on_thread(_likeliest_forms, base, pairs, prompt, shown)
-    told: dict[Key, float] = {}
-    usage = Usage()
-    for start in range(0, len(wanted), at_once):
-        some = wanted[start : start + at_once]
-        answer = await base.reveal(Prefix(prompt), some)
-        usage += answer.usage
-        told |= {t.key: float(v) for t, v in zip(some, answer.logprobs, strict=True) if not math.isnan(v)}
-    return told, usage
-
-
-def _likeliest_forms(base: Base, pairs: Sequence[Pair], prompt: Prompt, shown: ShownForms) -> list[Token]:
-    """One form for each missing option."""
-    best = max(
-        ((log_q, token, i) for i, found in enumerate(shown.found) for token, log_q in found),
-        key=lambda entry: entry[0],
-        default=None,
-    )
-    chosen: dict[int, Token] = {}
-    for option in shown.missing:
-        like = None if best is None else shown.forms.dressed_like(text_of(best[1]) or "", best[2], option)
-        if like is not None:
-            same = [token for token in shown.known[option] if token.bytes == like.encode()]
-            if same or base.vocabulary is None:
-                chosen[option] = same[0] if same else Token(bytes=like.encode(), text=like)
-    rest = [option for option in shown.missing if option not in chosen and shown.all_forms(option)]
-    if rest:
-        with opened(pairs[:1], prompt, base.vocabulary) as (session,):
-            rows = _rows([session], base, shown)
-        for option in rest:
-            forms = shown.all_forms(option)
-            chosen[option] = forms[int(np.argmax(rows[0].score(forms).log_expert))]
-    return [chosen[option] for option in shown.missing if option in chosen]
-
-
 # -- one token --------------------------------------------------------------------------------------------------------
 
 
-def _rows(sessions: Sequence[Session], base: Base, shown: ShownForms) -> Rows:
-    """What each pair says after the prompt, with the models' own masses of all forms."""
-    (rows,) = score(sessions, (), [shown.ahead(base.vocabulary is None)])
-    refine(sessions, [(rows, [form for option in range(len(shown.found)) for form in shown.all_forms(option)])])
-    return rows
-
-
-def _choices(
-    base: Base,
-    prompt: Prompt,
-    weigher: Weigher,
-    rule: Rule,
-    shown: ShownForms,
-    asked: Mapping[Key, float],
-    by: Decided,
-    usage: Usage,
-) -> list[Choice]:
-    """One under each equation."""
-    pairs, position = weigher.pairs, shown.position
+def _scored(
+    base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _Asked
+) -> tuple[Rows, list[list[tuple[Token, float]]], tuple[Source, ...], Scored | None]:
+    """What the pairs say; the forms that count for each option with their log q, and where that comes from; all of it
+    together, where the base shows anything.
+    """
+    pairs, position = weigher.pairs, asked.shown.position
     with opened(pairs, prompt, base.vocabulary) as sessions:
-        rows = _rows(sessions, base, shown)
-        counted, how = _counted(rows, pairs, rule, shown, asked)
+        rows = rows_of(sessions, base, asked.shown)
+        counted, how = _counted(rows, pairs, rule, asked.shown, asked.told)
         scored: Scored | None = None
         if position is not None:
             scored = Scored(weigher, position, rows, 0, Known.of([entry for forms in counted for entry in forms]))
             weigher.complete(sessions, [scored])
+    return rows, counted, how, scored
+
+
+def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _Asked) -> list[Choice]:
+    """One under each equation."""
+    pairs, shown = weigher.pairs, asked.shown
+    rows, counted, how, scored = _scored(base, prompt, weigher, rule, asked)
     expert, antiexpert = _pair_masses(rows[0], shown)
     covered = float(np.exp(logsumexp(np.array([v for found in shown.found for _, v in found]))))
     choices = []
@@ -261,8 +247,8 @@ def _choices(
                 how=how,
                 covered=min(1.0, covered),
                 instead=instead,
-                by=by,
-                usage=usage,
+                by=asked.by,
+                usage=asked.usage,
             )
         )
     return choices

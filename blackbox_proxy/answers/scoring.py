@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from blackbox_proxy.answers.windows import encoded, windows
 from blackbox_proxy.decoding.rows import Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Known
+from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known
 from blackbox_proxy.decoding.whole_vocabulary import of_given, over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation
@@ -24,6 +26,8 @@ from blackbox_proxy.protocols import Ask, Base, Pair, Session
 from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.text.vocabulary import Vocabulary, utf8_prefix
 from blackbox_proxy.types import How, Position, Prefix, Prompt, Token, Usage
+
+Looked = TypeVar("Looked")
 
 _AT_ONCE = 64  # positions that the pair scores in one pass: their rows are as wide as the vocabulary
 
@@ -115,21 +119,37 @@ async def score(
     prompt of plain text is scored in overlapping parts. Raises InputError where the base does not score given text or
     cannot spell this one, ContextTooLong, BaseError, PairError.
     """
+    scored, usage = await look(base, pairs, prompt, text, equations, _under_each)
+    return [_total([tokens[i] for tokens in scored], usage) for i in range(len(equations))]
+
+
+async def look(
+    base: Base,
+    pairs: Sequence[Pair],
+    prompt: Prompt,
+    text: str,
+    equations: Sequence[Equation],
+    at: Callable[[Scored], Looked],
+) -> tuple[list[Looked], Usage]:
+    """What `at` makes of each token of `text` (a position that `equations` are complete for), and what it cost; asked
+    about and cut into windows as for `score`, which raises the same.
+    """
     check(base, pairs, prompt, text)
-    scored: list[list[ScoredToken]] = [[] for _ in equations]
+    found: list[Looked] = []
     usage = Usage()
-    for window in _windows(base, pairs, prompt, text):
+    for window in windows(base, pairs, prompt, text):
         while True:
             try:
-                part, spent = await _score_window(base, pairs, window.prompt, window.text, equations, len(scored[0]))
+                positions, spent = await _ask_window(base, window.prompt, window.text)
+                weigher = Weigher(pairs, equations, temperature=1.0)
+                part = await on_thread(look_along, base, window.prompt, positions, weigher, len(found), at)
                 break
             except ContextTooLong:
                 if not window.shorten():
                     raise
         usage += spent
-        for tokens, more in zip(scored, part, strict=True):
-            tokens += more
-    return [_total(tokens, usage) for tokens in scored]
+        found += part
+    return found, usage
 
 
 def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> None:
@@ -154,7 +174,7 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> None:
         pair.check(prompt, 1)
     base.check(prompt, 1)
     if base.vocabulary is not None:
-        _encoded(base.vocabulary, text)
+        encoded(base.vocabulary, text)
 
 
 def split_opening(text: str, vocabulary: Vocabulary | None) -> tuple[str, str]:
@@ -188,10 +208,8 @@ def _total(tokens: Sequence[ScoredToken], usage: Usage) -> Score:
 # -- one window -------------------------------------------------------------------------------------------------------
 
 
-async def _score_window(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str, equations: Sequence[Equation], place: int
-) -> tuple[list[list[ScoredToken]], Usage]:
-    """The tokens of a text that fits every window, under each equation. `place`: tokens scored before."""
+async def _ask_window(base: Base, prompt: Prompt, text: str) -> tuple[list[Position], Usage]:
+    """The tokens of a text that fits every window, with the base's candidates."""
     positions, usage = await given_positions(base, Prefix(prompt), _given(base, prompt, text))
     if b"".join(position.token.bytes or b"" for position in positions) != text.encode():
         raise BadResponse(
@@ -199,8 +217,7 @@ async def _score_window(
             hint="A text that its tokenizer joins to the prompt cannot be told apart: let the text begin with a space, "
             "or give the tokenizer.",
         )
-    weigher = Weigher(pairs, equations, temperature=1.0)
-    return await on_thread(_weighed, base, prompt, positions, weigher, place), usage
+    return positions, usage
 
 
 def _given(base: Base, prompt: Prompt, text: str) -> list[Token]:
@@ -209,7 +226,7 @@ def _given(base: Base, prompt: Prompt, text: str) -> list[Token]:
     vocabulary = base.vocabulary
     if vocabulary is None:
         return [Token(bytes=whole, text=text)]
-    tokens = [vocabulary.token_of(index) for index in _encoded(vocabulary, text)]
+    tokens = [vocabulary.token_of(index) for index in encoded(vocabulary, text)]
     partial = next((i for i, t in enumerate(tokens) if utf8_prefix(t.bytes or b"") < len(t.bytes or b"")), None)
     if partial is None or base.can_continue(Prefix(prompt, tuple(tokens[: partial + 1]))):
         return tokens
@@ -222,15 +239,6 @@ def _given(base: Base, prompt: Prompt, text: str) -> list[Token]:
             merged.append(token if len(waiting) == 1 else Token(bytes=spelled, text=spelled.decode()))
             waiting = []
     return merged
-
-
-def _encoded(vocabulary: Vocabulary, text: str) -> list[int]:
-    ids = vocabulary.encode([text.encode()])[0]
-    if b"".join(vocabulary.spelling[index] or b"" for index in ids) != text.encode():
-        raise InputError(
-            "the base's vocabulary cannot write this text", hint="It has characters that no token of the base spells."
-        )
-    return ids
 
 
 async def given_positions(base: Base, prefix: Prefix, given: Sequence[Token]) -> tuple[list[Position], Usage]:
@@ -293,17 +301,21 @@ def _after(given: Sequence[Token], positions: Sequence[Position]) -> list[Token]
     return []
 
 
-def _weighed(
-    base: Base, prompt: Prompt, positions: Sequence[Position], weigher: Weigher, place: int
-) -> list[list[ScoredToken]]:
-    found: list[list[ScoredToken]] = [[] for _ in weigher.equations]
+def look_along(
+    base: Base,
+    prompt: Prompt,
+    positions: Sequence[Position],
+    weigher: Weigher,
+    place: int,
+    at: Callable[[Scored], Looked],
+) -> list[Looked]:
+    """What `at` makes of each of these positions, whose tokens are the text's own. `place`: tokens of it before."""
+    found: list[Looked] = []
     with opened(weigher.pairs, prompt, base.vocabulary) as sessions:
         for start in range(0, len(positions), _AT_ONCE):
             waiting = _scored(sessions, positions, start, weigher, place)
             while waiting:  # one after the other: a list may hold a whole vocabulary
-                scored = waiting.pop(0)
-                for i, tokens in enumerate(found):
-                    tokens.append(_token(scored, weigher, i))
+                found.append(at(waiting.pop(0)))
     return found
 
 
@@ -316,11 +328,7 @@ def _scored(
         sessions,
         [position.token for position in positions[:start]],
         some,
-        [
-            Known.of([(position.token, position.logprob)], given=True)
-            for position in some
-            if position.logprob is not None
-        ],
+        [NOTHING_KNOWN if at.logprob is None else Known.of([(at.token, at.logprob)], given=True) for at in some],
         place=place,
     )
     if len(scored) < len(some):
@@ -330,8 +338,13 @@ def _scored(
     return scored
 
 
-def _token(scored: Scored, weigher: Weigher, i: int) -> ScoredToken:
+def _under_each(scored: Scored) -> list[ScoredToken]:
+    return [_token(scored, i) for i in range(len(scored.weigher.equations))]
+
+
+def _token(scored: Scored, i: int) -> ScoredToken:
     """The token of the text under the i-th equation."""
+    weigher = scored.weigher
     token, log_q = scored.position.token, scored.position.logprob
     assert log_q is not None
     weighed = over_everything(scored.under(i), weigher.pairs, weigher.equations[i], scored.place)
@@ -348,83 +361,3 @@ def _token(scored: Scored, weigher: Weigher, i: int) -> ScoredToken:
         weighed.covered_mass,
         scores.how[index or 0],
     )
-
-
-# -- windows ----------------------------------------------------------------------------------------------------------
-
-
-class _Window:
-    """A part of a text with what it is scored after. `shorten` halves it where a window turned out to be smaller."""
-
-    def __init__(self, prompt: Prompt, units: Sequence[str], begun: bool) -> None:
-        self.prompt = prompt
-        self.units = list(units)
-        self._begun = begun  # the prompt is the text's own and may be cut, too
-
-    @property
-    def text(self) -> str:
-        return "".join(self.units)
-
-    def shorten(self) -> bool:
-        if not isinstance(self.prompt, str):
-            return False
-        shorter = self._begun and len(self.prompt) > 1
-        if shorter:
-            self.prompt = self.prompt[len(self.prompt) // 2 :]
-        if len(self.units) == 1:
-            return shorter
-        del self.units[(len(self.units) + 1) // 2 :]
-        return True
-
-
-def _windows(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> Iterator[_Window]:
-    """The parts in which a text is scored: one where it fits, else as long as they can be, each after half of the
-    last. Only after plain text: messages are part of every request, so the whole text must fit.
-    """
-    if not isinstance(prompt, str) or _fits(base, pairs, prompt, text):
-        window = _Window(prompt, _units(base.vocabulary, text), False)
-        yield window
-        if len(window.text) == len(text):
-            return
-        prompt, text, before = window.prompt, text[len(window.text) :], window.units
-    else:
-        before = []
-    units = _units(base.vocabulary, text)
-    while units:
-        context: Prompt = prompt if not before else "".join(before[len(before) // 2 :])
-        count = min(len(units), 2 * len(before)) if before else len(units)
-        while count > 1 and not _fits(base, pairs, context, "".join(units[:count])):
-            count = count * 3 // 4
-        window = _Window(context, units[:count], bool(before))
-        yield window
-        before = window.units
-        units = units[len(before) :]
-
-
-def _fits(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> bool:
-    """Whether prompt and text fit all windows whose size is known."""
-    assert isinstance(prompt, str)
-    room = base.room(Prefix(prompt))
-    if room is not None:
-        length = len(text.encode()) if base.vocabulary is None else len(_encoded(base.vocabulary, text))
-        if length + 1 > room:
-            return False
-    try:
-        for pair in pairs:
-            pair.check(prompt + text, 1)
-    except ContextTooLong:
-        return False
-    return True
-
-
-def _units(vocabulary: Vocabulary | None, text: str) -> list[str]:
-    """What a text may be cut between: tokens of the base as far as they are whole characters, else words."""
-    if vocabulary is None:
-        return re.findall(r"\s*\S+|\s+$", text)
-    units, waiting = [], b""
-    for index in _encoded(vocabulary, text):
-        waiting += vocabulary.spelling[index] or b""
-        if utf8_prefix(waiting) == len(waiting):
-            units.append(waiting.decode("utf-8"))
-            waiting = b""
-    return units

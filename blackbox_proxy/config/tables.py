@@ -150,6 +150,7 @@ class EquationTable(Table):
     steer: Literal["candidates", "bias"] = setting(
         "candidates", "candidates weighs what the API shows; bias sends it a logit_bias instead.", "--steer"
     )
+    weights: Path | None = setting(None, "Learned weights (see `calibrate`), in the place of alpha.", "--weights")
     exact: bool = setting(False, "Another tokenizer: sum every candidate, not only those that could matter.", "--exact")
 
 

@@ -121,7 +121,7 @@ async def aevaluate(
         wanted.append(System("ceiling"))
         ceiling = ceiling if isinstance(ceiling, TransformersBase) else TransformersBase(ceiling)
     way = Way(tuner.equation, tuner.drafting, Limits(max_tokens, stops), rule or choices.Rule())
-    async with _cached(tuner.base) as base:
+    async with cached(tuner.base) as base:
         panel = Panel(base, tuner.pairs, wanted, way, ceiling)
         tasks = await asyncio.to_thread(read_tasks, source, skip_bad=skip_bad, check=panel.check, limit=limit)
         swept = _swept_kind(tasks, metric, ceiling_value, sweep is not None)
@@ -197,7 +197,7 @@ def _swept_kind(tasks: Tasks, metric: Metric | None, ceiling_value: float | None
 
 
 @asynccontextmanager
-async def _cached(base: Base) -> AsyncIterator[Base]:
+async def cached(base: Base) -> AsyncIterator[Base]:
     """The base; one behind an API with a cache for the length of the run, if it has none."""
     inner: Any = base
     while isinstance(inner, BaseAround) and not isinstance(inner, CachedBase):

@@ -1,0 +1,195 @@
+"""Weights from places: maximum likelihood, pulled towards plain proxy-tuning as hard as other texts than those fitted
+call for.
+
+Newton's method on a handful of parameters. Whatever is chosen (alpha, the strength of the pull, the tail's spread) is
+chosen on the documents that are fitted, so that `crossed` can say what the others think of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blackbox_proxy.calibration.likelihood import Terms
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
+from blackbox_proxy.types import Floats
+
+ALPHAS = tuple(i / 8 for i in range(17))
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+TEMPERATURES = (0.7, 1.4, 2.0)
+_FOLDS = 5
+_ROUNDS = 50
+_WORTH = 2.0  # nats in all: less does not pay for a parameter (Akaike)
+
+Spreads = Callable[[Spread], Terms]
+"""The terms of all places, with the hidden mass spread in this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """weights (d,) as in `Terms`; alpha: the best of `ALPHAS`, towards which they were pulled, with this strength."""
+
+    weights: Floats
+    alpha: float
+    strength: float
+    spread: Spread = PLAIN_SPREAD
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """How weights are learned. has_antiexperts: of each pair; learns_tail: whether there is a tail to be spread."""
+
+    spreads: Spreads
+    has_antiexperts: tuple[bool, ...]
+    learns_tail: bool
+
+    def plain(self, alpha: float) -> Floats:
+        """(1, alpha, alpha, 0), (d,)."""
+        pairs = [[alpha, alpha] if has else [alpha] for has in self.has_antiexperts]
+        return np.array([1.0, *(weight for pair in pairs for weight in pair), 0.0])
+
+    def best_alpha(self, terms: Terms) -> float:
+        """Of `ALPHAS`, by the loss; of equally good ones the smallest."""
+        return min(ALPHAS, key=lambda alpha: (round(float(terms.losses(self.plain(alpha)).sum()), 9), alpha))
+
+    def learn(self, documents: Sequence[int], *, tail: bool = True) -> Fitted:
+        """From these documents alone. tail: whether the spread may be learned, too."""
+        terms = self.spreads(PLAIN_SPREAD).only(documents)
+        alpha = self.best_alpha(terms)
+        pull = self.plain(alpha)
+        strength = _best_strength(terms, documents, pull)
+        fitted = Fitted(fit(terms, pull, strength), alpha, strength)
+        if not (tail and self.learns_tail):
+            return fitted
+        least = float(terms.losses(fitted.weights).sum())
+        for numbers in ([{"share": share} for share in SHARES], [{"temperature": t} for t in TEMPERATURES]):
+            for number in numbers:
+                spread = replace(fitted.spread, **number)
+                other = self.spreads(spread).only(documents)
+                weights = fit(other, pull, strength, start=fitted.weights)
+                loss = float(other.losses(weights).sum())
+                if loss < least - _WORTH:
+                    least, fitted = loss, Fitted(weights, alpha, strength, spread)
+        return fitted
+
+    def crossed(self, documents: Sequence[int], tail: bool) -> tuple[Floats, Floats]:
+        """The losses of all places, (p,), under weights, and under the best alpha, that were learned without their
+        document.
+        """
+        every = self.spreads(PLAIN_SPREAD)
+        learned, swept = np.zeros(every.count), np.zeros(every.count)
+        for left_out in folds(documents):
+            fitted = self.learn([d for d in documents if d not in left_out], tail=tail)
+            here = np.isin(every.documents, left_out)
+            learned[here] = self.spreads(fitted.spread).only(left_out).losses(fitted.weights)
+            swept[here] = every.only(left_out).losses(self.plain(fitted.alpha))
+        return learned, swept
+
+
+def folds(documents: Sequence[int], count: int = _FOLDS) -> list[list[int]]:
+    """Every document in one of them, those that follow each other in different ones."""
+    count = min(count, len(documents))
+    return [list(documents[i::count]) for i in range(count)]
+
+
+def _best_strength(terms: Terms, documents: Sequence[int], pull: Floats) -> float:
+    """That whose weights do best on documents they were not fitted to."""
+    if len(documents) < 2:
+        return STRENGTHS[-1]
+    losses = dict.fromkeys(STRENGTHS, 0.0)
+    for left_out in folds(documents, 3):
+        rest = terms.only([d for d in documents if d not in left_out])
+        own = terms.only(left_out)
+        if rest.count == 0 or own.count == 0:
+            continue
+        weights = pull
+        for strength in reversed(STRENGTHS):
+            weights = fit(rest, pull, strength, start=weights)
+            losses[strength] += float(own.losses(weights).sum())
+    return min(STRENGTHS, key=lambda strength: (losses[strength], -strength))
+
+
+def fit(
+    terms: Terms, pull: Floats, strength: float, *, counts: Floats | None = None, start: Floats | None = None
+) -> Floats:
+    """The weights (d,) of the least loss + strength / 2 |w - pull|²; the base's is at least 0."""
+    free = np.ones(len(pull), dtype=np.bool_)
+    weights = _newton(terms, pull, strength, counts, pull if start is None else start, free)
+    if weights[0] < 0.0:
+        free[0] = False
+        begin = np.where(free, weights, 0.0)
+        weights = _newton(terms, pull, strength, counts, begin, free)
+    return weights
+
+
+def _newton(
+    terms: Terms, pull: Floats, strength: float, counts: Floats | None, weights: Floats, free: np.ndarray
+) -> Floats:
+    def loss(at: Floats) -> tuple[float, Floats, Floats]:
+        value, gradient, curvature = terms.loss(at, counts)
+        away = at - pull
+        eye = strength * np.eye(len(at))
+        return value + 0.5 * strength * float(away @ away), gradient + strength * away, curvature + eye
+
+    value, gradient, curvature = loss(weights)
+    for _ in range(_ROUNDS):
+        step = np.zeros(len(weights))
+        step[free] = _descent(curvature[np.ix_(free, free)], gradient[free])
+        slope = float(gradient @ step)
+        if slope > -1e-8 * (1.0 + abs(value)):
+            break
+        size = 1.0
+        while size > 1e-6:
+            found = loss(weights + size * step)
+            if found[0] <= value + 1e-4 * size * slope:
+                break
+            size /= 2.0
+        else:
+            break
+        weights, (value, gradient, curvature) = weights + size * step, found
+    return weights
+
+
+def _descent(curvature: Floats, gradient: Floats) -> Floats:
+    """Newton's step; where the loss is not convex (several right candidates a place) along |curvature|."""
+    values, vectors = np.linalg.eigh(curvature)
+    values = np.maximum(np.abs(values), 1e-9)
+    step: Floats = -(vectors @ ((vectors.T @ gradient) / values))
+    return step
+
+
+def spread_of_weights(
+    terms: Terms, fitted: Fitted, documents: int, draws: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> list[tuple[float, float]]:
+    """An interval for each weight: the bootstrap over documents, each sample's weights by one step of Newton's method
+    from those of all (Davison & Hinkley 1997, section 2.7.4).
+    """
+    _, _, curvature = terms.loss(fitted.weights)
+    own = terms.gradients(fitted.weights, documents)
+    inverse = np.linalg.inv(curvature + fitted.strength * np.eye(len(fitted.weights)))
+    rng = np.random.default_rng(seed)
+    present = np.flatnonzero(np.bincount(terms.documents, minlength=documents))
+    drawn = rng.multinomial(len(present), np.full(len(present), 1.0 / len(present)), size=draws) - 1.0
+    moved = fitted.weights - drawn @ own[present] @ inverse
+    beyond = (1.0 - confidence) / 2.0
+    low, high = np.quantile(moved, [beyond, 1.0 - beyond], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def rest_weight(listed: Floats, rest: Floats, is_rest: np.ndarray, pull: float = 1.0) -> float:
+    """The number added to everything that is on no list: logistic regression with nothing but a constant. listed, rest
+    (p,): log weights of the candidates together and of the rest; is_rest (p,): what was right.
+    """
+    real = np.isfinite(rest)
+    away, right = (rest - listed)[real], is_rest[real].astype(np.float64)
+    found = 0.0
+    for _ in range(_ROUNDS):
+        share = 1.0 / (1.0 + np.exp(-np.clip(away + found, -60.0, 60.0)))
+        step = (float(np.sum(right - share)) - pull * found) / (float(np.sum(share * (1.0 - share))) + pull)
+        found += max(-2.0, min(2.0, step))
+        if abs(step) < 1e-9:
+            break
+    return found

@@ -1,0 +1,65 @@
+"""One place of a text: what base and pair say of each candidate there, and which of them was right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.maths.equation import mixture, tail
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, known_masses
+from blackbox_proxy.protocols import Pair
+from blackbox_proxy.types import Floats, Scores, TailPolicy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """log_q (c,), nats; of the first `shown` the base told it. scores: of each pair. right (c,): what stood in the
+    text, or is a form of the right answer; nothing is right where that was among no candidates. among (c,): what is
+    compared: everything, or the forms of a question's options.
+    """
+
+    log_q: Floats
+    shown: int
+    scores: Sequence[Scores]
+    right: NDArray[np.bool_]
+    among: NDArray[np.bool_]
+
+    @classmethod
+    def of_token(cls, weighed: Weighed, index: int | None) -> Place:
+        """A place of a text; index: of the candidate that stood there."""
+        count = len(weighed.tokens)
+        right = np.arange(count) == (-1 if index is None else index)
+        return cls(weighed.log_q, weighed.shown, weighed.scores, right, np.ones(count, dtype=np.bool_))
+
+    @property
+    def listed(self) -> bool:
+        """Whether what was right is among the candidates."""
+        return bool((self.right & self.among & np.isfinite(self.log_q)).any())
+
+    def spread_anew(self, spread: Spread, policy: TailPolicy, pairs: Sequence[Pair]) -> Floats:
+        """log q with the hidden mass spread otherwise, (c,)."""
+        if spread == PLAIN_SPREAD or self.shown == len(self.log_q) or policy not in ("backoff", "ask"):
+            return self.log_q
+        masses = mixture(
+            [
+                spread.log_mass(s.log_expert, s.log_antiexpert) if pair.has_antiexpert else s.log_expert
+                for pair, s in zip(pairs, self.scores, strict=True)
+            ]
+        )
+        told = self.log_q[: self.shown]
+        rest = tail(told, masses[: self.shown], masses[self.shown :], "backoff", None, spread.temperature)
+        return np.concatenate([told, rest])
+
+
+def terms(place: Place, log_q: Floats, has_antiexperts: Sequence[bool]) -> Floats:
+    """What the weights multiply, (c, d): log q, log E and -log A of each pair, whether log q is estimated."""
+    columns = [log_q]
+    for scores, has in zip(place.scores, has_antiexperts, strict=True):
+        log_e, log_a = known_masses(log_q, scores, has)
+        columns += [log_e, -log_a] if has else [log_e]
+    columns.append((np.arange(len(log_q)) >= place.shown).astype(np.float64))
+    return np.stack(columns, axis=1)

@@ -1,0 +1,137 @@
+"""weights.json: learned weights, what they were learned for, and how much better they were there.
+
+    {"format": "blackbox-proxy weights", "version": 1, "package": "0.1.0",
+     "weights": {"base": …, "experts": […], "antiexperts": […], "tail": …, "rest": …, "spread": {…}},
+     "for": {"base": …, "pairs": […], "top_logprobs": …, "tail": "backoff", "tail_size": 32}, "found": {…}}
+
+Weights mean nothing for other models, another k or another treatment of the tail: what can be told apart is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blackbox_proxy.base.local import fingerprint
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.weights import Spread, Weights
+from blackbox_proxy.protocols import Base, Pair
+from blackbox_proxy.version import __version__
+
+FORMAT = "blackbox-proxy weights"
+VERSION = 1
+_WEIGHTS = {"base", "experts", "antiexperts", "tail", "rest", "spread"}
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A file's weights. models: what they were learned for; found: what `calibrate` said of them."""
+
+    weights: Weights
+    models: Mapping[str, Any]
+    found: Mapping[str, Any]
+
+    def check(self, models: Mapping[str, Any], what: str = "the weights") -> None:
+        """Raise InputError if these are other models, as far as that can be told."""
+        for name, said in (("base", "base"), ("pairs", "pair"), ("top_logprobs", "k"), ("tail", "tail")):
+            one, other = self.models.get(name), models.get(name)
+            if one is not None and other is not None and not _alike(one, other):
+                raise InputError(
+                    f"{what} were learned for another {said}: {_said(one)}, not {_said(other)}",
+                    hint="Run `blackbox-proxy calibrate` with what you use now.",
+                )
+
+
+def models_of(base: Base, pairs: Sequence[Pair], tail: str) -> dict[str, Any]:
+    """What weights are learned for: names, and of models that run here digests of the weights themselves."""
+    identity = base.identity or {}
+    return {
+        "base": {"name": base.name, "digest": identity.get("weights")},
+        "pairs": [_pair(pair) for pair in pairs],
+        "top_logprobs": identity.get("top_logprobs"),
+        "tail": tail,
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    models = getattr(pair, "models", None)
+    digests = None if models is None else [fingerprint(lm.model) for lm, _ in models]
+    named = repr(pair) if " at 0x" not in repr(pair) else type(pair).__name__
+    return {"name": named, "digest": None if digests is None else "-".join(digest[:16] for digest in digests)}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list):
+        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Mapping):  # the same weights may lie in another folder
+        if one.get("digest") and other.get("digest"):
+            return bool(one["digest"] == other["digest"])
+        return bool(one.get("name") == other.get("name"))
+    return bool(one == other)
+
+
+def _said(models: Any) -> str:
+    if isinstance(models, list):
+        return " and ".join(_said(each) for each in models)
+    if isinstance(models, Mapping):
+        return f"{models.get('name')}" + (f" ({models['digest'][:8]})" if models.get("digest") else "")
+    return str(models)
+
+
+def write_weights(path: Path | str, learned: Learned) -> None:
+    """Raises InputError where the file cannot be written."""
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "package": __version__,
+        "weights": asdict(learned.weights),
+        "for": dict(learned.models),
+        "found": dict(learned.found),
+    }
+    try:
+        Path(path).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}", hint="Name another file.") from error
+
+
+def read_learned(path: Path | str) -> Learned:
+    """What a file says. Raises InputError for one that `calibrate` did not write, or a later version did."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the weights cannot be read from {path}: {error}", hint="Name another file.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}", hint="Name a file that `calibrate` wrote.") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"{path} holds no weights", hint="Name a file that `calibrate` wrote.")
+    if record.get("version") != VERSION:
+        raise InputError(
+            f"{path} has weights of version {record.get('version')}, this reads {VERSION}",
+            hint="Update blackbox-proxy.",
+        )
+    try:
+        given = record["weights"]
+        if set(given) != _WEIGHTS:
+            raise ValueError(f"weights are {', '.join(sorted(_WEIGHTS))}")
+        weights = Weights(
+            float(given["base"]),
+            tuple(float(each) for each in given["experts"]),
+            tuple(None if each is None else float(each) for each in given["antiexperts"]),
+            float(given["tail"]),
+            float(given["rest"]),
+            Spread(**given["spread"]),
+        )
+        return Learned(weights, record["for"], record.get("found") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}", hint="Run `blackbox-proxy calibrate` again.") from error
+
+
+def read_weights(path: Path | str, base: Base, pair: Pair | Sequence[Pair], *, tail: str = "backoff") -> Weights:
+    """The weights of a file, for these models. Raises InputError where they were learned for others."""
+    learned = read_learned(path)
+    pairs = tuple(pair) if isinstance(pair, Sequence) else (pair,)
+    learned.check(models_of(base, pairs, tail), f"the weights of {path}")
+    return learned.weights
