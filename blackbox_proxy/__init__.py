@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.cache.base import CachedBase as CachedBase
     from blackbox_proxy.base.local import TransformersBase as TransformersBase
     from blackbox_proxy.base.opening import open_base as open_base
-    from blackbox_proxy.learned import read_weights as read_weights
     from blackbox_proxy.calibration.run import acalibrate as acalibrate
     from blackbox_proxy.calibration.run import calibrate as calibrate
     from blackbox_proxy.decoding.pace import Drafting as Drafting
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.evaluation.fit import measure_fit as measure_fit
     from blackbox_proxy.evaluation.run import evaluate as evaluate
     from blackbox_proxy.jobs import run_job as run_job
+    from blackbox_proxy.learned import read_weights as read_weights
     from blackbox_proxy.maths.weights import Spread as Spread
     from blackbox_proxy.maths.weights import Weights as Weights
     from blackbox_proxy.pair.remote import ServedPair as ServedPair

@@ -197,7 +197,7 @@ class Setup:
             for pair in self.settings.pairs.values()
         ]
         alphas = [pair.alpha for pair in self.settings.pairs.values()]
-        how = [equation.tail, equation.steer, *(["exact"] if equation.exact else [])]
+        how: list[Any] = [equation.tail, equation.steer, *(["exact"] if equation.exact else [])]
         if equation.tail_size != type(equation)().tail_size:
             how.append(f"tail of {equation.tail_size}")
         if equation.weights is not None:
@@ -216,6 +216,8 @@ class Setup:
         """What a trace says of how its texts were made: no key and no address."""
         base, pairs, prices = self.settings.base, list(self.settings.pairs.values()), self.settings.budget.prices
 
+        weighed = {} if self.settings.equation.weights is None else {"weights": self._weights()}
+
         def of_pairs(name: str) -> Any:
             values = [getattr(pair, name) for pair in pairs]
             return values[0] if len(values) == 1 else values
@@ -228,7 +230,7 @@ class Setup:
             "top_logprobs": base.top_logprobs,
             "expert": of_pairs("expert"),
             "antiexpert": of_pairs("antiexpert"),
-            **({"alpha": of_pairs("alpha")} if self.settings.equation.weights is None else {"weights": self._weights()}),
+            **(weighed or {"alpha": of_pairs("alpha")}),
             "tail": self.settings.equation.tail,
             "prices": None if prices is None else ",".join(map(str, prices)),
         } | self.arguments()

@@ -18,7 +18,6 @@ import numpy as np
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.answers.choices import Rule
 from blackbox_proxy.calibration.asking import Document, Plan, Question, documents_of, plan_of, question_of
-from blackbox_proxy.learned import Learned, models_of
 from blackbox_proxy.calibration.fitting import Fitted, Learner, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.likelihood import Terms
 from blackbox_proxy.calibration.places import terms
@@ -26,6 +25,7 @@ from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.evaluation.run import cached
 from blackbox_proxy.evaluation.statistics import bootstrap_interval, bootstrap_p
 from blackbox_proxy.evaluation.tasks import Source, Task, read_tasks
+from blackbox_proxy.learned import Learned, models_of
 from blackbox_proxy.maths.equation import hidden_mass
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights

@@ -65,8 +65,8 @@ def calibrate(
     quiet_transformers()
     from blackbox_proxy.answers.choices import Rule
     from blackbox_proxy.calibration.asking import Plan
-    from blackbox_proxy.learned import write_weights
     from blackbox_proxy.calibration.run import calibrate as learn
+    from blackbox_proxy.learned import write_weights
     from blackbox_proxy.report import calibration as report
 
     if not 0 < confidence < 1:

@@ -265,7 +265,8 @@ def _instead(table: Table, other: Result) -> str:
     for result in tuned:
         best = result if better(table.metric, result.value, best.value) > 0 else best
     if better(table.metric, best.value, other.value) > 0:
-        return f"Alpha {best.system.alpha:g} does better than both"
+        better_one = "Learned weights do" if best.system.alpha is None else f"Alpha {best.system.alpha:g} does"
+        return f"{better_one} better than both"
     if other.system.role == "base":
         return "This pair does not help this base with this task"
     return "What helps here is the expert itself: use it alone, or a better base"

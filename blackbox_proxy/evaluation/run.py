@@ -96,9 +96,10 @@ async def aevaluate(
     """Ask every system every task and compare them.
 
     tuner: its base, pairs, equation and way of drafting are used; alphas: of the proxy-tuned systems, the tuner's
-    own by default. systems: some of "base", "expert", "antiexpert", "tuned" (all that there are by default). ceiling:
-    the base tuned directly, a model that runs here; ceiling_value: its figure, where only that is known. sweep: alphas
-    to choose from by `metric` (which need not be given where all tasks are of one kind), in place of `alphas`.
+    own by default; its learned weights are one line more. systems: some of "base", "expert", "antiexpert", "tuned"
+    (all that there are by default). ceiling: the base tuned directly, a model that runs here; ceiling_value: its
+    figure, where only that is known. sweep: alphas to choose from by `metric` (which need not be given where all tasks
+    are of one kind), in place of `alphas`.
     max_tokens, stop: of answers in text, for tasks that have none of their own. rule: of multiple choice (see
     `choices`). concurrency: rows at a time. limit: the first rows only. skip_bad: leave out rows that cannot be used.
     prices: of one token. confidence: of the intervals, and of what is called significant. seed: of the bootstrap.
@@ -172,6 +173,8 @@ def _systems(
         if not values:
             raise InputError("there is no alpha", hint="Give at least one, or leave tuned out of the systems.")
         found += [System("tuned", alpha) for alpha in values]
+        if tuner.equation.weights is not None:
+            found.append(System("tuned", weights=tuner.equation.weights))
     return found
 
 

@@ -21,6 +21,7 @@ from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.tasks import Task, is_exact_match
 from blackbox_proxy.jobs.run import HOPELESS
 from blackbox_proxy.maths.equation import Equation
+from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.text.writer import Writer
 from blackbox_proxy.tuner import ProxyTuner
@@ -40,10 +41,11 @@ _TITLES: dict[Role, str] = {
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One line of the table. `alpha` is that of a proxy-tuned system."""
+    """One line of the table. A proxy-tuned system has its alpha, or learned weights."""
 
     role: Role
     alpha: float | None = None
+    weights: Weights | None = None
 
     @property
     def asks(self) -> bool:
@@ -52,12 +54,16 @@ class System:
 
     @property
     def key(self) -> str:
-        """Its name in results: "base", "tuned@0.5" …"""
+        """Its name in results: "base", "tuned@0.5", "tuned@weights" …"""
+        if self.weights is not None:
+            return f"{self.role}@weights"
         return self.role if self.alpha is None else f"{self.role}@{self.alpha:g}"
 
     @property
     def title(self) -> str:
         """Its name for people."""
+        if self.weights is not None:
+            return "proxy-tuned, learned weights"
         return _TITLES[self.role] if self.alpha is None else f"proxy-tuned, alpha {self.alpha:g}"
 
 
@@ -147,8 +153,15 @@ class Panel:
     def _tuner(self, system: System) -> ProxyTuner:
         way = self._way
         # The base by itself writes what it drafts: local drafts could only be in its way.
-        drafting = way.drafting if system.alpha is not None else replace(way.drafting, local=False)
-        return ProxyTuner.of(self._base, self._pairs, way.equation.with_alpha(system.alpha or 0.0), drafting)
+        drafting = way.drafting if system.role == "tuned" else replace(way.drafting, local=False)
+        return ProxyTuner.of(self._base, self._pairs, self._equation(system), drafting)
+
+    def _equation(self, system: System) -> Equation:
+        """Of a proxy-tuned system; of another, alpha 0."""
+        equation = self._way.equation
+        if system.weights is not None:
+            return equation.with_weights(system.weights)
+        return equation.with_alpha(system.alpha or 0.0)
 
     # -- before -------------------------------------------------------------------------------------------------------
 
@@ -205,9 +218,9 @@ class Panel:
         return Answered(task, {system.key: outcomes[system.key] for system in self.systems})
 
     def _equations(self, systems: Sequence[System]) -> list[Equation]:
-        """One for each alpha; alpha 0 where there is none, since something must be asked for."""
-        alphas = [system.alpha for system in systems if system.alpha is not None] or [0.0]
-        return [self._way.equation.with_alpha(alpha) for alpha in alphas]
+        """One for each proxy-tuned system; alpha 0 where there is none, since something must be asked for."""
+        tuned = [system for system in systems if system.role == "tuned"] or [System("base")]
+        return [self._equation(system) for system in tuned]
 
     async def _choose(self, base: Base, task: Task, systems: Sequence[System]) -> dict[str, Outcome]:
         options, equations = task.options, self._equations(systems)
@@ -216,7 +229,7 @@ class Panel:
         needed = usage.api_calls or (len(options) if found[0].by == "scores" else 1)
         outcomes = {}
         for place, system in enumerate(systems):
-            of = next(tuned) if system.alpha is not None else found[0]
+            of = next(tuned) if system.role == "tuned" else found[0]
             best, log_p = {
                 "tuned": (of.best, of.log_p),
                 "base": (of.base_best, of.log_q),
@@ -242,7 +255,7 @@ class Panel:
         usage, tuned = found[0].usage, iter(found)
         outcomes = {}
         for place, system in enumerate(systems):
-            of = next(tuned) if system.alpha is not None else found[0]
+            of = next(tuned) if system.role == "tuned" else found[0]
             log_p = {
                 "tuned": of.log_p,
                 "base": of.log_q,
