@@ -7,6 +7,7 @@ parts are imported when they are needed.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.base.budget import Budget
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.decoding.pace import Drafting
+    from blackbox_proxy.maths.weights import Weights
     from blackbox_proxy.protocols import Base, Pair
     from blackbox_proxy.tuner import ProxyTuner
 
@@ -111,16 +113,12 @@ class Setup:
     def open(self) -> ProxyTuner:
         """The tuner with all pairs; the key is looked for before a model is loaded."""
         from blackbox_proxy import ProxyTuner
-        from blackbox_proxy.learned import models_of, read_learned
 
         if not self.settings.pairs:
             raise InputError("there is no pair", hint="Give --expert, or a table [pairs.NAME] in a file for --config.")
         equation = self.settings.equation
-        learned = None if equation.weights is None else read_learned(equation.weights)
         base = self.open_base()
         pairs = list(self.open_pairs().values())
-        if learned is not None:
-            learned.check(models_of(base, pairs, equation.tail), f"the weights of {equation.weights}")
         return ProxyTuner(
             base,
             pairs,
@@ -129,8 +127,15 @@ class Setup:
             tail_size=equation.tail_size,
             draft=self.drafting(),
             steer=equation.steer,
-            weights=None if learned is None else learned.weights,
+            weights=self.weights_for(base, pairs),
         )
+
+    def weights_for(self, base: Base, pairs: Sequence[Pair]) -> Weights | None:
+        """The learned weights, where there are any. Raises InputError where they were learned for other models."""
+        from blackbox_proxy.learned import read_weights
+
+        equation = self.settings.equation
+        return None if equation.weights is None else read_weights(equation.weights, base, pairs, tail=equation.tail)
 
     def open_pairs(self) -> dict[str, Pair]:
         """All pairs by their names."""

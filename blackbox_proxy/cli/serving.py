@@ -17,7 +17,7 @@ from blackbox_proxy.serve.options import HostOptions
 
 if TYPE_CHECKING:
     from blackbox_proxy.gateway.engine import Model
-    from blackbox_proxy.protocols import Pair
+    from blackbox_proxy.protocols import Base, Pair
 
 
 @app.command()
@@ -79,7 +79,7 @@ def serve(*, setup: ServeOptions) -> None:
         template = PLAIN if template == "plain" else read_template(template)
     base, pairs = setup.open_base(), setup.open_pairs()
     api = "completions" if base_told.local else base_told.api
-    models = served_models(setup, pairs)
+    models = served_models(setup, base, pairs)
 
     def announce(address: str, port: int) -> None:
         names = ", ".join(model.name for model in models)
@@ -88,12 +88,18 @@ def serve(*, setup: ServeOptions) -> None:
     run_gateway(base, models, Reader(base.vocabulary, api, base_told.prompt, template), operation, announce=announce)
 
 
-def served_models(setup: ServeOptions, pairs: dict[str, Pair]) -> list[Model]:
+def served_models(setup: ServeOptions, base: Base, pairs: dict[str, Pair]) -> list[Model]:
     """What is offered. Raises InputError where that is nothing."""
     from blackbox_proxy.gateway.engine import Bounds, Model
 
     told, equation = setup.settings.serve, setup.settings.equation
     bounds = Bounds(told.alpha_range, tuple(told.tails))
+    if equation.weights is not None and (told.models or len(pairs) > 1):
+        raise InputError(
+            "learned weights are served for one pair, and under one name",
+            hint="Leave out [serve.models.…], and choose the pair with --pair.",
+        )
+    weights = setup.weights_for(base, list(pairs.values()))
 
     def model(name: str, names: list[str], alphas: list[float]) -> Model:
         return Model(
@@ -105,6 +111,7 @@ def served_models(setup: ServeOptions, pairs: dict[str, Pair]) -> list[Model]:
             setup.drafting(),
             bounds,
             told.max_logprobs,
+            weights if names else None,
         )
 
     own = {name: pair.alpha for name, pair in setup.settings.pairs.items()}

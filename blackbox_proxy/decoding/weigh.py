@@ -192,7 +192,9 @@ def log_spread(pairs: Sequence[Pair], scores: Sequence[Scores], spread: Spread =
     )
 
 
-def worth_asking(weighed: Weighed, known: Known, temperature: float, weights: Weights | None) -> tuple[Token, ...]:
+def worth_asking(
+    weighed: Weighed, known: Known, temperature: float, weights: Weights | None = None
+) -> tuple[Token, ...]:
     """Of the tail, what could be chosen if its log q were the largest that it can be, and no estimate, those that could
     most first. Greedy: what could be the likeliest; sampled: what could have `_NOTICED` of the likeliest. What was
     asked and not told is not asked again.

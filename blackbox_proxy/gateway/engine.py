@@ -21,6 +21,7 @@ from blackbox_proxy.gateway.failures import as_answer
 from blackbox_proxy.gateway.pairs import NoPair, ShownPair
 from blackbox_proxy.gateway.prompts import Reader
 from blackbox_proxy.maths.equation import Alpha, Equation
+from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.serve.engine import Event, TextWanted
 from blackbox_proxy.serve.text import Feed
@@ -67,7 +68,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One name that the gateway answers to. pairs: none for the base itself. alphas: one for each pair."""
+    """One name that the gateway answers to. pairs: none for the base itself. alphas: one for each pair; weights:
+    learned ones, in their place.
+    """
 
     name: str
     pairs: tuple[Pair, ...]
@@ -77,6 +80,7 @@ class Model:
     drafting: Drafting = field(default_factory=Drafting)
     bounds: Bounds = field(default_factory=Bounds)
     top_logprobs: int = 20
+    weights: Weights | None = None
 
 
 class TunedEngine:
@@ -90,7 +94,8 @@ class TunedEngine:
         self._reader = reader
         self._pairs: tuple[Pair, ...] = tuple(ShownPair(pair) for pair in model.pairs) or (NoPair(),)
         alphas = model.alphas if model.pairs else (0.0,)
-        self._equation = Equation(alphas, model.tail if model.pairs else "truncate", model.tail_size)
+        tail = model.tail if model.pairs else "truncate"
+        self._equation = Equation(alphas, tail, model.tail_size, model.weights)
         if len(alphas) != len(self._pairs):
             raise InputError(f"{model.name} has {len(self._pairs)} pairs but {len(alphas)} alphas")
         self._tuners: OrderedDict[tuple[float | None, TailPolicy], ProxyTuner] = OrderedDict()
@@ -112,7 +117,8 @@ class TunedEngine:
         """What the list of models says of it, besides."""
         if not self._model.pairs:
             return {"alpha": None}
-        alphas = [alpha if isinstance(alpha, (int, float)) else None for alpha in self._equation.alphas]
+        plain = self._equation.weights is None
+        alphas = [a if plain and isinstance(a, (int, float)) else None for a in self._equation.alphas]
         bounds = self._model.bounds
         return {
             "alpha": alphas[0] if len(alphas) == 1 else alphas,

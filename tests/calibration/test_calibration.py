@@ -42,7 +42,7 @@ def drawn(documents: int, places: int, weights: np.ndarray = TRUE, seed: int = 0
 @pytest.mark.parametrize("right", [1, 3])
 def test_the_gradient_and_the_curvature_against_finite_differences(right: int) -> None:
     terms = drawn(5, 6, right=right)
-    counts = np.arange(terms.count) % 3 * 0.5
+    counts = np.array(np.arange(terms.count) % 3 * 0.5, dtype=np.float64)
     at, step = np.array([0.7, 0.3, 0.9, 0.1]), 1e-5
     _, gradient, curvature = terms.loss(at, counts)
     for i in range(4):
@@ -228,7 +228,7 @@ def test_eval_has_weights_as_one_more_row(base: TransformersBase, pairs: Pairs, 
     """Given text, choices and answers in text, on the same requests."""
     tuner = ProxyTuner(base, pairs("same"), weights=LEARNABLE)
     choice = {"question": "Which?", "choices": ["one", "two"], "answer": 0}
-    asked = [*rows[:6], choice, {"prompt": "The mayor of ", "answer": "New York"}]
+    asked: list[dict[str, Any]] = [*rows[:6], choice, {"prompt": "The mayor of ", "answer": "New York"}]
     table = evaluate(tuner, asked, skip_bad=True, max_tokens=4).tables[-1]
     keys = [result.system.key for result in table.results]
     assert keys == ["base", "expert", "antiexpert", "tuned@1", "tuned@weights"]

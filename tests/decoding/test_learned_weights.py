@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tables import TableBase, TablePair, decoded, pace_of, token
+from tables import Table, TableBase, TablePair, decoded, pace_of, token
 
 from blackbox_proxy import ProxyTuner, Spread, TransformersBase, TransformersPair, Weights
 from blackbox_proxy.base.openai import OpenAIBase
@@ -79,7 +79,7 @@ def test_what_contends_hangs_on_how_far_each_side_may_be_off(models: dict[str, s
     assert alone > 1.3 * alike > 0.0
 
 
-SHOWN = {b"": {b"a": 0.5, b"b": 0.3, b"c": 0.1}}
+SHOWN: Table = {b"": {b"a": 0.5, b"b": 0.3, b"c": 0.1}}
 OFFSETS: dict[bytes, dict[bytes | None, float]] = {b"": {b"a": -1.0, b"b": 0.5, b"d": 2.0}}
 
 
@@ -93,7 +93,7 @@ async def test_law_5_sampled_tokens_follow_p(way: str) -> None:
     p = np.exp(own - np.logaddexp.reduce(own))
     draws, seen = 1_000, Counter[bytes]()
     for seed in range(draws):
-        steps = decode(
+        steps: Any = decode(
             _Drawing(SHOWN),
             [TablePair(OFFSETS, [token(b"d")])],
             "prompt",
@@ -103,7 +103,7 @@ async def test_law_5_sampled_tokens_follow_p(way: str) -> None:
             pace_of(way),
         )
         seen.update([(await anext(steps)).token])
-        await steps.aclose()  # type: ignore[attr-defined]
+        await steps.aclose()
     chi = sum(
         (seen[text] - draws * each) ** 2 / (draws * each)
         for text, each in zip((b"a", b"b", b"c", b"d"), p, strict=True)
@@ -142,7 +142,7 @@ def test_what_weights_cannot_do_is_refused(api_base: Callable[..., OpenAIBase], 
     base, pair = api_base(), pairs("same")
     for how in ({"alpha": 0.5}, {"steer": "bias"}):
         with pytest.raises(InputError, match="weights"):
-            ProxyTuner(base, pair, weights=LEARNED, **how)  # type: ignore[arg-type]
+            ProxyTuner(base, pair, weights=LEARNED, **how)
     for weights in (replace(LEARNED, antiexperts=(None,)), Weights(1.0, (1.0, 1.0), (1.0, 1.0))):
         with pytest.raises(InputError, match="weights are of"):
             ProxyTuner(base, pair, weights=weights)

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from blackbox_proxy import Spread, Weights
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.equation import Equation, combine, normalise, tail
-from blackbox_proxy.types import Floats, Scores
+from blackbox_proxy.types import Floats, How, Scores
 
 finite = st.floats(-30, 0, allow_nan=False)
 rows = st.integers(1, 8).flatmap(lambda n: st.tuples(*(arrays(np.float64, n, elements=finite) for _ in range(3))))
@@ -25,7 +25,8 @@ def scores(expert: Floats, antiexpert: Floats, error: float = 0.0, apart: float 
     known = np.isfinite(expert) & np.isfinite(antiexpert)
     offset = np.where(known, expert, 0.0) - np.where(known, antiexpert, 0.0)
     n = len(offset)
-    return Scores(expert, antiexpert, offset, ("exact",) * n, np.full(n, error), np.full(n, apart))
+    exact: How = "exact"
+    return Scores(expert, antiexpert, offset, (exact,) * n, np.full(n, error), np.full(n, apart))
 
 
 @given(rows, st.floats(-3, 3))
