@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from blackbox_proxy.errors import InputError
+
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
@@ -69,10 +71,14 @@ class Pieces:
         shifted = {found: index for found, index in shifted.items() if found is not None and found != index}
 
         def encode(texts: list[str]) -> list[list[int]]:
-            if len(texts) == 1:
-                found = [continuing.encode(texts[0], add_special_tokens=False).ids]
-            else:
-                found = [one.ids for one in continuing.encode_batch_fast(texts, add_special_tokens=False)]
+            try:
+                if len(texts) == 1:
+                    found = [continuing.encode(texts[0], add_special_tokens=False).ids]
+                else:
+                    found = [one.ids for one in continuing.encode_batch_fast(texts, add_special_tokens=False)]
+            except BaseException as error:
+                name_panic(error)
+                raise
             return [[shifted.get(i, i) for i in ids] for ids in found] if shifted else found
 
         return encode
@@ -82,13 +88,26 @@ class Pieces:
         splitter = self._splitter
         if splitter is None or not text:
             return [0] if text else []
-        return byte_starts(text, [start for _, (start, _) in splitter.pre_tokenize_str(text)])
+        try:
+            return byte_starts(text, [start for _, (start, _) in splitter.pre_tokenize_str(text)])
+        except BaseException as error:
+            name_panic(error)
+            raise
 
     @cached_property
     def _splitter(self) -> Any:
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(json.dumps(_continuing(self._parts))).pre_tokenizer
+
+
+def name_panic(error: BaseException) -> None:
+    """Raise InputError for a panic inside the tokenizers library, which is no Exception: a pattern that gives up."""
+    if type(error).__name__ == "PanicException":
+        raise InputError(
+            f"the tokenizer's own pattern fails on this text: {' '.join(str(error).split())[:200]}",
+            hint="The pattern in its tokenizer.json takes too long. Take the model's original tokenizer.",
+        ) from error
 
 
 def byte_starts(text: str, starts: list[int]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.text.pieces import name_panic
 from blackbox_proxy.text.prompts import as_text
 from blackbox_proxy.types import Prompt, Rendering
 
@@ -39,7 +40,11 @@ class Renderer:
             ) from error
 
     def _cut(self, text: str, special: bool) -> list[int]:
-        return [int(index) for index in self._tokenizer(text, add_special_tokens=special)["input_ids"]]
+        try:
+            return [int(index) for index in self._tokenizer(text, add_special_tokens=special)["input_ids"]]
+        except BaseException as error:
+            name_panic(error)
+            raise
 
     def _count_appended(self) -> int:
         """How many tokens the tokenizer writes *after* a text, such as the end that it was saved with for training.

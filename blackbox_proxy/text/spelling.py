@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from blackbox_proxy.errors import ModelUnavailable
 from blackbox_proxy.text.kept import digest as digest_of
 from blackbox_proxy.text.kept import kept
-from blackbox_proxy.text.pieces import Pieces, byte_starts
+from blackbox_proxy.text.pieces import Pieces, byte_starts, name_panic
 from blackbox_proxy.text.prompts import as_text
 from blackbox_proxy.text.rendering import Renderer
 from blackbox_proxy.text.table import Table
@@ -43,6 +43,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
         raise ModelUnavailable(f"no tokenizer could be loaded from {name!r}: {reason(error)}", hint=hint) from error
+    except BaseException as error:
+        name_panic(error)
+        raise
     return tokenizer
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import random
 import signal
 import sqlite3
@@ -13,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import told
@@ -165,6 +168,76 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(file: Path) -> None:
     assert other.read_bytes() == raw
     with pytest.raises(InputError, match="cannot be opened"):
         Store(file.parent)
+
+
+NOT_OURS = {
+    "notes.txt": b"Milk, bread, and what nobody has written down twice.\n",
+    "short": b"x",
+    "image.png": b"\x89PNG\r\n\x1a\n" + bytes(500),
+    "noise": random.Random(2).randbytes(5000),
+    "cut.db": b"SQLite format 3\0" + bytes(30),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_what_never_was_a_cache_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(NOT_OURS[name])
+    path.chmod(0o644)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"never was one|cannot be opened"):
+            Store(path)
+    assert path.read_bytes() == NOT_OURS[name]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["PRAGMA user_version = 7", "PRAGMA application_id = 1", "CREATE TABLE rows (x)", "CREATE VIEW v AS SELECT 1"],
+)
+def test_a_database_of_another_program_is_no_newer_version(tmp_path: Path, made: str) -> None:
+    path = tmp_path / "other.db"
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 3")
+    other.execute(made)
+    other.commit()
+    other.close()
+    raw = path.read_bytes()
+    with pytest.raises(InputError, match="something else"):
+        Store(path)
+    assert path.read_bytes() == raw
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_to_is_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    with cached(Told(), file) as one:
+        known, _ = asyncio.run(text_of(one, "p", 99))
+    before = file.read_bytes()
+    opened = os.open
+
+    def refused(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if str(path).startswith(str(file.parent)) and flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    base = Told()
+    with caplog.at_level(logging.WARNING), cached(base, file) as one:
+        found, _ = asyncio.run(text_of(one, "p", 99))
+        assert base.calls == 0
+        assert all(map(same, found, known))
+        assert len(asyncio.run(text_of(one, "q", 5))[0]) == LENGTH  # what is not there is asked for, and not kept
+        assert base.calls > 0
+        with pytest.raises(InputError, match="cannot be written"):
+            one.store.clear()
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "what it has is used, nothing is added"
+    ]
+    assert file.read_bytes() == before
 
 
 def test_no_room_and_a_busy_file_end_no_run(

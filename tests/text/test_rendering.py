@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from toys import train_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.text.spelling import from_tokenizer
@@ -99,3 +101,42 @@ def test_a_padded_or_cut_tokenizer_is_neither_for_a_prompt() -> None:
     text = "The mayor of New York said on 12 March"
     assert vocabulary.prompt_ids(text) == plain.prompt_ids(text)
     assert vocabulary.encode([text.encode()]) == plain.encode([text.encode()])
+
+
+HOSTILE = {
+    "what the sandbox forbids": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "a change of what it is given": "{{ messages.append(1) }}",
+    "too many": "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}",
+    "nothing there": "{{ nothing.of.this }}",
+    "no number": "{{ 1 // 0 }}",
+    "no template": "{% for %}",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_template_is_an_error_of_ours(template: str) -> None:
+    tokenizer = train_tokenizer("bytes", 300)
+    tokenizer.chat_template = template
+    vocabulary = from_tokenizer(tokenizer)
+    assert vocabulary.prompt_ids("Hi") == from_tokenizer(train_tokenizer("bytes", 300)).prompt_ids("Hi")
+    with pytest.raises(InputError, match="the chat template refuses"):
+        vocabulary.prompt_ids([{"role": "user", "content": "Hi"}], "chat")
+
+
+def test_a_pattern_that_gives_up_is_an_error_of_ours() -> None:
+    """A panic of the library is no Exception: without a name it would end whatever waits for it."""
+    description = json.loads(train_tokenizer("bytes", 300).backend_tokenizer.to_str())
+    split = {"type": "Split", "pattern": {"Regex": "(a|a)*b|."}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    backend = Tokenizer.from_str(json.dumps(description))
+    vocabulary = from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>"))
+    text = "a" * 60
+    for ask in (
+        lambda: vocabulary.prompt_ids(text),
+        lambda: vocabulary.encode([text.encode()]),
+        lambda: vocabulary.encode([text.encode(), b"b"]),
+        lambda: vocabulary.boundary(text.encode()),
+    ):
+        with pytest.raises(InputError, match="pattern fails"):
+            ask()

@@ -1,9 +1,13 @@
 """The file of the cache as such: opened and made by one process at a time, used on a thread of its own, set aside when
-it is damaged, left alone after a fork. Knows no rows (store.py).
+it is damaged, only read where it cannot be written to, left alone after a fork. Knows no rows (store.py).
+
+What never was a cache is refused and left as it is: set aside is only what has this program's mark, in its header or in
+the lock beside it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -14,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from blackbox_proxy.errors import InputError
 
@@ -22,6 +27,10 @@ _T = TypeVar("_T")
 
 VERSION = 1
 _APPLICATION = 0x62627078  # "bbpx", in the header of the file
+_APPLICATION_AT = slice(68, 72)
+_SQLITE = b"SQLite format 3\0"
+_MARK = b"blackbox-proxy cache\n"  # in the lock file: what lies beside it is a cache, however damaged
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _BUSY = 10.0  # seconds to wait for another process's transaction
 _OFF = 30.0  # seconds without the file once it could not be used
 _SCHEMA = """
@@ -63,6 +72,7 @@ class SharedFile:
         self._thread: ThreadPoolExecutor | None = None
         self._inode = 0
         self._off_until = 0.0
+        self.read_only = False
 
     def flush(self) -> None:
         """Write down what waits for that; before the file is closed."""
@@ -102,7 +112,9 @@ class SharedFile:
                 try:
                     return work(self._open())
                 except sqlite3.DatabaseError as error:
-                    if again and _is_damage(error):
+                    if self.read_only and _is_refused(error):
+                        break  # that was said when it was opened
+                    if again and _is_damage(error) and not self.read_only:
                         self._set_aside(error)
                         continue
                     self._warn(error)
@@ -126,41 +138,81 @@ class SharedFile:
             return self._connection
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._refuse_foreign()
             with _alone(self.path):
                 try:
                     return self._connected()
                 except sqlite3.DatabaseError as error:
-                    if not _is_damage(error):
+                    if not _is_damage(error) or not _was_cache(self.path):
                         raise
                     self._rename(error)
                     return self._connected()
         except (OSError, sqlite3.Error) as error:
+            found = self._reading(error)
+            if found is not None:
+                return found
             raise _Unusable(
                 f"the cache {self.path} cannot be opened: {error}",
                 hint="Give another file, or go on without a cache (--no-cache).",
             ) from error
+
+    def _refuse_foreign(self) -> None:
+        """Raise InputError for a file that is no database and never was a cache; nothing of it is touched."""
+        head = _head(self.path)
+        if head and not head.startswith(_SQLITE) and not _was_cache(self.path):
+            raise InputError(
+                f"{self.path} is not a cache, and never was one", hint="Give another file for the cache, or none."
+            )
+
+    def _reading(self, error: Exception) -> sqlite3.Connection | None:
+        """The file opened for reading only, where `error` is that it cannot be written to."""
+        refused = isinstance(error, sqlite3.DatabaseError) and _is_refused(error)
+        if not refused and not (isinstance(error, OSError) and error.errno in _READ_ONLY):
+            return None
+        if not _head(self.path):
+            return None
+        for how in ("mode=ro", "mode=ro&immutable=1"):  # a log that cannot be made beside it is done without
+            file = None
+            try:
+                uri = f"file:{quote(str(self.path.absolute()))}?{how}"
+                file = sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+                if not self._checked(file):
+                    raise sqlite3.OperationalError("it is empty")
+            except sqlite3.Error:
+                if file is not None:
+                    file.close()
+                continue
+            except BaseException:
+                if file is not None:
+                    file.close()
+                raise
+            _log.warning("the cache %s cannot be written to: what it has is used, nothing is added", self.path)
+            self._connection, self.read_only = file, True
+            return file
+        return None
 
     def _connected(self) -> sqlite3.Connection:
         """The open file, made if there is none; nobody else opens or renames it meanwhile."""
         made = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)  # the WAL files get the same rights
         self._inode = os.fstat(made).st_ino
         os.close(made)
-        with suppress(OSError):
-            os.chmod(self.path, 0o600)
         file = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(file)
         except BaseException:
             file.close()
             raise
-        self._connection = file
+        with suppress(OSError):
+            os.chmod(self.path, 0o600)
+        self._connection, self.read_only = file, False
         return file
 
-    def _prepare(self, file: sqlite3.Connection) -> None:
+    def _checked(self, file: sqlite3.Connection) -> bool:
+        """Whether the file has its tables. Raises InputError where it is another program's, or a newer version's."""
         known = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         application = int(file.execute("PRAGMA application_id").fetchone()[0])
         version = int(file.execute("PRAGMA user_version").fetchone()[0])
-        if known and application != _APPLICATION:
+        if application != _APPLICATION and (known or application or version):
             raise InputError(
                 f"{self.path} is a database of something else", hint="Give another file for the cache, or none."
             )
@@ -169,7 +221,10 @@ class SharedFile:
                 f"the cache {self.path} was written by a newer version (schema {version}, this one knows {VERSION})",
                 hint="Update blackbox-proxy, give another file, or go on without a cache (--no-cache).",
             )
-        if not known:
+        return bool(known)
+
+    def _prepare(self, file: sqlite3.Connection) -> None:
+        if not self._checked(file):
             file.execute("PRAGMA auto_vacuum = INCREMENTAL")
             file.execute("PRAGMA journal_mode = WAL").fetchone()
             with transaction(file):
@@ -209,6 +264,27 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
     )
 
 
+def _is_refused(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; b"" where there is none, or nothing in it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(100)
+    except OSError:
+        return b""
+
+
+def _was_cache(path: Path) -> bool:
+    """Whether a file, however damaged, has the mark of a cache."""
+    return _head(path)[_APPLICATION_AT] == _APPLICATION.to_bytes(4, "big") or (
+        _head(Path(f"{path}.lock")).startswith(_MARK)
+    )
+
+
 @contextmanager
 def transaction(file: sqlite3.Connection) -> Iterator[None]:
     if file.in_transaction:  # inside `together`
@@ -235,6 +311,14 @@ def _alone(path: Path) -> Iterator[None]:
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        unmarked = os.fstat(lock).st_size == 0
+        try:
+            yield
+        except BaseException:
+            if unmarked:  # nothing is left beside a file that is not ours
+                os.unlink(f"{path}.lock")
+            raise
+        if unmarked:
+            os.write(lock, _MARK)
     finally:
         os.close(lock)

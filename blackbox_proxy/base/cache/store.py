@@ -259,7 +259,11 @@ class Store(SharedFile):
         return self._do(work, StoreStats(str(self.path), 0, 0, 0, 0, self.max_bytes, {}))
 
     def clear(self) -> int:
-        """Forget everything; the number of rows there were."""
+        """Forget everything; the number of rows there were. Raises InputError where nothing can be written."""
+        with self._lock:
+            self._open()
+        if self.read_only:
+            raise InputError(f"the cache {self.path} cannot be written to", hint="Check the rights to the file.")
 
         def work(file: sqlite3.Connection) -> int:
             with transaction(file):
