@@ -50,6 +50,7 @@ def gateway(
     top_logprobs: int = 5,
     room: Room | None = None,
     keys: Keys | None = None,
+    max_logprobs: int = 20,
     **options: Any,
 ) -> Iterator[Gateway]:
     """A gateway with the models "tuned", "half" and "base"."""
@@ -57,7 +58,11 @@ def gateway(
     base = open_base("big", base_url=base_url, api=api, **options)
     pair = pairs(kind)
     bounds = Bounds((0.0, 2.0), ("truncate",))
-    served = [Model("tuned", (pair,), (1.0,), bounds=bounds), Model("half", (pair,), (0.5,)), Model("base", ())]
+    served = [
+        Model("tuned", (pair,), (1.0,), bounds=bounds, top_logprobs=max_logprobs),
+        Model("half", (pair,), (0.5,)),
+        Model("base", ()),
+    ]
     reader = Reader(base.vocabulary, api, template=PLAIN if api == "completions" else None)
     porter = Porter(room or Room())
     with serve_in_thread(create_gateway(models_of(base, served, reader), porter, keys=keys), left=base.aclose) as url:

@@ -331,6 +331,18 @@ DIALECTS: Mapping[str, Dialect] = {
             owners=("blackbox_proxy",),
             evidence=WRITTEN_HERE,
         ),
+        replace(
+            _VLLM,
+            name="serve",
+            chat_counts_own=False,
+            extra_body={},
+            echo_last="echo_last",
+            echo_streams=True,
+            named=None,
+            bias_keys=0,
+            owners=("blackbox_proxy_serve",),
+            evidence=WRITTEN_HERE,
+        ),
     )
 }
 

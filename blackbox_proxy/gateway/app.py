@@ -22,6 +22,7 @@ from blackbox_proxy.gateway.keys import KeyCheck, Keys
 from blackbox_proxy.gateway.metrics import CONTENT_TYPE, Metrics
 from blackbox_proxy.gateway.places import Places
 from blackbox_proxy.gateway.watch import Watched, caller_in, note, record_of
+from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Engine, Event
 from blackbox_proxy.serve.gate import Gate
 from blackbox_proxy.serve.limits import Limits
@@ -29,6 +30,8 @@ from blackbox_proxy.serve.requests import Order
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.serve.wire import ApiError
 from blackbox_proxy.types import Usage
+
+OWNER = "blackbox_proxy_serve"  # by which the dialect "serve" is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ def create_gateway(
         engines,
         middleware=[Middleware(Watched, metrics=porter.metrics)],
         behind=[] if keys is None else [Middleware(KeyCheck, keys=keys)],
+        emulation=Emulation(owned_by=OWNER),
         gate=porter,
         limits=limits,
         strict=True,

@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.gateway.echo import check_echo, echoed
 from blackbox_proxy.gateway.failures import as_answer
 from blackbox_proxy.gateway.pairs import NoPair, ShownPair
 from blackbox_proxy.gateway.prompts import Reader
@@ -27,7 +28,7 @@ from blackbox_proxy.serve.engine import Event, TextWanted
 from blackbox_proxy.serve.text import Feed
 from blackbox_proxy.text.prompts import guessed_tokens
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Candidates, Position, Prefix, Prompt, Step, TailPolicy, Token, Usage
+from blackbox_proxy.types import Candidates, FinishReason, Position, Prefix, Prompt, Step, TailPolicy, Token, Usage
 
 MOST_LOGPROBS = 64  # a step keeps so many candidates for certain
 _USUAL_LENGTH = 1024  # tokens of a chat's answer where neither the request nor a window says
@@ -135,32 +136,41 @@ class TunedEngine:
         if wanted.shown_ids:
             raise InputError("'logprob_token_ids' is not supported here")
         if wanted.echo:
-            raise InputError("'echo' is not supported here")
+            check_echo(self._base, wanted)
         prompt = self._reader.read(wanted)
-        self._tuner(wanted).check(prompt, self._most(wanted, prompt))
+        self._tuner(wanted).check(prompt, max(1, self._most(wanted, prompt)))
 
     async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
-        prompt = self._reader.read(wanted)
-        known = self._reader.ids(prompt)
-        writing = _Writing(
-            wanted, len(known) if known is not None else None, guessed_tokens(prompt), bool(self._model.pairs)
-        )
-        steps = self._tuner(wanted).astream(
-            prompt,
-            max_tokens=self._most(wanted, prompt),
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=wanted.seed,
-        )
         try:
-            async with aclosing(cast(AsyncGenerator[Step, None], steps)) as stream:
-                async for step in stream:
-                    event = writing.event(step)
-                    yield replace(event, prompt_ids=known) if writing.count == 1 else event
-                    if event.finish_reason is not None:
-                        return
+            async with aclosing(self._events(wanted)) as events:
+                async for event in events:
+                    yield event
         except BlackboxError as error:
             raise as_answer(error) from error
+
+    async def _events(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
+        prompt, tuner = self._reader.read(wanted), self._tuner(wanted)
+        known = self._reader.ids(prompt)
+        most, start = self._most(wanted, prompt), 0
+        if wanted.echo:
+            assert known is not None, "checked"
+            repeated = await echoed(self._base, tuner, wanted, known)
+            start = len(repeated.text)
+            finish: FinishReason | None = "length" if most == 0 else None
+            yield replace(repeated, finish_reason=finish, usage=Usage(prompt_tokens=len(known)), prompt_ids=known)
+            if most == 0:
+                return
+        length = None if known is None else len(known)
+        writing = _Writing(wanted, length, guessed_tokens(prompt), bool(self._model.pairs), start)
+        steps = tuner.astream(
+            prompt, max_tokens=most, temperature=wanted.temperature, top_p=wanted.top_p, seed=wanted.seed
+        )
+        async with aclosing(cast(AsyncGenerator[Step, None], steps)) as stream:
+            async for step in stream:
+                event = writing.event(step)
+                yield replace(event, prompt_ids=known) if writing.count == 1 and not wanted.echo else event
+                if event.finish_reason is not None:
+                    return
 
     def _tuner(self, wanted: TextWanted) -> ProxyTuner:
         """The tuner of a request's alpha and tail: what one text learns of the far side, the next one knows."""
@@ -194,26 +204,27 @@ class TunedEngine:
 class _Writing:
     """Steps of one text -> events: positions of the distribution that is shown, and what the text cost."""
 
-    def __init__(self, wanted: TextWanted, prompt_tokens: int | None, guessed: float, tuned: bool) -> None:
+    def __init__(self, wanted: TextWanted, prompt_tokens: int | None, guessed: float, tuned: bool, start: int) -> None:
         self.count = 0
         self._k = wanted.top_logprobs
         self._prompt_tokens = prompt_tokens
         self._guessed = guessed
         self._tuned = tuned
-        self._feed = Feed(wanted.stop, errors="ignore")
+        self._echoes = wanted.echo
+        self._feed = Feed(wanted.stop, start, errors="ignore")
 
     def event(self, step: Step) -> Event:
         """The event of the next step."""
         self.count += 1
         written = bool(len(step.candidates)) or step.token != b""
         usage = Usage(completion_tokens=1 if written or step.end else 0)
-        if self.count == 1:
+        if self.count == 1 and not self._echoes:
             usage = replace(usage, prompt_tokens=self._length(step.usage))
         text, entries, stopped = self._feed.push(self._position(step)) if written else ("", (), False)
         if not stopped and step.finish_reason is None:
             return Event(text, entries, usage=usage, upstream=step.usage)
         rest, waiting = self._feed.close() if not stopped else ("", ())
-        finish = "stop" if stopped else cast(Literal["stop", "length"], step.finish_reason)
+        finish = "stop" if stopped else step.finish_reason
         return Event(text + rest, entries + waiting, finish, usage, upstream=step.usage)
 
     def _length(self, first: Usage) -> int:

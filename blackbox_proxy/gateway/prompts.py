@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.engine import Ending, TextWanted
-from blackbox_proxy.text.vocabulary import Vocabulary, is_ids, is_unfinished, utf8_prefix
+from blackbox_proxy.text.vocabulary import Vocabulary, is_ids, utf8_prefix
 from blackbox_proxy.types import Message, Prompt, Rendering, Token
 
 PLAIN = (
@@ -21,6 +21,9 @@ PLAIN = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """A chat template for models that have none."""
+
+
+_TRIES = 16  # to find where a text stops being cut as its tokenizer would cut it
 
 
 class Both(tuple[Any, ...]):
@@ -133,23 +136,36 @@ class Reader:
 
 
 def spelled(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, list[Token]]:
-    """Ids as text, special tokens written out, but for those that the tokenizer puts before any text; and the tokens at
-    the end that are no whole character. Raises InputError where they can be none.
+    """Ids as text, special tokens written out, but for those that the tokenizer puts before any text; and the tokens
+    from the first on that is no whole character, or that the tokenizer itself would not cut there (a text that goes on
+    from what a model wrote): they have to be issued as they are.
     """
     added = vocabulary.prompt_ids("", "raw")
     start = len(added) if tuple(ids[: len(added)]) == tuple(added) else 0
     parts = [vocabulary.special.get(i, "").encode() or vocabulary.token_of(i).bytes or b"" for i in ids[start:]]
-    whole = b"".join(parts)
-    good = utf8_prefix(whole)
-    if good < len(whole) and not is_unfinished(whole[good:]):
-        raise InputError("these prompt ids are not text", hint="Together they must be whole characters.")
-    length, count = len(whole), len(parts)
-    while length > good:  # back to a token that ends with a character
-        count -= 1
-        length -= len(parts[count])
-        good = min(good, utf8_prefix(whole[:length]))
-    rest = [vocabulary.token_of(i) for i in ids[start + count :]]
-    return whole[:length].decode("utf-8"), rest
+    whole = text = _whole(parts, len(parts))
+    for _ in range(_TRIES):
+        found = vocabulary.prompt_ids(b"".join(parts[:text]).decode("utf-8"), "raw")
+        wanted = (*added, *ids[start : start + text])
+        if tuple(found) == wanted:
+            break
+        same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
+        text = _whole(parts, min(max(same - len(added), 0), text - 1))
+        if text <= 0:
+            text = whole  # it is cut in another way from the beginning on
+            break
+    return b"".join(parts[:text]).decode("utf-8"), [vocabulary.token_of(i) for i in ids[start + text :]]
+
+
+def _whole(parts: Sequence[bytes], most: int) -> int:
+    """How many of the first `most` parts are whole characters together."""
+    good, length = utf8_prefix(b"".join(parts[:most])), sum(map(len, parts[:most]))
+    while most and length > good:
+        most -= 1
+        length -= len(parts[most])
+        if length <= good:
+            good = utf8_prefix(b"".join(parts[:most]))
+    return most
 
 
 def render(template: str, messages: Sequence[Message]) -> str:

@@ -131,6 +131,7 @@ _OPENAI = Emulation(
 
 EMULATIONS: Mapping[str, Emulation] = {
     "host": Emulation(),
+    "serve": Emulation(refused={"logit_bias": (), "logprob_token_ids": ()}),
     "openai": _OPENAI,
     "azure": replace(_OPENAI, roots=("/openai/deployments/{model}", "/openai/v1")),
     "vllm": Emulation(

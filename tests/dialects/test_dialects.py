@@ -206,6 +206,8 @@ BODIES: dict[tuple[str, Api], dict[str, Any]] = {
     ("trtllm", "chat"): FIRST | SEED,
     ("host", "completions"): COMPLETION | SEED | VLLM,
     ("host", "chat"): CHAT | SEED | VLLM | GOES_ON,
+    ("serve", "completions"): COMPLETION | SEED,
+    ("serve", "chat"): CHAT | SEED | GOES_ON,
 }
 
 
