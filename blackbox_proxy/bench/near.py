@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from blackbox_proxy.decoding import rows
@@ -29,6 +28,7 @@ from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.packed import Reader
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.screen.tables import Table
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position
 

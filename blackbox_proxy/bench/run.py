@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
@@ -15,6 +14,7 @@ from blackbox_proxy.bench.measure import RAW, WAYS, Measured, measure, measure_r
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
+from blackbox_proxy.screen.tables import Table
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.serve.process import HostProcess
 from blackbox_proxy.text.reading import text_lines

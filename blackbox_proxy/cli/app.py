@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.screen.console import Screen, say, show_logs
 from blackbox_proxy.version import __version__
 
 app = typer.Typer(
@@ -27,19 +28,23 @@ def main() -> None:
     # With another busy process on the machine, threads that spin while they wait slow small models down tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    show_logs()
     try:
         app()
     except BlackboxError as error:
-        console = Console(stderr=True)
+        console = Screen(stderr=True)
         console.print(f"Error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         if error.hint:
             console.print(f"Hint: {error.hint}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except Exception:  # a fault of this package, which may quote what a server sent
+        say(traceback.format_exc(), err=True)
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 

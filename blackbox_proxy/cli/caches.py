@@ -16,6 +16,7 @@ from blackbox_proxy.cli.app import app
 from blackbox_proxy.cli.options import AsJson, CacheOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import say, say_json
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.cache.store import Store
@@ -35,14 +36,14 @@ def cache_stats(
     with _store(parts.settings.cache.file) as store:
         stats = store.stats()
     if as_json:
-        typer.echo(json.dumps(asdict(stats), ensure_ascii=False))
+        say_json(asdict(stats))
         return
-    typer.echo(f"{stats.path}: {stats.bytes / 2**20:.1f} MiB of at most {stats.max_bytes / 2**20:.0f}")
-    typer.echo(f"{stats.rows} positions of {stats.prompts} prompts, {stats.draws} drafted tokens")
+    say(f"{stats.path}: {stats.bytes / 2**20:.1f} MiB of at most {stats.max_bytes / 2**20:.0f}")
+    say(f"{stats.rows} positions of {stats.prompts} prompts, {stats.draws} drafted tokens")
     for base, rows in stats.bases.items():
         identity = json.loads(base)
         where = " at ".join(str(identity[key]) for key in ("model", "url") if identity.get(key)) or base
-        typer.echo(f"{rows:8d}  {where}")
+        say(f"{rows:8d}  {where}")
 
 
 @caches.command("clear")
@@ -50,7 +51,7 @@ def cache_stats(
 def cache_clear(*, parts: CacheOptions) -> None:
     """Forget everything in the cache."""
     with _store(parts.settings.cache.file) as store:
-        typer.echo(f"{store.clear()} positions forgotten")
+        say(f"{store.clear()} positions forgotten")
 
 
 @caches.command("export")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.decoding import read_prompt
 from blackbox_proxy.cli.options import AsJson, Missing, Normalise, TunerOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import Screen, say_json
 
 
 @app.command()
@@ -58,9 +57,9 @@ def choose(
             normalise=cast(answers.Normalise, normalise),
         )
     if as_json:
-        typer.echo(json.dumps(choices.choice_record(choice), ensure_ascii=False))
+        say_json(choices.choice_record(choice))
         return
-    console = Console()
+    console = Screen()
     console.print(choices.choice_table(choice))
     console.print(choices.choice_line(choice), style="dim", markup=False, highlight=False)
 
@@ -104,9 +103,9 @@ def score(
         has_antiexpert = tuner.pairs[0].has_antiexpert
     if as_json:
         record = choices.score_record(scored, tokens=tokens) | {"prompt": opening}
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        say_json(record)
         return
-    console = Console()
+    console = Screen()
     console.print(choices.score_table(scored, has_antiexpert=has_antiexpert))
     if not prompt:
         console.print(f"Scored after its own beginning, {opening!r}.", style="dim", markup=False, highlight=False)

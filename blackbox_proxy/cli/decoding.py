@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.screen.console import Screen, say_json
 from blackbox_proxy.text.reading import own_text
 
 if TYPE_CHECKING:
@@ -95,11 +94,11 @@ def generate(
         tuner = TracedTuner(opened, kept) if kept else opened
         if as_json:
             generation = tuner.generate(text, seed=seed, **parts.arguments())
-            typer.echo(json.dumps(record.generation_record(generation), ensure_ascii=False))
+            say_json(record.generation_record(generation))
             return
-        steps = terminal.show_stream(Console(), tuner.stream(text, seed=seed, **parts.arguments()), colour=show)
+        steps = terminal.show_stream(Screen(), tuner.stream(text, seed=seed, **parts.arguments()), colour=show)
     if show:
-        note = Console(stderr=True)
+        note = Screen(stderr=True)
         note.print(terminal.legend())
         note.print(terminal.cost_line(steps), style="dim", highlight=False)
 
@@ -161,10 +160,10 @@ def run(
         **parts.arguments(),
     }
     priced = parts.prices
-    note = Console(stderr=True)
+    note = Screen(stderr=True)
     with parts.open() as tuner:
         if dry_run:
-            Console().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
+            Screen().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
             return
         ended: BaseException | None = None
         traced = opened_trace(trace, parts, seed, append=resume, overwrite=overwrite)
@@ -194,7 +193,7 @@ def run(
         raise typer.Exit(1)
 
 
-def _advise(note: Console, report: JobReport, output: Path, *, broken_off: bool) -> None:
+def _advise(note: Screen, report: JobReport, output: Path, *, broken_off: bool) -> None:
     """Which rows were left out, and how to go on."""
     for row in report.bad_rows:
         note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 
 from blackbox_proxy.cli.app import app
+from blackbox_proxy.screen.console import Screen, say
+from blackbox_proxy.screen.tables import Table
 
 
 @app.command()
@@ -16,4 +19,11 @@ def dialects(
     """List the kinds of servers that this library speaks to, and what works with each."""
     from blackbox_proxy.dialects import support
 
-    typer.echo(support.markdown() if markdown else support.text())
+    screen = Screen()
+    if markdown or not screen.is_terminal:
+        say(support.markdown() if markdown else support.text())
+        return
+    table = Table(*support.HEADER, box=SIMPLE_HEAD)
+    for row in support.rows():
+        table.add_row(*row)
+    screen.print(table, highlight=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import (
@@ -23,6 +22,7 @@ from blackbox_proxy.cli.options import (
 )
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import Screen, say_json
 
 if TYPE_CHECKING:
     from blackbox_proxy.evaluation.run import Evaluation
@@ -130,7 +130,7 @@ def evaluate(
     priced = parts.prices
     for path in (output, markdown):
         _writable(path, tasks)
-    note = Console(stderr=True)
+    note = Screen(stderr=True)
     with parts.open() as tuner, report.watching(note) as watch:
         try:
             found = evaluate_tasks(
@@ -209,12 +209,12 @@ def fit(
         )
     given = list(prompts or []) if file is None else read_prompts(file)
     priced = parts.prices
-    with parts.open() as tuner, Console(stderr=True).status("asking the base"):
+    with parts.open() as tuner, Screen(stderr=True).status("asking the base"):
         found = measure_fit(tuner, given, max_tokens=max_tokens, tokens=tokens, texts=texts, prices=priced)
     if as_json:
-        typer.echo(json.dumps(report.record(found), ensure_ascii=False))
+        say_json(report.record(found))
     else:
-        report.show(Console(), found)
+        report.show(Screen(), found)
     if not found.fits:
         raise typer.Exit(1)
 
@@ -225,15 +225,15 @@ def _tell(
     """Write and print what an evaluation found."""
     from blackbox_proxy.report import evaluation as report
 
-    plain = json.dumps(report.record(found, settings), ensure_ascii=False)
+    plain = report.record(found, settings)
     if output is not None:
-        output.write_text(plain + "\n", encoding="utf-8")
+        output.write_text(json.dumps(plain, ensure_ascii=False) + "\n", encoding="utf-8")
     if markdown is not None:
         markdown.write_text(report.markdown(found), encoding="utf-8")
     if as_json:
-        typer.echo(plain)
+        say_json(plain)
     else:
-        report.show(Console(), found)
+        report.show(Screen(), found)
 
 
 def _writable(path: Path | None, inputs: list[Path]) -> None:

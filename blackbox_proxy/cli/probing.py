@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, cast
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app
 from blackbox_proxy.cli.options import AsJson
 from blackbox_proxy.cli.sharing import Options, takes
+from blackbox_proxy.screen.console import Screen, say, say_json
 
 _CALLS = 40
 
@@ -60,8 +59,8 @@ def probe(
     told = parts.settings.base
     tokenizer = told.tokenizer
     asked_for = api or (told.api if "api" in told.model_fields_set else "auto")
-    console = Console(soft_wrap=False)
-    with Console(stderr=True).status("asking …") as status:
+    console = Screen()
+    with Screen(stderr=True).status("asking …") as status:
         found = ask(
             parts.model,
             api=cast(Wanted, asked_for),
@@ -75,7 +74,7 @@ def probe(
         )
     where = kept.save(found, output)
     if as_json:
-        typer.echo(json.dumps(report.findings_record(found, tokenizer), ensure_ascii=False))
+        say_json(report.findings_record(found, tokenizer))
         return
     console.print(f"{found.model} at {found.url}, through its {found.api} API", style="bold", highlight=False)
     console.print(report.findings_table(found))
@@ -85,7 +84,7 @@ def probe(
     if where is not None:
         console.print(f"Kept in {where}.", style="dim", highlight=False, soft_wrap=True)
     console.print("\nTo open it:", style="bold")
-    typer.echo(paste(found, tokenizer))
+    say(paste(found, tokenizer))
     if where is not None:
         other = f", probe={str(output)!r}" if output is not None else ""
         console.print(f"or without a dialect{other}: the findings are used.", style="dim", highlight=False)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app
 from blackbox_proxy.cli.options import PriceOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices, prices_of
+from blackbox_proxy.screen.console import Screen, say_json
 
 if TYPE_CHECKING:
     from blackbox_proxy.report.overview import Overview
@@ -57,7 +56,7 @@ def report(
     read = [(str(path), read_trace(path)) for path in traces]
     found = overview.overview(read, _prices(parts.prices, read[0][1]))
     if as_json:
-        typer.echo(json.dumps(_plain(found), ensure_ascii=True))
+        say_json(_plain(found))
     if output is not None:
         page = html.page(found, candidates=candidates, tokens=tokens).encode("utf-8", "replace")
         try:
@@ -65,9 +64,9 @@ def report(
         except OSError as error:
             raise InputError(f"{output} cannot be written: {error}", hint="Name another file.") from error
         written = f"{output}: {len(page) / 1000:.0f} kB, {found.summary.texts} texts, {found.summary.tokens} tokens"
-        Console(stderr=True).print(written, markup=False, highlight=False, soft_wrap=True)
+        Screen(stderr=True).print(written, markup=False, highlight=False, soft_wrap=True)
     elif not as_json:
-        short.show(Console(), found)
+        short.show(Screen(), found)
 
 
 def _prices(given: Prices | None, trace: Trace) -> Prices | None:

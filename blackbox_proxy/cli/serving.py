@@ -13,6 +13,7 @@ from blackbox_proxy.cli.options import ServeOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.config.settings import ONLY_PAIR
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import say
 from blackbox_proxy.serve.options import HostOptions
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def host(*, options: HostOptions) -> None:
     def announce(address: str, port: int) -> None:
         like = "" if options.dialect is None else f", as {options.dialect}"
         url = f"http://{address}:{port}{options.path}"
-        typer.echo(f"{options.name} at {url}, top {options.most} logprobs{like}", err=True)
+        say(f"{options.name} at {url}, top {options.most} logprobs{like}", err=True)
 
     run_host(**asdict(options), announce=announce)
 
@@ -83,7 +84,7 @@ def serve(*, setup: ServeOptions) -> None:
 
     def announce(address: str, port: int) -> None:
         names = ", ".join(model.name for model in models)
-        typer.echo(f"{names} at http://{address}:{port}/v1", err=True)
+        say(f"{names} at http://{address}:{port}/v1", err=True)
 
     run_gateway(base, models, Reader(base.vocabulary, api, base_told.prompt, template), operation, announce=announce)
 
@@ -136,4 +137,4 @@ def key(
     """Make a key for a caller of `serve`. It is printed once; the file keeps its hash only."""
     from blackbox_proxy.gateway.keys import new_key
 
-    typer.echo(new_key(name, keys))
+    say(new_key(name, keys))

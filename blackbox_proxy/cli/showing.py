@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import PriceOptions, TextTokens
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices
+from blackbox_proxy.screen.console import Screen
 
 _DemoModels = Annotated[
     Path | None, typer.Option("--cache", help="Where the demo's models are kept; the user's cache by default.")
@@ -32,7 +32,7 @@ def demo(
     quiet_transformers()
     from blackbox_proxy.demo.run import run_demo
 
-    run_demo(Console(), cache=cache)
+    run_demo(Screen(), cache=cache)
 
 
 def _bench_near(
@@ -63,7 +63,7 @@ def _bench_near(
         vocabulary = from_pretrained(pair_tokenizer) if pair_tokenizer else from_tokenizer(small_tokenizer(lines, 900))
         models = near.random_models(shape, vocabulary)
     base = vocabulary_of(base_tokenizer) or from_tokenizer(big_tokenizer(lines, 900))
-    near.run_near(Console(), models, base, lengths=lengths or near.LENGTHS, candidates=candidates, exact=exact)
+    near.run_near(Screen(), models, base, lengths=lengths or near.LENGTHS, candidates=candidates, exact=exact)
 
 
 def _bench_here(base: str | None, expert: str | None, antiexpert: str | None, shape: str, max_tokens: int) -> None:
@@ -156,11 +156,11 @@ def bench(
     else:
         from blackbox_proxy.demo.run import bench_models
 
-        models, asked = bench_models(Console(stderr=True), cache)
+        models, asked = bench_models(Screen(stderr=True), cache)
         if prompts:
             asked = read_prompts(prompts)
     run_bench(
-        Console(),
+        Screen(),
         base=models[0],
         expert=models[1],
         antiexpert=models[2],

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from blackbox_proxy.demo.evaluate import KINDS, Figures, Task, gap_closed, row_of, tasks
 from blackbox_proxy.demo.models import DemoModels, demo_models
 from blackbox_proxy.demo.systems import BlackBox, answering_in_another_process, answers
 from blackbox_proxy.demo.world import reports
+from blackbox_proxy.screen.tables import Table
 
 if TYPE_CHECKING:
     from blackbox_proxy.types import Generation, TailPolicy

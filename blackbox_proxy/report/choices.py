@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from blackbox_proxy.answers.choices import Choice
 from blackbox_proxy.answers.scoring import Score
+from blackbox_proxy.screen.tables import Table
 from blackbox_proxy.types import Usage
 
 _HOW = {

@@ -12,12 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table as Drawn
 
 from blackbox_proxy.evaluation.compare import Difference, Result, Table
 from blackbox_proxy.evaluation.run import Evaluation, Progress
 from blackbox_proxy.evaluation.sweep import Sweep
 from blackbox_proxy.evaluation.systems import Answered, Outcome
+from blackbox_proxy.screen.tables import Table as Drawn
 from blackbox_proxy.types import Usage
 
 _TITLES = {
@@ -87,7 +87,7 @@ def drawn(title: str, columns: Columns, styles: Sequence[str | None]) -> Drawn:
     made = Drawn(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
     heads, lines = columns
     for place, head in enumerate(heads):
-        made.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+        made.add_column(head, justify="left" if place == 0 else "right")
     for line, style in zip(lines, styles, strict=True):
         made.add_row(*line, style=style)
     return made

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from blackbox_proxy.evaluation.fit import Fit
+from blackbox_proxy.screen.tables import Table
 
 _MARKS = {"good": ("✓", "green"), "note": ("!", "yellow"), "bad": ("✗", "red")}
 

@@ -17,7 +17,7 @@ from blackbox_proxy.analysis import Place, Telling, telling
 from blackbox_proxy.report import sections
 from blackbox_proxy.report.numbers import num, signed
 from blackbox_proxy.report.overview import Overview, View
-from blackbox_proxy.report.visible import quoted, visible
+from blackbox_proxy.screen.visible import quoted, visible
 from blackbox_proxy.types import Step
 from blackbox_proxy.version import __version__
 

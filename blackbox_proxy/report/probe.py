@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.probing.verdict import paste, verdicts
+from blackbox_proxy.screen.tables import Table
 
 _COLOURS = {"exactly": "green", "approximately": "yellow", "one token": "yellow", "not here": "dim", "not known": "dim"}
 _SENT = {(): "a trailing message of the assistant", ("prefix",): "`prefix: true` in the last message"}

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from blackbox_proxy.jobs.estimate import Estimate
 from blackbox_proxy.jobs.run import JobReport
 from blackbox_proxy.prices import Prices
+from blackbox_proxy.screen.tables import Table
 
 
 class Watch:

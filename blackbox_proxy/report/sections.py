@@ -10,7 +10,7 @@ from blackbox_proxy.analysis import LOW, Group, Moved
 from blackbox_proxy.report import plots
 from blackbox_proxy.report.numbers import money, num, percent, signed
 from blackbox_proxy.report.overview import Overview, View
-from blackbox_proxy.report.visible import quoted, visible_text
+from blackbox_proxy.screen.visible import quoted, visible_text
 from blackbox_proxy.trace import TracedText
 
 _PROMPT = 3000  # characters of a prompt that are shown

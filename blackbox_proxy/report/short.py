@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from blackbox_proxy.analysis import Group as Places
@@ -14,7 +13,8 @@ from blackbox_proxy.report import terminal
 from blackbox_proxy.report.numbers import money, num, percent, signed
 from blackbox_proxy.report.overview import Overview, View
 from blackbox_proxy.report.sections import advice
-from blackbox_proxy.report.visible import quoted, visible
+from blackbox_proxy.screen.tables import Table
+from blackbox_proxy.screen.visible import quoted, visible
 
 _TEXTS = 3  # texts that are printed
 _MOVED = 6
@@ -78,7 +78,7 @@ def _coloured(view: View) -> Text:
 def _along(view: View) -> Table:
     """Two lines of blocks: how far each stretch of the text was moved, and how much the base showed of it."""
     some = [place for place in view.places if place.chosen is not None]
-    table = Table.grid(padding=(0, 1))
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     table.add_row(Text("distance", style="dim"), _blocks([place.distance for place in some]))
     table.add_row(Text("covered", style="dim"), _blocks([place.covered_mass for place in some]))
     return table

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
+from blackbox_proxy.screen.visible import shown
 from blackbox_proxy.types import Step, Usage
 
 CHANGED = "bold magenta"
@@ -30,7 +31,7 @@ def coloured(steps: Iterable[Step]) -> Text:
     for step in steps:
         waiting = step_style(step) or waiting
         if step.text:
-            text.append(step.text, style=waiting or None)
+            text.append(shown(step.text), style=waiting or None)
             waiting = ""
     return text
 
@@ -44,11 +45,16 @@ def legend() -> Text:
 
 
 def show_stream(console: Console, steps: Iterable[Step], *, colour: bool) -> list[Step]:
-    """Print steps as they come; returns them."""
+    """Print steps as they come; returns them. What is no terminal gets the text itself, every byte of it."""
     seen = []
     for step in steps:
         seen.append(step)
-        console.print(coloured([step]) if colour else Text(step.text), end="", soft_wrap=True, highlight=False)
+        if console.is_terminal:
+            text = coloured([step]) if colour else Text(shown(step.text))
+            console.print(text, end="", soft_wrap=True, highlight=False)
+        else:
+            console.file.write(step.text)
+            console.file.flush()
     console.print()
     return seen
 

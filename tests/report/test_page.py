@@ -15,7 +15,7 @@ from blackbox_proxy import analysis
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.report import html
 from blackbox_proxy.report.overview import overview
-from blackbox_proxy.report.visible import visible
+from blackbox_proxy.screen.visible import visible
 from blackbox_proxy.trace import Trace
 from blackbox_proxy.types import Usage
 

@@ -6,6 +6,7 @@ character. Here each becomes a sign: a terminal and a page then show it, and nei
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 _JOINERS = "\u200c\u200d"  # they shape what they stand in, as emoji and some scripts need
@@ -30,6 +31,22 @@ def visible(token: bytes, *, breaks: bool = False) -> str:
 def visible_text(text: str, *, breaks: bool = False) -> str:
     """The same for text; half characters (lone surrogates) are signs, too."""
     return "".join(_sign(character, breaks) for character in text)
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: line breaks and tabs do what they are for, nothing else does anything."""
+    if text.isprintable():
+        return text
+    return "".join(character if character in "\n\t" else _sign(character, breaks=False) for character in text)
+
+
+def escaped(text: str) -> str:
+    """JSON in which every character that is a sign above is written as an escape. It stands in strings only."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if _sign(character, breaks=False) == character else json.dumps(character)[1:-1] for character in text
+    )
 
 
 def _sign(character: str, breaks: bool) -> str:
