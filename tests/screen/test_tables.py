@@ -21,8 +21,8 @@ SGR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
 def figures(text: str) -> Counter[str]:
-    """How often each number stands there, without times and without what a bar or a spinner drew before."""
-    text = re.sub(r" in \d+\.\d s", "", SGR.sub("", text.rpartition("\x1b[?25h")[2]))
+    """How often each number stands there, without what a run took and without what a bar or a spinner drew before."""
+    text = re.sub(r"\d+ rows in \d+\.\d s.*", "", SGR.sub("", text.rpartition("\x1b[?25h")[2]))
     return Counter(re.findall(r"\d+(?:\.\d+)?", text))
 
 
@@ -82,7 +82,18 @@ def test_an_evaluation(on_terminal: OnTerminal, api: list[str], tmp_path: Path) 
     file = tmp_path / "tasks.jsonl"
     rows = [{"prompt": f"The mayor of {city}", "answer": "New York"} for city in ("York", "New", "Haven")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    asked = ("--max-tokens", "4", "--alpha", "1", "--alpha", "0.5", "--prices", "1.5e-6,1.5e-6,2e-6")
+    asked = (
+        "--concurrency",
+        "1",
+        "--max-tokens",
+        "4",
+        "--alpha",
+        "1",
+        "--alpha",
+        "0.5",
+        "--prices",
+        "1.5e-6,1.5e-6,2e-6",
+    )
     everywhere(on_terminal, "eval", str(file), *api, *asked)
 
 
