@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from transformers import DynamicCache
 
 from blackbox_proxy.base.local import TransformersBase
@@ -25,6 +24,7 @@ from blackbox_proxy.bench.near import random_model
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.screen.tables import Table
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner, run
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import AsJson, Concurrency, Limit, Missing, SkipBad, TunerOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import Screen, say_json
 
 
 class _Options(TunerOptions):
@@ -74,7 +73,7 @@ def calibrate(
     _writable(output, [*texts, *([] if other is None else [other])])
     rule = Rule(missing=cast(Any, missing))
     priced = parts.prices
-    note = Console(stderr=True)
+    note = Screen(stderr=True)
 
     def ready(plan: Plan) -> bool:
         note.print(report.plan_line(plan, priced), markup=False, highlight=False, soft_wrap=True)
@@ -102,9 +101,9 @@ def calibrate(
     if found is None:
         return
     if as_json:
-        typer.echo(json.dumps(report.record(found), ensure_ascii=False))
+        say_json(report.record(found))
     else:
-        report.show(Console(), found)
+        report.show(Screen(), found)
     if found.better or anyway:
         write_weights(output, found.learned)
         note.print(f"Written to {output}.", markup=False, highlight=False, soft_wrap=True)

@@ -78,13 +78,13 @@ def _bench_here(base: str | None, expert: str | None, antiexpert: str | None, sh
         raise InputError("models of your own come all together", hint="Give --base, --expert and --antiexpert.")
     if base and expert and antiexpert:
         e, a = load_causal_lm(expert, device="cpu"), load_causal_lm(antiexpert, device="cpu")
-        here.run_here(Console(), (load_causal_lm(base, device="cpu"), e, a), here.PROMPTS, tokens=max_tokens)
+        here.run_here(Screen(), (load_causal_lm(base, device="cpu"), e, a), here.PROMPTS, tokens=max_tokens)
         return
     lines = near.own_text().splitlines()
     local, other = from_tokenizer(small_tokenizer(lines, 900)), from_tokenizer(big_tokenizer(lines, 900))
     for vocabulary in (local, other):
         models = here.random_three(shape, vocabulary, local)
-        here.run_here(Console(), models, here.PROMPTS, tokens=max_tokens)
+        here.run_here(Screen(), models, here.PROMPTS, tokens=max_tokens)
 
 
 @app.command()

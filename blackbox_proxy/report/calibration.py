@@ -10,11 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from blackbox_proxy.calibration.asking import Plan
 from blackbox_proxy.calibration.run import Calibration, Compared, Told
 from blackbox_proxy.prices import Prices
+from blackbox_proxy.screen.tables import Table
 
 _WAYS = {
     "scored": "each text is scored in one request",
