@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
@@ -41,14 +41,21 @@ _Pairs = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Options(Setup):
     """Settings that a command takes as options. wanted: tables ("base") and single settings ("budget.prices");
-    unwanted: settings of those tables that it takes in another way; also: further words for a setting.
+    unwanted: settings of those tables that it takes in another way; also: further words for a setting; usual: the file
+    that is read if it is there and no other is given; reads: whether it reads a file, and takes a key, at all.
     """
 
     wanted: ClassVar[tuple[str, ...]] = ()
     unwanted: ClassVar[tuple[str, ...]] = ()
     also: ClassVar[Mapping[str, str]] = {}
+    usual: ClassVar[Path | None] = None
+    reads: ClassVar[bool] = True
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The options that were given, by the names of the settings."""
 
     @classmethod
     def taken(cls) -> Iterator[Key]:
@@ -104,8 +111,8 @@ _PANEL = "Settings of the table {}"
 
 
 def _settings(group: type[Options]) -> list[inspect.Parameter]:
-    found = [_parameter("config", ConfigFile, None)]
-    if group.has("pairs"):
+    found = [_parameter("config", ConfigFile, None)] if group.reads else []
+    if group.reads and group.has("pairs"):
         found.append(_parameter("pair", _Pairs, None))
     for key in group.taken():
         further = group.also.get(str(key))
@@ -116,7 +123,7 @@ def _settings(group: type[Options]) -> list[inspect.Parameter]:
             rich_help_panel=_PANEL.format(key.table),
         )
         found.append(_parameter(_name(key), Annotated[_kind(key), option], None if key.default == [] else key.default))
-        if str(key) == _KEY:
+        if str(key) == _KEY and group.reads:
             found.append(_parameter("api_key", _ApiKey, None))
     return found
 
@@ -146,9 +153,10 @@ def _made(group: type[Options], given: dict[str, Any], asked: typer.Context) -> 
         source = asked.get_parameter_source(_name(key))
         if source is not None and source.name == "COMMANDLINE":
             options[str(key)] = value
-    pairs = given.pop("pair") if group.has("pairs") else None
-    key_given = given.pop("api_key") if group.has(_KEY) else None
-    return group(settings=load(given.pop("config"), options, pairs=pairs or None), api_key=key_given)
+    file, key_given, pairs = given.pop("config", None), given.pop("api_key", None), given.pop("pair", None)
+    if file is None and group.usual is not None and group.reads and group.usual.is_file():
+        file = group.usual
+    return group(settings=load(file, options, pairs=pairs or None), api_key=key_given, given=options)
 
 
 # -- dataclasses ------------------------------------------------------------------------------------------------------

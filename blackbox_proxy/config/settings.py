@@ -4,6 +4,7 @@ by its place: file, table and key, with the nearest key that there is.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,8 +165,9 @@ def _beside(fields: Mapping[str, FieldInfo], written: Any, folder: Path) -> Any:
 def _placed(value: Any, place: Place | None, folder: Path) -> Any:
     if not isinstance(value, str) or place is None or not value:
         return value
-    path = folder / Path(value).expanduser()
-    return str(path) if place == "file" or value.startswith((".", "~")) or path.exists() else value
+    path = os.path.normpath(folder / Path(value).expanduser())
+    path = path if os.path.isabs(path) or path.startswith("..") else f"./{path}"  # else it could be a hub id
+    return path if place == "file" or value.startswith((".", "~")) or os.path.exists(path) else value
 
 
 def _chosen(settings: Settings, names: Sequence[str]) -> Settings:

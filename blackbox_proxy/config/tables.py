@@ -76,15 +76,17 @@ class BaseTable(Table):
         None,
         "The NAME of the environment variable that holds the API's key; by default the one that the dialect names.",
         "--api-key-env",
+        example="OPENAI_API_KEY",
     )
     tokenizer: str | None = setting(
         None,
         "The base's tokenizer, if known: a tiktoken name, a folder or a hub id.",
         "--tokenizer",
+        example="cl100k_base",
         place="model",
     )
     top_logprobs: int | None = setting(
-        None, "Candidates to ask for; the API's limit by default.", "--top-logprobs", ge=1
+        None, "Candidates to ask for; the API's limit by default.", "--top-logprobs", example=5, ge=1
     )
     prompt: Prompting = setting("raw", "How the base sees the prompt: raw or chat (its template).", "--base-prompt")
 
@@ -107,17 +109,22 @@ class PairTable(Table):
         None,
         "Where the expert is served (vLLM), if not run here: http://host:port/v1; expert is its name there.",
         "--expert-url",
+        example="http://localhost:8001/v1",
     )
     antiexpert_url: Url | None = setting(
-        None, "Where the anti-expert is served; the expert's address by default.", "--antiexpert-url"
+        None,
+        "Where the anti-expert is served; the expert's address by default.",
+        "--antiexpert-url",
+        example="http://localhost:8002/v1",
     )
     tokenizer: str | None = setting(
-        None, "The tokenizer of a served pair: folder or hub id.", "--pair-tokenizer", place="model"
+        None, "The tokenizer of a served pair: folder or hub id.", "--pair-tokenizer", example="./small", place="model"
     )
     top_logprobs: int | None = setting(
         None,
         "Ids that the pair's servers show at once: -1 for all (exact); by default 256 if they allow it.",
         "--pair-top-logprobs",
+        example=-1,
         ge=-1,
     )
     api_key_env: Variable = setting(
@@ -158,7 +165,11 @@ class DraftingTable(Table):
     """How many tokens a request asks for. The text is the same; calls, time and cost are not."""
 
     tokens: int | None = setting(
-        None, "Ask for so many tokens per request, unstreamed; chosen as it goes by default.", "--draft", ge=1
+        None,
+        "Ask for so many tokens per request, unstreamed; chosen as it goes by default.",
+        "--draft",
+        example=16,
+        ge=1,
     )
     minimise: Literal["latency", "cost"] = setting(
         "latency", "What the requests' sizes minimise: latency or cost.", "--minimise"
@@ -175,19 +186,26 @@ class DecodingTable(Table):
     max_tokens: int = setting(256, "Tokens to decode at most.", "--max-tokens", "-n", ge=1)
     temperature: float = setting(0.0, "0 is greedy.", "--temperature", "-t", ge=0)
     top_p: float = setting(1.0, "Sample from the likeliest candidates with this mass.", "--top-p", gt=0, le=1)
-    stop: list[Annotated[str, Field(min_length=1)]] = setting([], "Stop before this text; may be repeated.", "--stop")
+    stop: list[Annotated[str, Field(min_length=1)]] = setting(
+        [], "Stop before this text; may be repeated.", "--stop", example=["\n\n"]
+    )
 
 
 class LimitsTable(Table):
     """How hard the API is asked."""
 
     requests_per_minute: float | None = setting(
-        None, "Requests a minute at most; what the API's headers say by default.", "--requests-per-minute", gt=0
+        None,
+        "Requests a minute at most; what the API's headers say by default.",
+        "--requests-per-minute",
+        example=60,
+        gt=0,
     )
     tokens_per_minute: float | None = setting(
         None,
         "Tokens a minute at most, sent and asked for; what its headers say by default.",
         "--tokens-per-minute",
+        example=100000,
         gt=0,
     )
     max_retry_seconds: float = setting(
@@ -198,15 +216,18 @@ class LimitsTable(Table):
 class BudgetTable(Table):
     """What may be spent. The next request that could exceed it is not sent."""
 
-    max_calls: int | None = setting(None, "Requests that may be paid for in all.", "--max-calls", ge=0)
+    max_calls: int | None = setting(None, "Requests that may be paid for in all.", "--max-calls", example=1000, ge=0)
     max_tokens_billed: int | None = setting(
-        None, "Prompt and output tokens that may be paid for in all.", "--max-tokens-billed", ge=0
+        None, "Prompt and output tokens that may be paid for in all.", "--max-tokens-billed", example=1000000, ge=0
     )
     max_cost: float | None = setting(
-        None, "What may be spent in all, by the prices of one token each.", "--max-cost", ge=0
+        None, "What may be spent in all, by the prices of one token each.", "--max-cost", example=5.0, ge=0
     )
     prices: PriceList | None = setting(
-        None, "Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.", "--prices"
+        None,
+        "Prices of a prompt, a cached prompt and an output token, as 1.5,1.5,2.",
+        "--prices",
+        example=[1.5e-6, 1.5e-6, 2e-6],
     )
 
 
@@ -217,9 +238,14 @@ class CacheTable(Table):
         None,
         "Keep the base's answers and ask for none twice; by default where the base is an API.",
         "--cache/--no-cache",
+        example=True,
     )
     file: Path | None = setting(
-        None, "Where the answers are kept; the user's cache by default.", "--cache-file", place="file"
+        None,
+        "Where the answers are kept; the user's cache by default.",
+        "--cache-file",
+        example="answers.sqlite",
+        place="file",
     )
 
 
@@ -244,7 +270,7 @@ class ServedModelTable(Table):
 
 
 class ServeTable(Table):
-    """The tuned model behind OpenAI's routes: `blackbox-proxy serve`."""
+    """The tuned model behind OpenAI's routes, by `serve`."""
 
     host: str = setting("127.0.0.1", "Address to listen on.", "--host")
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", "--port", ge=0, le=65535)

@@ -1,0 +1,93 @@
+"""What can be told of settings without asking anybody: names, folders, keys, tokenizers. Nothing is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from blackbox_proxy.checks.finding import Finding, failed
+from blackbox_proxy.config.tables import PairTable
+from blackbox_proxy.errors import BlackboxError
+from blackbox_proxy.opening import Setup
+from blackbox_proxy.tuner import run
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tokenizer_config.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+
+
+def check_settings(setup: Setup) -> Iterator[Finding]:
+    """The base, each pair, the budget."""
+    yield from check_base(setup)
+    if not setup.settings.pairs:
+        yield Finding("fails", "pairs", "there is no pair", "Give --expert, or a table [pairs.NAME] in the file.")
+    for name, pair in setup.settings.pairs.items():
+        yield from check_pair(f"pair {name}", pair)
+    try:
+        budget = setup.budget()
+        limited = "nothing is limited" if budget is None else "what may be spent is limited"
+        yield Finding("ok", "budget", limited)
+    except BlackboxError as error:
+        yield failed("budget", error)
+
+
+def check_base(setup: Setup) -> Iterator[Finding]:
+    """Where the base is, and whether it can be opened: its address, its key, its tokenizer."""
+    told = setup.settings.base
+    try:
+        model = setup.model
+        if told.local:
+            yield folder("base", model)
+            return
+        base = setup.open_base()
+        try:
+            yield Finding("ok", "base", f"{base.name}, through its {told.api} API, dialect {told.dialect}")
+            if base.vocabulary is None:
+                hint = "With tokenizer under [base] (--tokenizer) tokens have ids, and more is exact."
+                yield Finding("warns", "tokenizer", "the base's tokenizer is not known", hint)
+        finally:
+            run(base.aclose())
+    except BlackboxError as error:
+        yield failed("base", error)
+
+
+def check_pair(what: str, pair: PairTable) -> Iterator[Finding]:
+    """Whether the folders of a pair hold models, or who serves it."""
+    if pair.expert_url is not None:
+        yield Finding("ok", what, f"{pair.expert} is served at {pair.expert_url}")
+        return
+    yield folder(f"{what}, expert", pair.expert)
+    if pair.antiexpert is None:
+        hint = "Give the model before tuning, antiexpert: without it the expert itself is added, not its tuning."
+        yield Finding("warns", f"{what}, anti-expert", "there is none", hint)
+    else:
+        yield folder(f"{what}, anti-expert", pair.antiexpert)
+        if pair.antiexpert == pair.expert:
+            yield Finding("warns", what, "expert and anti-expert are one model: nothing will change", "Name two.")
+
+
+def folder(what: str, name: str) -> Finding:
+    """Whether a folder holds a model; what is no folder may be a hub id."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if name.startswith((".", "~", "/")) or path.exists():
+            return Finding("fails", what, f"there is no folder {name}", "Give a model's folder, or a hub id.")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return Finding("ok", what, f"{name}, a hub id: no folder of that name lies here")
+        hint = "Is it a folder elsewhere? Else it is fetched from the hub when it is first used."
+        return Finding("warns", what, f"{name} is no folder here and is taken for a hub id", hint)
+    if (path / "adapter_config.json").is_file():
+        return Finding("ok", what, f"{name}, an adapter")
+    missing = [
+        part
+        for part, there in (
+            ("config.json", (path / "config.json").is_file()),
+            ("a tokenizer", any((path / file).is_file() for file in _TOKENIZERS)),
+            ("weights", any(next(path.glob(pattern), None) for pattern in _WEIGHTS)),
+        )
+        if not there
+    ]
+    if missing:
+        hint = "A model's folder is what save_pretrained writes, the tokenizer's included."
+        return Finding("fails", what, f"{name} holds no {', no '.join(missing)}", hint)
+    return Finding("ok", what, f"{name}, a folder with a model")
