@@ -157,7 +157,13 @@ class EquationTable(Table):
     steer: Literal["candidates", "bias"] = setting(
         "candidates", "candidates weighs what the API shows; bias sends it a logit_bias instead.", "--steer"
     )
-    weights: Path | None = setting(None, "Learned weights (see `calibrate`), in the place of alpha.", "--weights")
+    weights: Path | None = setting(
+        None,
+        "Learned weights (see `calibrate`), in the place of alpha.",
+        "--weights",
+        example="weights.json",
+        place="file",
+    )
     exact: bool = setting(False, "Another tokenizer: sum every candidate, not only those that could matter.", "--exact")
 
 
@@ -278,14 +284,20 @@ class ServeTable(Table):
         None,
         "File of callers' hashed keys, see `key`; needed where others can reach the address.",
         "--keys",
+        example="keys.txt",
         place="file",
     )
     alpha_range: AlphaRange | None = setting(
-        None, "The alphas that a request may choose, as 0,2; by default none.", "--alpha-range"
+        None, "The alphas that a request may choose, as 0,2; by default none.", "--alpha-range", example=[0, 2]
     )
-    tails: list[TailPolicy] = setting([], "Tail policies that a request may choose besides the usual one.", "--tails")
+    tails: list[TailPolicy] = setting(
+        [], "Tail policies that a request may choose besides the usual one.", "--tails", example=["truncate"]
+    )
     chat_template: str | None = setting(
-        None, "How messages become text for base and pair: a Jinja template, its file, or plain.", "--chat-template"
+        None,
+        "How messages become text for base and pair: a Jinja template, its file, or plain.",
+        "--chat-template",
+        example="plain",
     )
     max_logprobs: int = setting(20, "Most logprobs a client gets per token.", "--max-logprobs", ge=0, le=64)
     active: int = setting(64, "Requests that are decoded at a time.", "--active", ge=1)
