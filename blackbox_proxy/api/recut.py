@@ -43,7 +43,8 @@ class Unspelled:
 
     def add(self, token: Token, given: bool = False) -> bool:
         if not token.bytes:
-            return False
+            self._before, self._begun = "", b""
+            return given
         written, whole = self._begun + token.bytes, not self._begun
         if utf8_prefix(written) < len(written):
             self._begun = written
@@ -122,6 +123,8 @@ def until_recut(draft: Draft, recut: Watch | None) -> Draft:
 def recut_of(sent: Sent, settings: Settings) -> Watch | None:
     """What watches a draft, where a later request sends its text and the server cuts that anew; else None."""
     vocabulary = settings.vocabulary
+    if vocabulary is None and settings.trusts_drafts:
+        return None
     if sent.way != "text" or (settings.api == "chat" and settings.dialect.prefill is None):
         return None
     if settings.api == "completions":

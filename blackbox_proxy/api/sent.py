@@ -31,6 +31,7 @@ _MOST_REMEMBERED = 256
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What all requests of one base have in common. `top_logprobs` is k; `vocabulary` None where it is unknown.
+    `trusts_drafts`: where it is unknown, drafts count as far as they go, however text sent anew would be cut.
     `writing`: how its answers were seen to write tokens so far.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     vocabulary: Vocabulary | None = None
     rendering: Rendering = "raw"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    trusts_drafts: bool = False
     writing: Writing = field(default_factory=Writing, repr=False, compare=False)
     _remembered: dict[Hashable, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 

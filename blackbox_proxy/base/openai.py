@@ -175,6 +175,7 @@ class OpenAIBase(OneToken):
             "or_fewer": self._may_lower_k,
             "rendering": rendering,
             "tokenizer": None if vocabulary is None else spelling_identity(vocabulary, rendering),
+            **({"trusts_drafts": True} if vocabulary is None and settings.trusts_drafts else {}),
         }
 
     async def draft(self, ask: Ask) -> Draft:

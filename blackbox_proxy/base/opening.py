@@ -46,6 +46,7 @@ def open_base(
     extra_body: Mapping[str, Any] | None = None,
     limiter: Limiter | None = None,
     probe: bool | str | os.PathLike[str] | Findings = True,
+    trust_drafts: bool = False,
 ) -> OpenAIBase:
     """A base behind an OpenAI-compatible API. Sends nothing.
 
@@ -65,6 +66,9 @@ def open_base(
     the same `Limiter`; by default what the API's headers say.
     probe: True takes what `probe` found out about this URL, model and API, if that was kept and dialect is "auto";
     False does not; a file of findings, or `Findings`, are taken in any case.
+    trust_drafts: where the tokenizer is unknown and prefixes travel as text, take a draft as far as it goes, also where
+    the server could cut its text otherwise once it is sent anew. That is fewer requests, and a text that can depend on
+    how it was asked for.
 
     Raises InputError, and ModelUnavailable if the tokenizer cannot be loaded.
     """
@@ -96,6 +100,7 @@ def open_base(
         vocabulary_of(tokenizer),
         rendering,
         _checked_extra(extra_body or {}),
+        trust_drafts,
     )
     key = key_for(api_key, url, spoken, url_given=base_url is not None)
     return OpenAIBase(

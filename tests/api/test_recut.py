@@ -166,7 +166,7 @@ async def test_drafts_of_text_apis_are_cut(server: Server, asking: Asking, vocab
     assert (found.finish, found.usage.completion_tokens) == (None, 6)
     parts = [part async for part in base.stream(Ask(Prefix("Hi"), 9))]
     assert sum(len(part.positions) for part in parts) == 5
-    nobody_knows = asking(dialect=TEXTUAL, tokenizer=None)
+    nobody_knows = asking(dialect=TEXTUAL, tokenizer=None, trust_drafts=False)
     unknown = await nobody_knows.draft(Ask(Prefix("Hi"), 9))
     assert (len(unknown.positions), unknown.cut) == (2, True)
     await nobody_knows.aclose()
