@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.trace import write_trace as write_trace
     from blackbox_proxy.transport.limits import Limiter as Limiter
     from blackbox_proxy.tuner import ProxyTuner as ProxyTuner
+    from blackbox_proxy.tuning.run import tune as tune
     from blackbox_proxy.types import Candidate as Candidate
     from blackbox_proxy.types import Generation as Generation
     from blackbox_proxy.types import Step as Step
@@ -79,6 +80,7 @@ _HOMES = {
     "read_trace": "trace",
     "read_weights": "learned",
     "run_job": "jobs",
+    "tune": "tuning.run",
     "write_trace": "trace",
 }
 

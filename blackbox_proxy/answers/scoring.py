@@ -140,7 +140,7 @@ async def look(
     for window in windows(base, pairs, prompt, text):
         while True:
             try:
-                positions, spent = await _ask_window(base, window.prompt, window.text)
+                positions, spent = await ask_whole(base, window.prompt, window.text)
                 weigher = Weigher(pairs, equations, temperature=1.0)
                 part = await on_thread(look_along, base, window.prompt, positions, weigher, len(found), at)
                 break
@@ -208,8 +208,8 @@ def _total(tokens: Sequence[ScoredToken], usage: Usage) -> Score:
 # -- one window -------------------------------------------------------------------------------------------------------
 
 
-async def _ask_window(base: Base, prompt: Prompt, text: str) -> tuple[list[Position], Usage]:
-    """The tokens of a text that fits every window, with the base's candidates."""
+async def ask_whole(base: Base, prompt: Prompt, text: str) -> tuple[list[Position], Usage]:
+    """The tokens of a text that fits every window, with the base's candidates, and what it cost."""
     positions, usage = await given_positions(base, Prefix(prompt), _given(base, prompt, text))
     if b"".join(position.token.bytes or b"" for position in positions) != text.encode():
         raise BadResponse(

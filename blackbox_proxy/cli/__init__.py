@@ -4,7 +4,7 @@ One module a group of commands; importing it adds them to the application, in th
 """
 
 # ruff: noqa: F401, I001 (imported for what they add, in the order of the commands)
-from blackbox_proxy.cli import decoding, choosing, evaluating, calibrating, serving, dialects, probing, showing
+from blackbox_proxy.cli import decoding, choosing, evaluating, calibrating, tuning, serving, dialects, probing, showing
 from blackbox_proxy.cli import reporting, caches, configuring
 from blackbox_proxy.cli.app import app, main
 
