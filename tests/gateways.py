@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import openai
 from hosting import CERTIFICATES, client_of
 from openai import AsyncOpenAI, OpenAI
+from starlette.requests import Request
 
 from blackbox_proxy import open_base
 from blackbox_proxy.base.openai import OpenAIBase
@@ -19,8 +21,19 @@ from blackbox_proxy.gateway.keys import Keys
 from blackbox_proxy.gateway.prompts import PLAIN, Reader
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.serve.process import serve_in_thread
+from blackbox_proxy.serve.requests import Order
 
 Pairs = Callable[[str], TransformersPair]
+
+
+class Found(Porter):
+    """A porter that can be called from outside of its loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def ordered(self, request: Request, model: str, order: Order) -> None:
+        self.loop = asyncio.get_running_loop()
+        super().ordered(request, model, order)
 
 
 @dataclass
@@ -28,8 +41,12 @@ class Gateway:
     """One that runs, and what it is compared with."""
 
     url: str
-    porter: Porter
+    porter: Found
     base: OpenAIBase
+
+    def call(self, what: Callable[[], None]) -> None:
+        """Do something in the server's loop."""
+        self.porter.loop.call_soon_threadsafe(what)
 
     def client(self, key: str = "none") -> AsyncOpenAI:
         return client_of(self.url, key)
@@ -64,6 +81,6 @@ def gateway(
         Model("base", ()),
     ]
     reader = Reader(base.vocabulary, api, template=PLAIN if api == "completions" else None)
-    porter = Porter(room or Room())
+    porter = Found(room or Room())
     with serve_in_thread(create_gateway(models_of(base, served, reader), porter, keys=keys), left=base.aclose) as url:
         yield Gateway(url, porter, base)

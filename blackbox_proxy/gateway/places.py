@@ -2,8 +2,8 @@
 
     async with places.taken("alice"): ...
 
-A free place goes to the caller who has the fewest; of several, to the one whose request has waited longest. So a caller
-with a thousand requests leaves one with a single request waiting for no longer than one of the thousand takes.
+A free place goes to the caller who has the fewest; of several, to the one who was last given one longest ago. So a
+caller with a thousand requests leaves one with a single request waiting for no longer than one of the thousand takes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,12 @@ import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from time import monotonic
 
 from blackbox_proxy.serve.wire import ApiError
 
 _WEIGHT = 0.1  # of the last request in the running mean of how long they take
 _LONGEST_WAIT = 120.0  # seconds that a client is told to wait at most
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    number: int
-    place: asyncio.Future[None]
 
 
 class Places:
@@ -35,8 +28,9 @@ class Places:
         self._most_active = active
         self._most_waiting = waiting
         self._active: Counter[str] = Counter()
-        self._waiting: dict[str, deque[_Waiting]] = {}
-        self._number = 0
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._given = 0  # places so far
+        self._last: dict[str, int] = {}  # the number of the one that a caller was given last
         self._seconds = 1.0  # that a request holds its place, a running mean
 
     @property
@@ -65,7 +59,7 @@ class Places:
 
     async def _take(self, caller: str) -> None:
         if self.active < self._most_active:
-            self._active[caller] += 1
+            self._place(caller)
             return
         if self.waiting >= self._most_waiting:
             raise ApiError(
@@ -75,13 +69,12 @@ class Places:
                 code="queue_full",
                 headers={"retry-after": str(self.retry_after())},
             )
-        self._number += 1
-        mine = _Waiting(self._number, asyncio.get_running_loop().create_future())
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(mine)
         try:
-            await mine.place
+            await mine
         except asyncio.CancelledError:
-            if mine.place.done() and not mine.place.cancelled():
+            if mine.done() and not mine.cancelled():
                 self._give(caller)  # the place came when nobody wanted it any more
             else:
                 self._forget(caller, mine)
@@ -94,13 +87,18 @@ class Places:
             del self._active[caller]
         if not self._waiting or self.active >= self._most_active:
             return
-        following = min(self._waiting, key=lambda name: (self._active[name], self._waiting[name][0].number))
+        following = min(self._waiting, key=lambda name: (self._active[name], self._last.get(name, 0)))
         first = self._waiting[following][0]
         self._forget(following, first)
-        self._active[following] += 1
-        first.place.set_result(None)
+        self._place(following)
+        first.set_result(None)
 
-    def _forget(self, caller: str, one: _Waiting) -> None:
+    def _place(self, caller: str) -> None:
+        self._given += 1
+        self._active[caller] += 1
+        self._last[caller] = self._given
+
+    def _forget(self, caller: str, one: asyncio.Future[None]) -> None:
         queue = self._waiting[caller]
         queue.remove(one)
         if not queue:
