@@ -24,6 +24,7 @@ _KINDS: tuple[tuple[type[BlackboxError], int, str, str], ...] = (
     (errors.NoLogprobs, 502, "upstream_no_logprobs", "The model behind this server gave no log probabilities."),
     (errors.BadResponse, 502, "upstream_bad_response", "The model behind this server gave an answer that is none."),
     (errors.CannotContinue, 502, "upstream_cannot_continue", "The text cannot be continued from the chosen token."),
+    (errors.BaseError, 502, "upstream_failed", "The model behind this server failed."),
     (errors.PairServerError, 502, "pair_failed", "The expert behind this server failed."),
     (errors.PairError, 500, "pair_failed", "The expert behind this server failed."),
 )
