@@ -31,13 +31,16 @@ from typing import TYPE_CHECKING
 from blackbox_proxy.secrets import hidden
 
 if TYPE_CHECKING:
-    from blackbox_proxy.types import Step
+    from blackbox_proxy.types import Generation, Step
 
 
 class BlackboxError(Exception):
     """`str(error)` is one sentence; `hint` says what to do about it; `retryable` whether the same call may work
-    later; no key stands in either (secrets.py). `steps`: what there was of the text when the error came, already paid
-    for; set by `ProxyTuner`.
+    later; no key stands in either (secrets.py).
+
+    What was paid for when the error came is kept in it, by `ProxyTuner`: `steps` are what there was of the text;
+    `finished`, where it ended a `generate_batch`, has the whole texts of the other prompts, by their places in the
+    batch, and `failed` the errors of those that failed after the first.
     """
 
     retryable = False
@@ -46,6 +49,8 @@ class BlackboxError(Exception):
         super().__init__(hidden(message))
         self.hint = hidden(hint)
         self.steps: tuple[Step, ...] = ()
+        self.finished: dict[int, Generation] = {}
+        self.failed: dict[int, BlackboxError] = {}
 
 
 class InputError(BlackboxError):

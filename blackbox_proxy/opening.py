@@ -238,6 +238,7 @@ class Setup:
             **(weighed or {"alpha": of_pairs("alpha")}),
             "tail": self.settings.equation.tail,
             "prices": None if prices is None else ",".join(map(str, prices)),
+            "decided_by": self.what_decides_the_text(),
         } | self.arguments()
 
 

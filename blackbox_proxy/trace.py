@@ -6,13 +6,14 @@ JSON lines in UTF-8. The first line says what the file is and how its texts were
 
 Then one line for each text:
 
-    {"prompt": …, "id": …, "text": "…", "finish_reason": "stop", "error": null, "steps": [step, …]}
+    {"row": …, "prompt": …, "id": …, "text": "…", "finish_reason": "stop", "error": null, "steps": [step, …]}
 
-A step has its token (text, or a list of bytes where it is no whole UTF-8), the text it released, its id, covered mass,
-what was spent (`usage`, without zeros), `drafted`, `local`, `changed` and `end` where they are true, and its candidates
-as columns: `tokens`, `ids`, `log_q`, `log_expert`, `log_antiexpert`, `log_p` (nats, six decimals; null is minus
-infinity); the places of those that are `ends` or of the `tail`, and of those whose offset is `estimated`, of a `prefix`
-or `neutral`; `texts` where the API printed a token otherwise than its bytes read.
+"row" is the place of a bulk run's row among all rows, else null. A step has its token (text, or a list of bytes where
+it is no whole UTF-8), the text it released, its id, covered mass, what was spent (`usage`, without zeros), `drafted`,
+`local`, `changed` and `end` where they are true, and its candidates as columns: `tokens`, `ids`, `log_q`, `log_expert`,
+`log_antiexpert`, `log_p` (nats, six decimals; null is minus infinity); the places of those that are `ends` or of the
+`tail`, and of those whose offset is `estimated`, of a `prefix` or `neutral`; `texts` where the API printed a token
+otherwise than its bytes read.
 
 A trace holds the prompts and the texts themselves, and no API key or address.
 """
@@ -21,16 +22,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 import numpy as np
 
-from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.errors import InputError
 from blackbox_proxy.text.reading import unmarked
-from blackbox_proxy.tuner import ProxyTuner, run
+from blackbox_proxy.tuner import Texts
 from blackbox_proxy.types import Candidates, FinishReason, Floats, Generation, How, Prompt, Step, Token, Usage
 from blackbox_proxy.version import __version__
 
@@ -103,9 +105,15 @@ class TraceFile:
         self._empty = True
 
     def add(
-        self, prompt: Prompt, steps: Sequence[Step], *, id: Any = None, error: BaseException | str | None = None
+        self,
+        prompt: Prompt,
+        steps: Sequence[Step],
+        *,
+        id: Any = None,
+        row: int | None = None,
+        error: BaseException | str | None = None,
     ) -> None:
-        """One text: its steps, and where it ended too early why."""
+        """One text: its steps, and where it ended too early why; `row`: which of a run's it is, see `retain`."""
         steps = tuple(steps)
         self._empty = False
         said = (
@@ -113,6 +121,7 @@ class TraceFile:
         )
         self._write(
             {
+                "row": row,
                 "prompt": prompt if isinstance(prompt, str) else list(prompt),
                 "id": id,
                 "text": "".join(step.text for step in steps),
@@ -122,6 +131,19 @@ class TraceFile:
                 "steps": [_step_record(step) for step in steps],
             }
         )
+
+    def retain(self, done: Callable[[int], bool]) -> None:
+        """Leave out the texts of rows that are not done: they are asked again, and stand here once."""
+        with self.path.open("rb") as lines:
+            left_out = any(_is_of_other(line, done) for line in lines)
+        if not left_out:
+            return
+        new = self.path.with_name(f"{self.path.name}.new")
+        with self.path.open("rb") as lines, new.open("wb") as kept:
+            kept.writelines(line for line in lines if not _is_of_other(line, done))
+        self._file.close()
+        new.replace(self.path)
+        self._file = self.path.open("ab")
 
     def close(self) -> None:
         """A new file that no text came to is taken away again, so that the next try finds its name free."""
@@ -142,46 +164,49 @@ class TraceFile:
             line = json.dumps(record, ensure_ascii=False, default=str, separators=(",", ":")).encode()
         except UnicodeEncodeError:  # half characters in what somebody passed through
             line = json.dumps(record, default=str, separators=(",", ":")).encode()
-        self._file.write(line + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(line + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"the trace {self.path} cannot be written: {error.strerror or error}", hint="Make room for it."
+            ) from error
 
 
-class TracedTuner:
-    """A tuner whose texts are put into a trace as they end, too early or not; in all else the tuner itself."""
+class TracedTuner(Texts):
+    """A tuner whose texts are put into a trace as they end, too early or not. What makes no text has no place in a
+    trace, and is refused: ask the tuner itself.
+    """
 
-    def __init__(self, tuner: ProxyTuner, trace: TraceFile) -> None:
+    def __init__(self, tuner: Texts, trace: TraceFile) -> None:
         self._tuner = tuner
         self._trace = trace
+        self.equation = tuner.equation
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._tuner, name)
+        found = getattr(self._tuner, name)
+        if callable(found) and name != "close":
+            raise InputError(f"a trace keeps texts, and {name} makes none", hint="Ask the tuner without a trace.")
+        return found
 
-    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
-        try:
-            generation = await self._tuner.agenerate(prompt, **options)
-        except BlackboxError as error:
-            if error.steps:
-                self._trace.add(prompt, error.steps, error=error)
-            raise
-        self._trace.add(prompt, generation.steps)
-        return generation
+    def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
+        self._tuner.check(prompt, max_tokens)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        return run(self.agenerate(prompt, **options))
-
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
+    async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Step]:
         steps: list[Step] = []
         why: BaseException | None = None
+        asked = self._tuner.astream(prompt, **options)
         try:
-            for step in self._tuner.stream(prompt, **options):
+            async for step in asked:
                 steps.append(step)
                 yield step
         except BaseException as error:
             why = error
             raise
         finally:
+            await cast(Any, asked).aclose()
             if steps:
-                self._trace.add(prompt, steps, error=why)
+                self._trace.add(prompt, steps, error=None if steps[-1].finish_reason else why)
 
 
 def write_trace(
@@ -262,6 +287,15 @@ def _continued(path: Path, header: Mapping[str, Any]) -> IO[bytes]:
     file.truncate(whole)
     file.seek(whole)
     return file
+
+
+_ROW = re.compile(rb'\{"row":(\d+),')
+
+
+def _is_of_other(line: bytes, done: Callable[[int], bool]) -> bool:
+    """Whether a line is of a row that is not done."""
+    found = _ROW.match(line)
+    return found is not None and not done(int(found[1]))
 
 
 def _deciding(settings: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args, overload
 
 from blackbox_proxy.answers.choices import Choice, Missing, Normalise, Rule, choose
 from blackbox_proxy.answers.scoring import Score, score
@@ -25,7 +27,111 @@ T = TypeVar("T")
 Steer = Literal["candidates", "bias"]
 
 
-class ProxyTuner:
+class Texts(ABC):
+    """Everything that makes texts, over the steps of one (`astream`): whoever changes that has changed them all."""
+
+    equation: Equation
+
+    @abstractmethod
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[Step]:
+        """The steps of the text as they are decided."""
+
+    @abstractmethod
+    def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
+        """Raise InputError where this prompt cannot be decoded; sends nothing and runs no model."""
+
+    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
+        """The whole text with its steps and its cost; options as for `astream`.
+
+        Where an error ends the text too early, its `steps` are what there was of it.
+        """
+        steps: list[Step] = []
+        try:
+            async for step in self.astream(prompt, **options):
+                steps.append(step)  # noqa: PERF401 (an error must not lose them)
+        except BlackboxError as error:
+            error.steps = tuple(steps)
+            raise
+        usage = sum((step.usage for step in steps), Usage())
+        finish, text = steps[-1].finish_reason, "".join(step.text for step in steps)
+        assert finish is not None, "decode ends with a step that says why"
+        return Generation(text, tuple(steps), finish, usage, self.equation.tail, steps[-1].reason)
+
+    @overload
+    async def agenerate_batch(
+        self, prompts: Sequence[Prompt], *, return_exceptions: Literal[True], **options: Any
+    ) -> list[Generation | BlackboxError]: ...
+    @overload
+    async def agenerate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]: ...
+    async def agenerate_batch(
+        self, prompts: Sequence[Prompt], *, concurrency: int = 8, return_exceptions: bool = False, **options: Any
+    ) -> Sequence[Generation | BlackboxError]:
+        """One Generation for each prompt, in order, at most `concurrency` at a time.
+
+        All prompts are checked before the first request. Each text is the one that `agenerate` gives for its prompt.
+        After an error no further text is begun; those on their way are finished, and the error that is raised has them
+        all (`BlackboxError.finished`). return_exceptions: an error stands in its prompt's place instead, one of the
+        check included, and ends no other text.
+        """
+        if concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
+        failed: dict[int, BlackboxError] = {}
+        finished: dict[int, Generation] = {}
+        for place, prompt in enumerate(prompts):
+            try:
+                self.check(prompt, int(options.get("max_tokens", 256)))
+            except BlackboxError as error:
+                if not return_exceptions:
+                    raise
+                failed[place] = error
+        waiting = iter([place for place in range(len(prompts)) if place not in failed])
+
+        async def work() -> None:
+            for place in waiting:
+                try:
+                    finished[place] = await self.agenerate(prompts[place], **options)
+                except BlackboxError as error:
+                    failed[place] = error
+                if failed and not return_exceptions:
+                    return
+
+        async with _unwrapped(), asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(prompts))):
+                group.create_task(work())
+        if failed and not return_exceptions:
+            first = next(iter(failed.values()))
+            first.finished = dict(sorted(finished.items()))
+            first.failed = {place: error for place, error in sorted(failed.items()) if error is not first}
+            raise first
+        return [failed[place] if place in failed else finished[place] for place in range(len(prompts))]
+
+    # -- the same, without async -----------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """`agenerate` for callers without a loop (it may be called while one runs, too)."""
+        return run(self.agenerate(prompt, **options))
+
+    @overload
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, return_exceptions: Literal[True], **options: Any
+    ) -> list[Generation | BlackboxError]: ...
+    @overload
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]: ...
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> Any:
+        """`agenerate_batch` for callers without a loop."""
+        return run(self.agenerate_batch(prompts, **options))
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
+        """`astream` for callers without a loop. Closing the iterator ends the text."""
+        steps = cast(Any, self.astream(prompt, **options))
+        try:
+            while (step := run(_next(steps))) is not None:
+                yield step
+        finally:
+            run(steps.aclose())
+
+
+class ProxyTuner(Texts):
     """Decodes `base` as if it had been tuned as the pair's expert was (proxy-tuning, arXiv 2401.08565).
 
     pair: one pair or several, each with its own `alpha` (DExperts, arXiv 2105.03023). alpha: a number, or a function
@@ -101,12 +207,21 @@ class ProxyTuner:
 
     @classmethod
     def of(cls, base: Base, pairs: Sequence[Pair], equation: Equation, drafting: Drafting) -> Self:
-        """A tuner with a whole equation, as another tuner has it."""
-        tuner = cls(base, pairs, equation.alphas, draft=drafting)
-        tuner.equation = equation
-        return tuner
+        """A tuner with a whole equation."""
+        return cls(base, pairs, draft=drafting).altered(equation=equation)
 
-    async def astream(
+    def altered(
+        self, *, base: Base | None = None, equation: Equation | None = None, drafting: Drafting | None = None
+    ) -> Self:
+        """The same tuner but for these."""
+        other = copy.copy(self)
+        other.base = self.base if base is None else base
+        other.equation = self.equation if equation is None else equation
+        other.drafting = self.drafting if drafting is None else drafting
+        other._pace = Pace(other.drafting, here=other.base.abilities.here)
+        return other
+
+    async def astream(  # type: ignore[override]  # it says which options there are
         self,
         prompt: Prompt,
         *,
@@ -133,8 +248,7 @@ class ProxyTuner:
         finally:
             await cast(Any, steps).aclose()
 
-    def check(self, prompt: Prompt, max_tokens: int) -> None:
-        """Raise InputError if a text of this prompt cannot be decoded; sends nothing and runs no model."""
+    def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
         if not isinstance(prompt, str) and len(prompt) == 0:
             raise InputError("the prompt is empty", hint="Give text, or at least one message.")
         if isinstance(prompt, str) and not prompt:
@@ -152,44 +266,6 @@ class ProxyTuner:
         for pair in self.pairs:
             pair.check(prompt, max_tokens)
         self.base.check(prompt, max_tokens)
-
-    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
-        """The whole text with its steps and its cost; options as for `astream`.
-
-        Where an error ends the text too early, its `steps` are what there was of it.
-        """
-        steps: list[Step] = []
-        try:
-            async for step in self.astream(prompt, **options):
-                steps.append(step)  # noqa: PERF401 (an error must not lose them)
-        except BlackboxError as error:
-            error.steps = tuple(steps)
-            raise
-        usage = sum((step.usage for step in steps), Usage())
-        finish, text = steps[-1].finish_reason, "".join(step.text for step in steps)
-        assert finish is not None, "decode ends with a step that says why"
-        return Generation(text, tuple(steps), finish, usage, self.equation.tail, steps[-1].reason)
-
-    async def agenerate_batch(
-        self, prompts: Sequence[Prompt], *, concurrency: int = 8, **options: Any
-    ) -> list[Generation]:
-        """One Generation for each prompt, in order, at most `concurrency` at a time; the first error ends them all.
-
-        All prompts are checked before the first request. Each text is the one that `agenerate` gives for its prompt.
-        """
-        if concurrency < 1:
-            raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
-        for prompt in prompts:
-            self.check(prompt, int(options.get("max_tokens", 256)))
-        limit = asyncio.Semaphore(concurrency)
-
-        async def one(prompt: Prompt) -> Generation:
-            async with limit:
-                return await self.agenerate(prompt, **options)
-
-        async with _unwrapped(), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(prompt)) for prompt in prompts]
-        return [task.result() for task in tasks]
 
     # -- given text -----------------------------------------------------------------------------------------------
 
@@ -218,14 +294,6 @@ class ProxyTuner:
 
     # -- the same, without async -----------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """`agenerate` for callers without a loop (it may be called while one runs, too)."""
-        return run(self.agenerate(prompt, **options))
-
-    def generate_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
-        """`agenerate_batch` for callers without a loop."""
-        return run(self.agenerate_batch(prompts, **options))
-
     def choose(self, prompt: Prompt, options: Sequence[str], **how: Any) -> Choice:
         """`achoose` for callers without a loop."""
         return run(self.achoose(prompt, options, **how))
@@ -233,15 +301,6 @@ class ProxyTuner:
     def score(self, prompt: Prompt, continuation: str) -> Score:
         """`ascore` for callers without a loop."""
         return run(self.ascore(prompt, continuation))
-
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Step]:
-        """`astream` for callers without a loop. Closing the iterator ends the text."""
-        steps = cast(Any, self.astream(prompt, **options))
-        try:
-            while (step := run(_next(steps))) is not None:
-                yield step
-        finally:
-            run(steps.aclose())
 
     def close(self) -> None:
         """Give back the connections of the base and the caches of the pairs."""

@@ -146,7 +146,6 @@ def run(
     quiet_transformers()
     from blackbox_proxy.jobs import estimate_job, run_job
     from blackbox_proxy.report import progress
-    from blackbox_proxy.trace import TracedTuner
 
     work: dict[str, Any] = {
         "resume": resume,
@@ -170,12 +169,13 @@ def run(
         with progress.watching(note, priced) as watch, traced as kept:
             try:
                 run_job(
-                    TracedTuner(tuner, kept) if kept else tuner,
+                    tuner,
                     prompts,
                     output,
                     concurrency=concurrency,
                     ordered=not as_completed,
                     fail_fast=fail_fast,
+                    keep=kept,
                     observe=watch.saw,
                     **work,
                 )

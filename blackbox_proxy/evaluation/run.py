@@ -95,11 +95,11 @@ async def aevaluate(
 ) -> Evaluation:
     """Ask every system every task and compare them.
 
-    tuner: its base, pairs, equation and way of drafting are used; alphas: of the proxy-tuned systems, the tuner's
-    own by default; its learned weights are one line more. systems: some of "base", "expert", "antiexpert", "tuned"
-    (all that there are by default). ceiling: the base tuned directly, a model that runs here; ceiling_value: its
-    figure, where only that is known. sweep: alphas to choose from by `metric` (which need not be given where all tasks
-    are of one kind), in place of `alphas`.
+    tuner: what is compared, with all its settings; alphas: of the proxy-tuned systems, the tuner's own by default; its
+    learned weights are one line more. systems: some of "base", "expert", "antiexpert", "tuned" (all that there are by
+    default). ceiling: the base tuned directly, a model that runs here; ceiling_value: its figure, where only that is
+    known. sweep: alphas to choose from by `metric` (which need not be given where all tasks are of one kind), in place
+    of `alphas`.
     max_tokens, stop: of answers in text, for tasks that have none of their own. rule: of multiple choice (see
     `choices`). concurrency: rows at a time. limit: the first rows only. skip_bad: leave out rows that cannot be used.
     prices: of one token. confidence: of the intervals, and of what is called significant. seed: of the bootstrap.
@@ -121,9 +121,9 @@ async def aevaluate(
     if ceiling is not None:
         wanted.append(System("ceiling"))
         ceiling = ceiling if isinstance(ceiling, TransformersBase) else TransformersBase(ceiling)
-    way = Way(tuner.equation, tuner.drafting, Limits(max_tokens, stops), rule or choices.Rule())
+    way = Way(tuner, Limits(max_tokens, stops), rule or choices.Rule())
     async with cached(tuner.base) as base:
-        panel = Panel(base, tuner.pairs, wanted, way, ceiling)
+        panel = Panel(base, wanted, way, ceiling)
         tasks = await asyncio.to_thread(read_tasks, source, skip_bad=skip_bad, check=panel.check, limit=limit)
         swept = _swept_kind(tasks, metric, ceiling_value, sweep is not None)
         start = time.perf_counter()

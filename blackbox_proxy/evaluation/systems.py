@@ -15,7 +15,6 @@ from typing import Literal
 
 from blackbox_proxy.answers import choices, scoring
 from blackbox_proxy.base.local import TransformersBase
-from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.tasks import Task, is_exact_match
@@ -114,12 +113,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How tasks are asked. equation: of the tuned systems, but for their alphas. limits: of answers in text, where a
+    """How tasks are asked. tuner: what the tuned systems are, but for their alphas. limits: of answers in text, where a
     task has none of its own.
     """
 
-    equation: Equation
-    drafting: Drafting
+    tuner: ProxyTuner
     limits: Limits
     rule: choices.Rule
 
@@ -133,14 +131,13 @@ class Panel:
     def __init__(
         self,
         base: Base,
-        pairs: Sequence[Pair],
         systems: Sequence[System],
         way: Way,
         ceiling: TransformersBase | None = None,
     ) -> None:
         self.systems = tuple(systems)
         self._base = base
-        self._pairs = tuple(pairs)
+        self._pairs = way.tuner.pairs
         self._way = way
         self._ceiling = ceiling
         self._locals: dict[Role, TransformersBase] = {} if ceiling is None else {"ceiling": ceiling}
@@ -151,14 +148,14 @@ class Panel:
             )
 
     def _tuner(self, system: System) -> ProxyTuner:
-        way = self._way
+        tuner = self._way.tuner
         # The base by itself writes what it drafts: local drafts could only be in its way.
-        drafting = way.drafting if system.role == "tuned" else replace(way.drafting, local=False)
-        return ProxyTuner.of(self._base, self._pairs, self._equation(system), drafting)
+        drafting = tuner.drafting if system.role == "tuned" else replace(tuner.drafting, local=False)
+        return tuner.altered(base=self._base, equation=self._equation(system), drafting=drafting)
 
     def _equation(self, system: System) -> Equation:
         """Of a proxy-tuned system; of another, alpha 0."""
-        equation = self._way.equation
+        equation = self._way.tuner.equation
         if system.weights is not None:
             return equation.with_weights(system.weights)
         return equation.with_alpha(system.alpha or 0.0)

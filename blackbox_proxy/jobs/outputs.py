@@ -152,6 +152,10 @@ class Output:
             )
         return True
 
+    def done(self, index: int) -> bool:
+        """Whether there is a result of this row, and it stays."""
+        return index in self._done or index in self._held
+
     def check_rows(self, rows: int) -> None:
         """Raise InputError if there are results of rows that the input has not."""
         most = max((*self._done, *self._held), default=-1)

@@ -8,17 +8,13 @@ that is not finished.
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-import tempfile
 import threading
 import time
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.errors import (
@@ -32,7 +28,8 @@ from blackbox_proxy.errors import (
 )
 from blackbox_proxy.jobs.inputs import OPTIONS, Bad, Defaults, InputRow, Source, read_rows, source_name
 from blackbox_proxy.jobs.outputs import Output, failure_line, result_line
-from blackbox_proxy.types import Generation, Prompt, Usage
+from blackbox_proxy.jobs.shuffled import Shuffled
+from blackbox_proxy.types import Generation, Prompt, Step, Usage
 
 HOPELESS = (AccessDenied, QuotaExhausted, ModelNotFound, NoLogprobs, BudgetReached)
 """Errors that every further row would meet as well: they end the run, and their row is asked again when it goes on."""
@@ -47,6 +44,24 @@ class Generates(Protocol):
     """What a job needs of a tuner. Where it has `base` and `pairs`, their `check` sees every prompt before the run."""
 
     async def agenerate(self, prompt: Prompt, **options: Any) -> Generation: ...
+
+
+class Keeps(Protocol):
+    """Where the steps of a run's texts are kept, beside its results; a `TraceFile` is one."""
+
+    def retain(self, done: Callable[[int], bool]) -> None:
+        """Leave out what there is of rows that are not done: they are asked again."""
+        ...
+
+    def add(
+        self,
+        prompt: Prompt,
+        steps: Sequence[Step],
+        *,
+        id: Any = None,
+        row: int | None = None,
+        error: BaseException | str | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,7 @@ async def arun_job(
     fail_fast: bool = False,
     skip_bad: bool = False,
     settings: Mapping[str, Any] | None = None,
+    keep: Keeps | None = None,
     observe: Callable[[JobReport], None] | None = None,
     **decoding: Any,
 ) -> JobReport:
@@ -113,7 +129,8 @@ async def arun_job(
     asked again, but with `retry_failed` failures are. limit: the first rows only; shuffle: in an order drawn from this
     seed. fail_fast: the first failure is raised, else a failure is a line with its reason. skip_bad: leave out rows
     that cannot be used, which are an error otherwise. settings: what texts depend on besides prompt and options, so
-    that results of other settings are not gone on with; the tuner's own by default. observe: is told after every row.
+    that results of other settings are not gone on with; the tuner's own by default. keep: gets every text with its
+    steps, each row once. observe: is told after every row.
     decoding: max_tokens, temperature, top_p, stop as in `agenerate`; seed (0 by default): of which a sampled row
     without one gets its own, so that a resumed run gives the same texts.
 
@@ -146,7 +163,9 @@ async def arun_job(
             await asyncio.gather(preparing, return_exceptions=True)  # a thread ends by itself only
             raise
         output.open()
-        return await _Job(tuner, output, found, concurrency, ordered, fail_fast, observe).run()
+        if keep is not None:
+            keep.retain(output.done)
+        return await _Job(tuner, output, found, concurrency, ordered, fail_fast, keep, observe).run()
 
 
 def run_job(tuner: Generates, source: Source, out: Path | str, **options: Any) -> JobReport:
@@ -179,13 +198,12 @@ def _settings_of(tuner: Generates) -> dict[str, Any]:
     """What a tuner says of itself that its texts depend on, in a form that is the same in the next process."""
     pairs = [repr(pair) if " at 0x" not in repr(pair) else type(pair).__name__ for pair in getattr(tuner, "pairs", ())]
     equation = getattr(tuner, "equation", None)
-    alphas = [
-        a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in getattr(equation, "alphas", ())
-    ]
+    said = {} if equation is None else {field.name: getattr(equation, field.name) for field in fields(equation)}
+    alphas = [a if isinstance(a, (int, float)) else getattr(a, "__qualname__", "") for a in said.get("alphas", ())]
     base = getattr(getattr(tuner, "base", None), "name", "")
-    weights = getattr(equation, "weights", None)
-    learned = {} if weights is None else {"weights": asdict(weights)}
-    return {"base": base, "pairs": pairs, "alphas": alphas, "tail": getattr(equation, "tail", ""), **learned}
+    weights = said.get("weights")
+    learned = {"alphas": alphas, "weights": None if weights is None else asdict(weights)}
+    return said | {"base": base, "pairs": pairs, **learned, "steer": getattr(tuner, "steer", "")}
 
 
 def _check_numbers(concurrency: int, limit: int | None) -> None:
@@ -214,7 +232,7 @@ def survey(
     temporary file, to be read in any order.
     """
     _check_numbers(1, choice.limit)
-    with _Shuffled(choice.shuffle) as shuffled:
+    with Shuffled(choice.shuffle) as shuffled:
         total = bad = seen = 0
         named: list[str] = []
 
@@ -283,36 +301,6 @@ def _reason(tuner: Generates, row: InputRow) -> str | None:
     return None
 
 
-class _Shuffled:
-    """Rows in a temporary file, read in an order drawn from a seed. Does nothing without a seed."""
-
-    def __init__(self, seed: int | None) -> None:
-        self._seed = seed
-        self._file: IO[bytes] | None = None if seed is None else tempfile.TemporaryFile()  # noqa: SIM115
-        self._starts = array("Q")
-
-    def __enter__(self) -> _Shuffled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, row: InputRow) -> None:
-        if self._file is not None:
-            self._starts.append(self._file.seek(0, 2))
-            parts = [row.index, row.place, row.id, row.prompt, dict(row.options), dict(row.extra), row.digest]
-            self._file.write(json.dumps(parts, default=str).encode() + b"\n")
-
-    def rows(self, limit: int | None) -> Iterator[InputRow]:
-        assert self._file is not None
-        order = array("Q", range(len(self._starts)))
-        random.Random(self._seed).shuffle(order)
-        for place in order[:limit]:
-            self._file.seek(self._starts[place])
-            yield InputRow(*json.loads(self._file.readline()))
-
-
 # -- while it runs -----------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +315,7 @@ class _Job:
         concurrency: int,
         ordered: bool,
         fail_fast: bool,
+        keep: Keeps | None,
         observe: Callable[[JobReport], None] | None,
     ) -> None:
         self._tuner = tuner
@@ -334,6 +323,7 @@ class _Job:
         self._concurrency = concurrency
         self._ordered = ordered
         self._fail_fast = fail_fast
+        self._keep = keep
         self._observe = observe
         self._start = time.monotonic()
         self._moved = asyncio.Event()
@@ -376,17 +366,29 @@ class _Job:
     async def _one(self, turn: int, row: InputRow) -> None:
         try:
             generation = await self._tuner.agenerate(row.prompt, **row.options)
-        except HOPELESS:
+        except HOPELESS as error:
+            self._trace(row, error.steps, error)
             raise
         except BlackboxError as error:
             spent = sum((step.usage for step in error.steps), Usage())
-            self._put(turn, row, failure_line(row, error))
+            try:
+                self._trace(row, error.steps, error)
+            finally:
+                self._put(turn, row, failure_line(row, error))
             self._tell(failed=1, tokens=len(error.steps), usage=spent)
             if self._fail_fast:
                 raise
             return
-        self._put(turn, row, result_line(row, generation))
+        try:
+            self._trace(row, generation.steps)
+        finally:
+            self._put(turn, row, result_line(row, generation))
         self._tell(done=1, tokens=len(generation.steps), usage=generation.usage)
+
+    def _trace(self, row: InputRow, steps: Sequence[Step], error: BlackboxError | None = None) -> None:
+        """Before the result: a row whose result is there is never asked again."""
+        if self._keep is not None and steps:
+            self._keep.add(row.prompt, steps, id=row.id, row=row.index, error=error)
 
     def _put(self, turn: int, row: InputRow, line: bytes) -> None:
         with self._moving():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from steps import ODD, Run, page_of, step, with_second
 
-from blackbox_proxy import ProxyTuner, TransformersPair
+from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.trace import TracedTuner, TraceFile, read_trace, write_trace
-from blackbox_proxy.types import Generation, Step, Token
+from blackbox_proxy.tuner import Texts
+from blackbox_proxy.tuner import run as run_now
+from blackbox_proxy.types import Prompt, Step, Token
 
 
 def close(a: Step, b: Step) -> None:
@@ -114,27 +117,84 @@ def test_what_is_no_trace_is_said(content: str, said: str, tmp_path: Path, run: 
     assert (status, said in err, "Hint:" in err, "Traceback" in err) == (2, True, True, False)
 
 
+TEXTS: dict[str, Callable[[Any], object]] = {
+    "generate": lambda tuner: tuner.generate("one", max_tokens=2),
+    "agenerate": lambda tuner: run_now(tuner.agenerate("one", max_tokens=2)),
+    "stream": lambda tuner: list(tuner.stream("one", max_tokens=2)),
+    "astream": lambda tuner: run_now(read(tuner.astream("one", max_tokens=2))),
+    "generate_batch": lambda tuner: tuner.generate_batch(["one", "two"], max_tokens=2),
+    "agenerate_batch": lambda tuner: run_now(tuner.agenerate_batch(["one", "two"], max_tokens=2)),
+}
+REFUSED: dict[str, Callable[[Any], object]] = {
+    "choose": lambda tuner: tuner.choose("one", ["a", "b"]),
+    "achoose": lambda tuner: run_now(tuner.achoose("one", ["a", "b"])),
+    "score": lambda tuner: tuner.score("one", " two"),
+    "ascore": lambda tuner: run_now(tuner.ascore("one", " two")),
+    "altered": lambda tuner: tuner.altered().generate("one"),
+    "of": lambda tuner: tuner.of(tuner.base, tuner.pairs, tuner.equation, tuner.drafting).generate("one"),
+}
+HARMLESS = {"check", "close"}
+
+
+async def read(steps: Any) -> list[Step]:
+    return [step async for step in steps]
+
+
+@pytest.fixture(scope="module")
+def local(models: dict[str, str], pairs: Callable[[str], TransformersPair]) -> ProxyTuner:
+    return ProxyTuner(TransformersBase(models["base"], device="cpu"), pairs("same"))
+
+
+def test_every_way_to_use_a_tuner_is_in_one_of_these_tables() -> None:
+    public = {name for name in dir(ProxyTuner) if not name.startswith("_") and callable(getattr(ProxyTuner, name))}
+    assert public == {*TEXTS, *REFUSED, *HARMLESS}
+
+
+@pytest.mark.parametrize("way", TEXTS)
+def test_every_way_to_a_text_is_traced(way: str, local: ProxyTuner, tmp_path: Path) -> None:
+    with TraceFile(tmp_path / "t.jsonl") as file:
+        TEXTS[way](TracedTuner(local, file))
+    wanted = ["one", "two"] if "batch" in way else ["one"]
+    texts = {text.prompt: text for text in read_trace(tmp_path / "t.jsonl").texts}
+    assert sorted(texts) == wanted
+    for prompt in wanted:
+        expected = local.generate(prompt, max_tokens=2)
+        assert (texts[prompt].text, texts[prompt].error) == (expected.text, None)
+        assert (len(texts[prompt].steps), texts[prompt].finish_reason) == (2, expected.finish_reason)
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_makes_no_text_is_refused(way: str, local: ProxyTuner, tmp_path: Path) -> None:
+    with TraceFile(tmp_path / "t.jsonl") as file:
+        tuner = TracedTuner(local, file)
+        with pytest.raises(InputError, match=f"{way} makes none"):
+            REFUSED[way](tuner)
+        assert (tuner.base, tuner.pairs, tuner.steer) == (local.base, local.pairs, local.steer)
+
+
 def test_what_was_decoded_before_an_error_is_in_the_trace(tmp_path: Path) -> None:
-    class Breaks:
-        def stream(self, prompt: str, **_: Any) -> Any:
+    class Breaks(Texts):
+        equation = Equation()
+
+        def check(self, prompt: Prompt, max_tokens: int = 256) -> None: ...
+
+        async def astream(self, prompt: Prompt, **_: Any) -> AsyncIterator[Step]:
             yield step(b"a")
             raise InputError("broke off")
 
-        async def agenerate(self, prompt: str, **_: Any) -> Generation:
-            error = InputError("broke off")
-            error.steps = (step(b"b"),)
-            raise error
-
     with TraceFile(tmp_path / "t.jsonl") as file:
-        tuner = TracedTuner(Breaks(), file)  # type: ignore[arg-type]
+        tuner = TracedTuner(Breaks(), file)
         with pytest.raises(InputError):
             list(tuner.stream("one"))
-        with pytest.raises(BlackboxError):
+        with pytest.raises(InputError) as caught:
             tuner.generate("two")
+        assert len(caught.value.steps) == 1
+        with pytest.raises(InputError):
+            tuner.generate_batch(["four"])
         stopped: Any = tuner.stream("three")
         next(stopped)
         stopped.close()
     texts = read_trace(tmp_path / "t.jsonl").texts
-    assert [(text.prompt, text.text) for text in texts] == [("one", "a"), ("two", "b"), ("three", "a")]
-    assert [text.error for text in texts] == ["InputError: broke off", "InputError: broke off", "GeneratorExit"]
+    assert [(text.prompt, text.text) for text in texts] == [("one", "a"), ("two", "a"), ("four", "a"), ("three", "a")]
+    assert [text.error for text in texts] == ["InputError: broke off"] * 3 + ["GeneratorExit"]
     assert "ended too early" in page_of(*texts)
