@@ -113,6 +113,10 @@ def bench(
     here: Annotated[
         bool, typer.Option("--here", help="Measure whole texts with all three models in this process instead.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Measure `serve` instead: one streaming client, then many at once.")
+    ] = False,
+    clients: Annotated[int, typer.Option(help="How many of them.", min=1)] = 64,
     length: Annotated[list[int] | None, typer.Option(help="Length of a draft; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each of its positions.")] = 20,
     exact: Annotated[bool, typer.Option("--exact", help="Sum every candidate over all ways to write it.")] = False,
@@ -132,6 +136,8 @@ def bench(
         blackbox-proxy bench --near --shape 10M --pair-tokenizer ./small --base-tokenizer cl100k_base
 
         blackbox-proxy bench --here --shape 10M
+
+        blackbox-proxy bench --serve --clients 64
     """
     quiet_transformers()
     if here:
@@ -159,13 +165,29 @@ def bench(
         models, asked = bench_models(Screen(stderr=True), cache)
         if prompts:
             asked = read_prompts(prompts)
+    network = Network(first_token, per_token)
+    if serve:
+        from blackbox_proxy.bench.serving import run_serve
+
+        run_serve(
+            Screen(),
+            base=models[0],
+            expert=models[1],
+            antiexpert=models[2],
+            prompts=asked,
+            network=network,
+            clients=clients,
+            max_tokens=max_tokens,
+            top_logprobs=top_logprobs,
+        )
+        return
     run_bench(
         Screen(),
         base=models[0],
         expert=models[1],
         antiexpert=models[2],
         prompts=asked[:texts],
-        network=Network(first_token, per_token),
+        network=network,
         alpha=alpha,
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
