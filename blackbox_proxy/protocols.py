@@ -205,9 +205,8 @@ class Session(Protocol):
         candidates are looked at, never their log q.
 
         Fewer rows where a drafted token cannot be identified: what follows it cannot be scored. Row j is what holds
-        if the drafted tokens before it are issued as they are. One forward pass of each model for all positions, unless
-        the base's spelling is unknown: it is learned from what the positions show, one after the other, and only those
-        may be given that the text comes to. Raises ContextTooLong when the text has outgrown a model's window.
+        if the drafted tokens before it are issued as they are, whether or not the text comes to it. One forward pass of
+        each model for all positions. Raises ContextTooLong when the text has outgrown a model's window.
         """
         ...
 

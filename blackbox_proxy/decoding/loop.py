@@ -208,11 +208,10 @@ class _Loop:
 
     def _score(self, waiting: Sequence[Position], start: int) -> list[Scored]:
         """Positions from `start` on, scored and weighed. Where they all outgrow a window, the first alone may still
-        fit; none where not even that does. Where the base's spelling is unknown, one at a time (see `Session.score`).
+        fit; none where not even that does.
         """
         issued = (*self._text.prefix.tokens, *(position.token for position in waiting[:start]))
-        count = 1 if self._base.vocabulary is None else len(waiting)
-        for some in (waiting[start : start + count], waiting[start : start + 1]):
+        for some in (waiting[start:], waiting[start : start + 1]):
             try:
                 scored = self._weigher.score(self._sessions, issued, some)
                 if told := self._told.recall(scored, issued):

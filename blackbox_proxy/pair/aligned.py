@@ -13,12 +13,13 @@ import numpy as np
 
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
+from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.outputs import Outputs, Rows
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
-from blackbox_proxy.text.vocabulary import Cutter, LearnedVocabulary
+from blackbox_proxy.text.vocabulary import Cutter
 from blackbox_proxy.types import How, Position, Scores, Token
 
 _HEAVY = 0.01  # mass from which on a path is followed until it has decided its event
@@ -33,49 +34,37 @@ class AlignedSession:
     def __init__(
         self,
         sides: Sequence[Side],
-        alignment: Alignment,
+        bases: Bases,
         lock: threading.Lock,
         running: AbstractContextManager[object],
     ) -> None:
         self._sides = sides
-        self._alignment = alignment
+        self._bases = bases
         self._lock = lock  # of what the alignment remembers
         self._running = running  # of the models
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
         positions = until_unknown(positions)
         drafted = [position.token for position in positions]
-        learned = self._alignment.base
-        if not isinstance(learned, LearnedVocabulary):
-            return self._score_all(issued, positions)
-        rows: list[Row] = []
-        for j, position in enumerate(positions):  # each with what the places before it have shown: a pass for each
-            before = (*issued, *drafted[:j])
-            learned.learn([token.bytes for token in (*before, *position.tokens) if token.bytes])
-            rows += self._score_all(before, [position])
-        return rows
-
-    def _score_all(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
-        """`score` with the base's vocabulary as it is known now."""
-        drafted = [position.token for position in positions]
         candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
         views: list[list[_View]] = []
         with self._lock:
-            self._alignment.refresh()
+            alignments = self._bases.alignments(issued, positions)
             plans: dict[bytes, list[tuple[Path, Nodes]]] = {}
             for side in self._sides:
                 read, rest = side.text_after(issued)
                 if rest not in plans:  # both models usually stand at the same text and share one tree
-                    plans[rest] = self._lay_out(side, rest, drafted, candidates)
-                views.append([_View(side, tuple(read), root, nodes) for root, nodes in plans[rest]])
+                    plans[rest] = self._lay_out(side, rest, drafted, candidates, alignments)
+                own = zip(plans[rest], alignments, strict=True)
+                views.append([_View(side, alignment, tuple(read), root, nodes) for (root, nodes), alignment in own])
         self.run(views)
         if any(view.partial for places in views for view in places):
             with self._lock:
                 for j, tokens in enumerate(candidates):
                     for places in views:
-                        places[j].name(self._alignment, tokens)
+                        places[j].name(tokens)
             self.run(views, named=True)
-        return [_AlignedRow(self, self._alignment, [places[j] for places in views]) for j in range(len(positions))]
+        return [_AlignedRow(self, alignment, [own[j] for own in views]) for j, alignment in enumerate(alignments)]
 
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
         """Ask models that show only some ids about tokens that they were not asked about."""
@@ -94,7 +83,7 @@ class AlignedSession:
         return self.summed(views)
 
     def summed(self, views: Sequence[_View]) -> list[Masses]:
-        return [Masses(self._alignment, view.nodes, view.rows, view.side.ends, view.hidden) for view in views]
+        return [Masses(view.alignment, view.nodes, view.rows, view.side.ends, view.hidden) for view in views]
 
     def run(self, views: Sequence[Sequence[_View]], named: bool = False) -> None:
         """One pass of each model over the nodes of its views; with `named`, for what they name, too."""
@@ -105,13 +94,18 @@ class AlignedSession:
         """Add the nodes for these texts (`refined`) and these tokens (`reaching`)."""
         with self._lock:
             for view in views:
-                view.nodes = self._alignment.refined(view.nodes, undecided)
+                view.nodes = view.alignment.refined(view.nodes, undecided)
                 if tokens:
-                    view.nodes = self._alignment.reaching(view.nodes, tokens)
-                    view.name(self._alignment, tokens)
+                    view.nodes = view.alignment.reaching(view.nodes, tokens)
+                    view.name(tokens)
 
     def _lay_out(
-        self, side: Side, rest: bytes, drafted: Sequence[Token], candidates: Sequence[Sequence[bytes]]
+        self,
+        side: Side,
+        rest: bytes,
+        drafted: Sequence[Token],
+        candidates: Sequence[Sequence[bytes]],
+        alignments: Sequence[Alignment],
     ) -> list[tuple[Path, Nodes]]:
         """For each position the place where its own tail starts, as a path from the trunk, and its nodes from there."""
         laid = []
@@ -122,7 +116,7 @@ class AlignedSession:
                 rest += drafted[j - 1].bytes or b""
             settled, rest = side.settle(rest)
             root += tuple(settled)
-            laid.append((root, self._alignment.nodes(rest, tokens)))
+            laid.append((root, alignments[j].nodes(rest, tokens)))
         return laid
 
     def read(self, issued: Sequence[Token]) -> None:
@@ -144,6 +138,7 @@ class _View:
     """
 
     side: Side
+    alignment: Alignment
     read: tuple[int, ...]
     root: Path
     nodes: Nodes
@@ -157,7 +152,7 @@ class _View:
         """Whether some row leaves out ids."""
         return any(map(math.isfinite, self.hidden))
 
-    def name(self, alignment: Alignment, tokens: Iterable[bytes]) -> None:
+    def name(self, tokens: Iterable[bytes]) -> None:
         """Want the last id of the usual spelling of each of these tokens of the base, and the ends."""
         tail = self.nodes.tail
         for path, text in zip(self.nodes.paths, self.nodes.texts, strict=True):
@@ -165,7 +160,7 @@ class _View:
                 self.asked.setdefault(path, set()).update(self.side.ends.tolist())
         for token in tokens:
             self.tokens.add(token)
-            usual = alignment.canonical(tail + token)
+            usual = self.alignment.canonical(tail + token)
             if usual:
                 self.asked.setdefault(usual[:-1], set()).add(usual[-1])
 

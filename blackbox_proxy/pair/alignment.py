@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from blackbox_proxy.errors import PairError
 from blackbox_proxy.pair.tree import Path
-from blackbox_proxy.text.vocabulary import Cutter, Ids, LearnedVocabulary, Vocabulary, is_unfinished, utf8_prefix
+from blackbox_proxy.text.vocabulary import Cutter, Ids, Vocabulary, is_unfinished, utf8_prefix
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -105,16 +105,6 @@ class Alignment:
         self._following: _Recent[bytes, frozenset[bytes]] = _Recent(_CACHED_SETS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
-        self._version = -1
-
-    def refresh(self) -> None:
-        """Forget what was derived from a learned vocabulary that has grown since."""
-        if isinstance(self.base, LearnedVocabulary) and self.base.version != self._version:
-            self._version = self.base.version
-            self._sets.clear()
-            self._masks.clear()
-            self._tables.clear()
-            self._following.clear()
 
     # -- the event of every id: small local vocabularies ---------------------------------------------------------------
 

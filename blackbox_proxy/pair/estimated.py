@@ -23,49 +23,15 @@ from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
 from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimates import Known, estimate, written
+from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
 from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
-from blackbox_proxy.text.vocabulary import Ids, LearnedVocabulary, Vocabulary, utf8_prefix
+from blackbox_proxy.text.vocabulary import Ids, utf8_prefix
 from blackbox_proxy.types import Position, Scores, Token
 
 _PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
-
-
-class Bases:
-    """What is known of the base at each place: always the same, or what its candidates have shown on the way there."""
-
-    def __init__(self, local: Vocabulary, known: tuple[Crossing, Alignment] | None) -> None:
-        self._local = local
-        self._known = known
-        self._shown: dict[int, tuple[bytes, ...]] = {}  # way to a place -> the candidates there
-
-    def at(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[tuple[Crossing, Alignment]]:
-        """For each position of a draft after these tokens."""
-        if self._known is not None:
-            return [self._known] * len(positions)
-        way, spellings = 0, list[bytes]()
-        for token in issued:
-            spellings += self._shown.get(way, ())
-            spellings += _bytes([token])
-            way = hash((way, token.key))
-        found = []
-        for position in positions:
-            if len(position.tokens):
-                self._shown[way] = tuple(_bytes(position.tokens))
-            spellings += self._shown.get(way, ())
-            learned = LearnedVocabulary()
-            learned.learn(spellings)
-            alignment = Alignment(self._local, learned)
-            found.append((Crossing(alignment), alignment))
-            spellings += _bytes([position.token])
-            way = hash((way, position.token.key))
-        return found
-
-
-def _bytes(tokens: Sequence[Token | None]) -> list[bytes]:
-    return [token.bytes for token in tokens if token is not None and token.bytes]
 
 
 @dataclass(slots=True, eq=False)

@@ -14,12 +14,13 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.aligned import AlignedSession
 from blackbox_proxy.pair.alignment import Alignment, Segmentations
 from blackbox_proxy.pair.crossing import Crossing
-from blackbox_proxy.pair.estimated import Bases, EstimatedSession
+from blackbox_proxy.pair.estimated import EstimatedSession
+from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.plain import PlainSession
 from blackbox_proxy.pair.sharing import mismatch
 from blackbox_proxy.pair.side import Model, Side
 from blackbox_proxy.protocols import Session
-from blackbox_proxy.text.vocabulary import LearnedVocabulary, Vocabulary, is_ids
+from blackbox_proxy.text.vocabulary import Vocabulary, is_ids
 from blackbox_proxy.types import Prompt, Rendering
 
 
@@ -43,8 +44,8 @@ class ModelPair:
         self._crossings: dict[int, Crossing] = {}
         self._lock = threading.Lock()
         # One forward pass at a time on this machine; servers take requests side by side.
-        partial = all(model.partial for model, _ in models)
-        self._running: AbstractContextManager[object] = nullcontext() if partial else self._lock
+        elsewhere = all(model.partial for model, _ in models)
+        self._running: AbstractContextManager[object] = nullcontext() if elsewhere else self._lock
 
     @property
     def has_antiexpert(self) -> bool:
@@ -79,14 +80,14 @@ class ModelPair:
         sides = [Side(model, model.vocabulary.prompt_ids(prompt, rendering), ends) for model, rendering in self._models]
         if base is not None and plain:
             return PlainSession(sides, base, self._running)
+        crossing = None if base is None or self._exact else self._crossing(base)
+        known = None if base is None else (crossing, self._alignment(base))
+        bases = Bases(self.vocabulary, known, self._segmentations)
         if self._exact:
-            return AlignedSession(sides, self._alignment(base), self._lock, self._running)
-        known = None if base is None else (self._crossing(base), self._alignment(base))
-        return EstimatedSession(sides, Bases(self.vocabulary, known), self._lock)
+            return AlignedSession(sides, bases, self._lock, self._running)
+        return EstimatedSession(sides, bases, self._lock)
 
-    def _alignment(self, base: Vocabulary | None) -> Alignment:
-        if base is None:  # what is learned of an unknown base belongs to one text at a time
-            return Alignment(self.vocabulary, LearnedVocabulary(), self._segmentations)
+    def _alignment(self, base: Vocabulary) -> Alignment:
         with self._lock:
             known = self._alignments.get(id(base))
             if known is None:

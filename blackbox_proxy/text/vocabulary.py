@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import copy
-from bisect import insort
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, overload
@@ -368,20 +368,16 @@ class LearnedVocabulary:
     Cuts by longest match over the tokens seen; text that begins with none of them is taken whole, as one token.
     """
 
-    def __init__(self) -> None:
-        self._sorted = Sorted(())
-        self._known: set[bytes] = set()
+    def __init__(self, spellings: Iterable[bytes] = ()) -> None:
+        self._sorted = Sorted(spelling for spelling in spellings if spelling)
 
-    def learn(self, spellings: Iterable[bytes]) -> None:
-        for spelling in spellings:
-            if spelling and spelling not in self._known:
-                self._known.add(spelling)
-                insort(self._sorted.keys, spelling)
-
-    @property
-    def version(self) -> int:
-        """Grows with every new token: what was derived from an older version may be stale."""
-        return len(self._known)
+    def with_more(self, spellings: Iterable[bytes]) -> LearnedVocabulary:
+        """This with further tokens; itself where it knows them all."""
+        keys = self._sorted.keys
+        new = {text for text in spellings if text and not _among(keys, text)}
+        if not new:
+            return self
+        return LearnedVocabulary([*keys, *new])
 
     def first(self, texts: Sequence[bytes]) -> list[bytes]:
         return [self._sorted.longest(text) or text for text in texts]
@@ -394,3 +390,9 @@ class LearnedVocabulary:
 
     def token(self, spelling: bytes) -> Token:
         return Token(bytes=spelling, text=spelling.decode("utf-8", "replace"))
+
+
+def _among(keys: Sequence[bytes], key: bytes) -> bool:
+    """Whether `key` is one of the sorted keys."""
+    place = bisect_left(keys, key)
+    return place < len(keys) and keys[place] == key

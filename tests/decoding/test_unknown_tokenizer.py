@@ -16,7 +16,7 @@ import pytest
 from asking import PROMPTS
 from toys import Always
 
-from blackbox_proxy import CachedBase, Drafting, ProxyTuner, TransformersPair, open_base
+from blackbox_proxy import CachedBase, Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.protocols import Ask, Base
@@ -25,7 +25,7 @@ from blackbox_proxy.serve.host import open_engine
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.tuner import run
-from blackbox_proxy.types import Draft, Generation
+from blackbox_proxy.types import Draft, Generation, Position, Prefix
 
 Pairs = Callable[[str], TransformersPair]
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("same", "pieces")]
@@ -131,6 +131,51 @@ def test_many_prompts(spoken: tuple[str, str], speaking: Callable[..., OpenAIBas
         plain = asked(base, pairs(kind), 0, prompt, 24)
         for seed in (place + 1, place + 100):
             same(asked(base, pairs(kind), seed, prompt, 24), plain)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_draft_is_scored_in_one_pass(exact: bool, models: dict[str, str]) -> None:
+    """All positions at once say what one after the other say, in as many passes as one of them takes."""
+    pair = TransformersPair(models["digits-expert"], models["digits-antiexpert"], device="cpu", exact=exact)
+    base = TransformersBase(models["base"], top_logprobs=5, device="cpu")
+    positions = [anonymous(position) for position in run(base.draft(Ask(Prefix("The mayor of"), 8))).positions]
+    passes: list[int] = []
+    for lm, _ in pair.models:
+        lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def scores(at_once: int) -> list[Any]:
+        session, rows = pair.open("The mayor of", None), []
+        for start in range(0, len(positions), at_once):
+            issued = [position.token for position in positions[:start]]
+            some = positions[start : start + at_once]
+            # In one go a draft that goes another way is looked at first: it leaves nothing behind.
+            session.score(issued, [some[0], *positions[:2]])
+            rows += [
+                row.score(position.tokens) for row, position in zip(session.score(issued, some), some, strict=True)
+            ]
+        session.close()
+        return rows
+
+    together, alone = scores(8), scores(1)
+    for one, other in zip(together, alone, strict=True):
+        assert one.how == other.how
+        assert np.allclose(one.offset, other.offset, atol=1e-4)
+    passes.clear()
+    session = pair.open("The mayor of", None)
+    session.score([], positions[:1])
+    of_one = len(passes)
+    session.close()
+    passes.clear()
+    session = pair.open("The mayor of", None)
+    session.score([], positions)
+    assert len(passes) == of_one <= 4
+    session.close()
+
+
+def anonymous(position: Position) -> Position:
+    """As a base shows it whose ids nobody knows."""
+    token, *tokens = (replace(token, id=None) for token in (position.token, *position.tokens))
+    return replace(position, token=token, tokens=tuple(tokens))
 
 
 def test_what_is_kept_leads_to_the_same_text(speaking: Callable[..., OpenAIBase], pairs: Pairs, tmp_path: Path) -> None:

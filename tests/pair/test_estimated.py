@@ -122,8 +122,7 @@ def test_a_learned_base_is_covered_by_longest_match() -> None:
     )
     whole = local.spelling[written] or b""
     shown = [whole[:1], whole[:2], whole]
-    learned = LearnedVocabulary()
-    learned.learn(shown)
+    learned = LearnedVocabulary(shown)
     crossing = Crossing(Alignment(local, learned))
     for token in shown:
         covering = crossing.of([token])[0].covering

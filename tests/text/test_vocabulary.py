@@ -91,8 +91,8 @@ def test_tokens_that_begin_alike_are_one_range(kind: str) -> None:
 
 
 def test_extensions_are_the_shortest_ways_on() -> None:
-    learned = LearnedVocabulary()
-    learned.learn([b"a", b"ab", b"abc", b"ad", b"b"])
+    learned = LearnedVocabulary([b"a", b"abc"]).with_more([b"ab", b"ad", b"b", b""])
+    assert learned.with_more([b"ab", b""]) is learned
     assert learned.extensions(b"a") == [b"b", b"d"]
     assert learned.extensions(b"ab") == [b"c"]
     assert learned.extensions(b"abc") == []
