@@ -100,7 +100,7 @@ def write_weights(path: Path | str, learned: Learned) -> None:
 def read_learned(path: Path | str) -> Learned:
     """What a file says. Raises InputError for one that `calibrate` did not write, or a later version did."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"the weights cannot be read from {path}: {error}", hint="Name another file.") from error
     except ValueError as error:

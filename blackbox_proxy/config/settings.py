@@ -36,6 +36,7 @@ from blackbox_proxy.config.tables import (
     ServeTable,
 )
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.text.reading import own_text
 
 PREFIX = "BLACKBOX_PROXY_"
 ONLY_PAIR = "pair"
@@ -112,8 +113,8 @@ class _Environment(EnvSettingsSource):
 def _read(file: Path) -> dict[str, Any]:
     """The file as it stands. Raises InputError."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(own_text(file))
+    except InputError as error:
         raise InputError(f"{file} cannot be read: {error}", hint="Write one with `config init`.") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file} is not TOML: {error}", hint='Text stands in quotes, as model = "big".') from None

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.wire import ApiError
+from blackbox_proxy.text.reading import own_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -42,8 +43,8 @@ class Keys:
     def read(cls, path: Path) -> Keys:
         """Raises InputError where the file cannot be read or holds something else."""
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = tomllib.loads(own_text(path))
+        except (InputError, ValueError) as error:
             raise InputError(f"the keys in {path} cannot be read: {error}", hint="`key` makes such a file.") from error
         for name, value in found.items():
             if not (_NAME.fullmatch(name) and isinstance(value, str) and _HASH.fullmatch(value)):

@@ -157,6 +157,7 @@ def test_a_trace_and_a_configuration_are_read_the_same(mark: bytes, tmp_path: Pa
 OTHERS = {
     "report/html.py": "the package's own page",
     "bench/near.py": "the package's own source",
+    "config/writing.py": "the package's own comments",
     "cli/showing.py": "the package's own source",
     "demo/models.py": "what the demo's own processes say",
 }
