@@ -12,15 +12,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from blackbox_proxy import TransformersBase, TransformersPair
 from blackbox_proxy.decoding.rows import Weigher, opened
+from blackbox_proxy.decoding.weigh import Weighed
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.loading import load_causal_lm
-from blackbox_proxy.types import Position
+from blackbox_proxy.types import Position, Token
 
 
 async def positions_of(base: TransformersBase, text: str, count: int) -> list[Position]:
@@ -48,7 +50,7 @@ def main() -> None:
     base = TransformersBase(args.base, top_logprobs=args.candidates, device="cpu")
     expert, antiexpert = (load_causal_lm(name, device="cpu") for name in (args.expert, args.antiexpert))
     texts = [text for text in Path(args.texts).read_text(encoding="utf-8").split("\n\n") if text.strip()]
-    weighed: dict[bool, list[tuple[object, dict[object, float]]]] = {False: [], True: []}
+    weighed: dict[bool, list[Weighed]] = {False: [], True: []}
     seconds = {False: 0.0, True: 0.0}
     nodes = 0
     for number, text in enumerate(texts, 1):
@@ -62,13 +64,13 @@ def main() -> None:
                 for start in range(0, len(positions), args.draft):
                     issued = [position.token for position in positions[:start]]
                     for scored in weigher.score(sessions, issued, positions[start : start + args.draft]):
-                        found = scored.under(0)
-                        chosen = found.tokens[int(np.argmax(found.log_p))].key
-                        masses = dict(zip((t.key for t in found.tokens), found.log_p.tolist(), strict=True))
-                        weighed[exact].append((chosen, masses))
+                        weighed[exact].append(scored.under(0))
                 if not exact:
                     nodes += getattr(sessions[0], "nodes", 0)
             seconds[exact] += time.perf_counter() - begin
+        for j in range(-len(positions), 0):
+            if chosen(weighed[False][j]).key != chosen(weighed[True][j]).key:
+                show(positions[: len(positions) + j], weighed[False][j], weighed[True][j])
         same, worst = compare(weighed)
         count = len(weighed[True])
         print(
@@ -79,13 +81,36 @@ def main() -> None:
         )
 
 
-def compare(weighed: dict[bool, list[tuple[object, dict[object, float]]]]) -> tuple[int, float]:
+def compare(weighed: dict[bool, list[Weighed]]) -> tuple[int, float]:
     """Positions with the same choice, and by how much the worst other choice is below the best, exactly summed."""
     same, worst = 0, 0.0
-    for (estimated, _), (exact, masses) in zip(weighed[False], weighed[True], strict=True):
-        same += estimated == exact
-        worst = max(worst, masses[exact] - masses.get(estimated, masses[exact]))
+    for estimated, exact in zip(weighed[False], weighed[True], strict=True):
+        same += chosen(estimated).key == chosen(exact).key
+        worst = max(worst, lost(estimated, exact))
     return same, worst
+
+
+def chosen(weighed: Weighed) -> Token:
+    return weighed.tokens[int(np.argmax(weighed.log_p))]
+
+
+def lost(estimated: Weighed, exact: Weighed) -> float:
+    """Nats of score, exactly summed, of the best token over the one that is best by estimate."""
+    index = exact.index_of(chosen(estimated))
+    return 0.0 if index is None else float(np.max(exact.log_p) - exact.log_p[index])
+
+
+def show(before: Sequence[Position], estimated: Weighed, exact: Weighed) -> None:
+    """A place where the choices differ."""
+    text = b"".join(position.token.bytes or b"" for position in before[-12:]).decode("utf-8", "replace")
+    print(f"  after {text!r}: lost {lost(estimated, exact):.3f} nats")
+    for name, found in (("estimated", estimated), ("exact", exact)):
+        for i in np.argsort(-found.log_p)[:3]:
+            one = found.scores[0]
+            print(
+                f"    {name:9} {found.tokens[int(i)].text!r}: log p {found.log_p[i]:.3f}, log q {found.log_q[i]:.3f}, "
+                f"log E {one.log_expert[i]:.3f}, log A {one.log_antiexpert[i]:.3f}, {one.how[int(i)]}"
+            )
 
 
 if __name__ == "__main__":
