@@ -60,16 +60,14 @@ def test_a_base_over_http_keeps_the_laws(api_base: Callable[..., OpenAIBase]) ->
     assert set(kept) == ALL_BASE_LAWS - {"draws_follow_what_is_shown", "room_shrinks_by_one_a_token"}
 
 
-def test_a_base_whose_prefixes_travel_as_text_keeps_the_laws_if_its_tokenizer_is_known(
-    api_base: Callable[..., OpenAIBase],
-) -> None:
-    """Text that is sent anew may be cut into other tokens. Without the tokenizer nobody can see where, and the laws
-    say so: these random weights write such text all the time.
+def test_a_base_whose_prefixes_travel_as_text_keeps_the_laws(api_base: Callable[..., OpenAIBase]) -> None:
+    """Text that is sent anew may be cut into other tokens: a draft ends before that, tokenizer known or not. Where it
+    is not, what a closed stream has cost is a guess, and the law about that says so.
     """
     kept = check_base(lambda: api_base(dialect="together"), PROMPTS)
     assert "a_draft_of_n_is_n_drafts_of_one" in kept
     assert "named_tokens_have_the_probabilities_shown" not in kept
-    with pytest.raises(AssertionError, match="a_draft_of_n_is_n_drafts_of_one"):
+    with pytest.raises(AssertionError, match="the usage of all parts"):
         check_base(lambda: api_base(dialect="openai", tokenizer=None), PROMPTS)
 
 

@@ -20,6 +20,8 @@ from blackbox_proxy.types import Floats
 
 _NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off does not come up by what is spread
 _SPREADS = 0.02  # of all mass: a candidate with less changes little of what is left for the tail
+_BEGINS = 0.05  # of the expert's mass: a beginning with less does not hide its choice
+_OPEN = 0.1  # nats: the error of what may go on is larger, of what ends where it ends smaller
 _MOVED = 0.005  # of all probability: a token whose error moves less is left as it was estimated
 
 
@@ -43,6 +45,15 @@ def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int) -> NDArr
     if shown == len(log_p) or np.max(log_p[shown:]) < np.max(log_p) - _NEAR:
         return np.empty(0, dtype=np.intp)
     return np.flatnonzero((np.exp(log_mass) > _SPREADS) & (bar > 0.0))
+
+
+def beginnings(log_expert: Floats, bar: Floats, shown: int) -> NDArray[np.intp]:
+    """Candidates that may be the beginning of what the expert writes, " Gre" of " Greta": the token that it becomes may
+    be hidden by the base and covered by no token of the pair, and is known only once they are summed. log_expert (c,).
+    """
+    if shown == len(log_expert):
+        return np.empty(0, dtype=np.intp)
+    return np.flatnonzero((np.exp(log_expert) > _BEGINS) & (bar > _OPEN))
 
 
 def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:

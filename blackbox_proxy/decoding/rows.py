@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blackbox_proxy.background import checkpoint
-from blackbox_proxy.decoding.contenders import contenders, spreading
+from blackbox_proxy.decoding.contenders import beginnings, contenders, spreading
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, log_spread, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths.equation import Equation
@@ -129,6 +129,7 @@ class Weigher:
             wanted = [
                 *contenders(weighed.log_p, bar, self.temperature),
                 *spreading(weighed.log_p, bar, spread, weighed.shown),
+                *(i for scores in weighed.scores for i in beginnings(scores.log_expert, scores.error, weighed.shown)),
             ]
             for i in wanted:
                 found.setdefault(weighed.tokens[int(i)].key, weighed.tokens[int(i)])

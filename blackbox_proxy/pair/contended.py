@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,19 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way
     return found
 
 
+class Going(NamedTuple):
+    """The shares of what follows a text that make a longer token of the base of it: by that token, and by the text so
+    far where it takes more than one local token.
+    """
+
+    whole: dict[bytes, float]
+    onward: dict[bytes, float]
+
+    @property
+    def share(self) -> float:
+        return min(math.fsum([*self.whole.values(), *self.onward.values()]), 1.0)
+
+
 class Bridges:
     """One position under one model: what the nodes before the end of x write across it, and the rows after its nodes.
 
@@ -72,6 +86,7 @@ class Bridges:
         self._places = places
         self.at_x = at_x
         self._logs: dict[Path, float] = {(): 0.0}
+        self._going: dict[Path, Going] = {}
         self._log_x = self.log_path(at_x)
         written = 0
         self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
@@ -150,23 +165,32 @@ class Bridges:
         firsts = self._alignment.base.first(texts)
         return [(int(ids[i]), float(found[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
 
-    def goes_on(self, way: Way) -> float:
-        """The share of what follows a token at its own node that makes a longer token of the base of it."""
+    def going(self, way: Way) -> Going:
+        """What follows a token at its own node and makes a longer token of the base of it, or is on its way there."""
+        found = self._going.get(way.path)
+        if found is None:
+            found = self._going[way.path] = self._goes(way)
+        return found
+
+    def _goes(self, way: Way) -> Going:
+        whole, onward = dict[bytes, float](), dict[bytes, float]()
+        following = self._alignment.following(way.token)
+        if not following:
+            return Going(whole, onward)
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
         values = np.exp(values[values > _LOG_LEAST])
-        following = self._alignment.following(way.token)
-        if not following:
-            return 0.0
-        spelling = self._alignment.local.spelling
+        spelling, base = self._alignment.local.spelling, self._alignment.base
         written = [spelling[index] or b"" for index in ids[: len(values)].tolist()]
         all_of_them = zip(written, values.tolist(), strict=True)
         likely = [(way.token + text, p) for text, p in all_of_them if text[:1] in following]
-        gone = 0.0
-        for (text, p), first in zip(likely, self._alignment.base.first([text for text, _ in likely]), strict=True):
-            if first != way.token or self._alignment.goes_on(text):
-                gone += p  # or is on its way there: " Y" is cut as " " and "Y", and goes on to " Yvette"
-        return min(gone, 1.0)
+        cut, *firsts = base.first([way.token, *(text for text, _ in likely)])
+        for (text, p), first in zip(likely, firsts, strict=True):
+            if first != cut:
+                whole[first] = whole.get(first, 0.0) + p
+            elif self._alignment.goes_on(text):  # " Y" is cut as " " and "Y", and goes on to " Yvette"
+                onward[text] = onward.get(text, 0.0) + p
+        return Going(whole, onward)
 
 
 def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
@@ -184,5 +208,5 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
         if not known:
             total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
         if end + 1 == len(path):
-            total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.goes_on(way)
+            total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.going(way).share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

@@ -31,6 +31,8 @@ from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, utf8_prefix
 from blackbox_proxy.types import Position, Scores, Token
 
+_ONWARD = 4  # local tokens that are followed from a beginning to the longer tokens of the base that it becomes
+_FOLLOWED = 0.02  # of the expert's mass: a beginning with less is not followed
 _PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
 
 
@@ -159,6 +161,22 @@ class EstimatedSession:
         with self.lock:
             for row, _ in asked:
                 row.sum_up()
+        self._follow([row for row, _ in asked])
+
+    def _follow(self, rows: Sequence[EstimatedRow]) -> None:
+        """Find the tokens whose beginnings were summed and had gone on: they may not have been among the candidates."""
+        for _ in range(_ONWARD):
+            rows = [row for row in rows if row.onward]
+            if not rows:
+                return
+            with self.lock:
+                for row in rows:
+                    row.lay_out_onward()
+            for i, (side, one) in enumerate(zip(self._sides, self._passes, strict=True)):
+                self.nodes += one.run_more(side, [row.views[i] for row in rows])
+            with self.lock:
+                for row in rows:
+                    row.follow()
 
     def close(self) -> None:
         for side in self._sides:
@@ -219,6 +237,8 @@ class EstimatedRow:
         self._written: dict[int, dict[bytes, float]] = {}  # model -> what its likeliest ids begin with
         self._proposed: dict[int, tuple[int, list[Token]]] = {}
         self._wanted: list[bytes] = []
+        self.onward: list[bytes] = []  # texts that are about to become longer tokens of the base
+        self._become: list[dict[bytes, float]] = [{} for _ in views]  # by model, their masses by that of x
         self._log_end: list[float] | None = None
         self.spelled = all(view.at_x is not None for view in views)
 
@@ -284,6 +304,8 @@ class EstimatedRow:
 
     def _propose(self, count: int, model: int) -> list[Token]:
         masses = self._written[model]
+        if become := self._become[model]:
+            masses = {token: masses.get(token, 0.0) + become.get(token, 0.0) for token in (*masses, *become)}
         shift = math.exp(self._shift[model])
         exact = self.known.exact_tokens()
         if exact or shift != 1.0:
@@ -328,6 +350,25 @@ class EstimatedRow:
                 self.known.set_exact(token, [column[token] for column in columns])
             else:  # the local vocabulary cannot write it
                 self.known.error[:, self.known.place[token]] = 0.0
+        self.follow()
+
+    def lay_out_onward(self) -> None:
+        """The same for texts that go on."""
+        for view in self.views:
+            view.ways = {way.token: way for way in ways(self._alignment, view.tail, self.onward)}
+
+    def follow(self) -> None:
+        """Take what the ways' ends become into what is proposed; what has to be followed further is `onward` then."""
+        self._proposed.clear()
+        onward: dict[bytes, None] = {}
+        for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
+            for way in view.ways.values():
+                going, scale = bridges.going(way), bridges.scale(way.path)
+                for token, share in going.whole.items():
+                    self._become[i][token] = self._become[i].get(token, 0.0) + scale * share
+                if i == 0:
+                    onward |= dict.fromkeys(t for t, share in going.onward.items() if scale * share > _FOLLOWED)
+        self.onward = list(onward)
 
     def _before_sums(self, token: bytes, model: int) -> float:
         """The mass of a token by that of x, as far as it was found without a node of its own."""
