@@ -4,7 +4,7 @@ what that cost, and what another alpha would have done. Over steps; no model, no
 The analyses are those of the proxy-tuning paper (Liu et al. 2024, arXiv 2401.08565, section 6).
 """
 
-from blackbox_proxy.analysis.candidates import SCALES, Shown, SweepPoint, Telling, sweep, telling
+from blackbox_proxy.analysis.candidates import SCALES, Factors, Shown, SweepPoint, Telling, sweep, telling
 from blackbox_proxy.analysis.groups import (
     LOW,
     Course,
@@ -25,6 +25,7 @@ __all__ = [
     "LOW",
     "SCALES",
     "Course",
+    "Factors",
     "Group",
     "Kind",
     "Moved",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from blackbox_proxy.analysis.places import before_of, chosen_index
-from blackbox_proxy.types import Floats, How, Step
+from blackbox_proxy.types import Candidates, Floats, How, Step
 
 SCALES = tuple(i / 8 for i in range(17))
 
@@ -73,7 +74,9 @@ def _offset(step: Step, alpha: float | None) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One candidate in probabilities; nan where a model cannot say. `estimated`: q is the tail policy's."""
+    """One candidate in probabilities; nan where a model cannot say. `estimated`: q is the tail policy's. terms: what
+    each term of learned weights adds to log p + log Z, nats (see `Factors`).
+    """
 
     token: bytes
     printed: str
@@ -85,6 +88,33 @@ class Shown:
     estimated: bool
     how: How
     chosen: bool
+    terms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Learned weights of one pair: of log q, log E and log A, and what is added where q is estimated."""
+
+    names: ClassVar[tuple[str, ...]] = ("q", "E", "A", "tail")
+    q: float
+    expert: float
+    antiexpert: float
+    tail: float
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Factors | None:
+        """As a trace's settings have them; None where they have none, or those of several pairs."""
+        weights = settings.get("weights")
+        if not isinstance(weights, Mapping) or len(weights["experts"]) != 1:
+            return None
+        return cls(weights["base"], weights["experts"][0], weights["antiexperts"][0] or 0.0, weights["tail"])
+
+    def terms(self, columns: Candidates, i: int) -> tuple[float, ...]:
+        """Of one candidate; nan where a model cannot say."""
+        logs = (columns.log_expert[i], columns.log_antiexpert[i])
+        e, a = (float(log) if math.isfinite(log) else math.nan for log in logs)
+        estimated = self.tail if columns.tail[i] else 0.0
+        return self.q * float(columns.log_q[i]), self.expert * e, -self.antiexpert * a, estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +127,10 @@ class Telling:
     others_p: float
 
 
-def telling(step: Step, count: int = 8) -> Telling:
-    """The `count` candidates that are likeliest under p or under q, whichever is more, and the chosen one."""
+def telling(step: Step, count: int = 8, factors: Factors | None = None) -> Telling:
+    """The `count` candidates that are likeliest under p or under q, whichever is more, and the chosen one; with the
+    terms of learned weights, where there are any.
+    """
     columns, chosen = step.candidates, chosen_index(step)
     if not len(columns):
         return Telling((), 0, 0.0, 0.0)
@@ -122,6 +154,7 @@ def telling(step: Step, count: int = 8) -> Telling:
             bool(columns.tail[i]),
             columns.how[i],
             i == chosen,
+            () if factors is None else factors.terms(columns, i),
         )
         for i in sorted(kept, key=lambda i: (-p[i], -q[i], i))
     )

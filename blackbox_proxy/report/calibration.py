@@ -96,13 +96,13 @@ def _systems(title: str, systems: tuple[Compared, ...], confidence: float) -> Ta
     table = Table(title=f"{title}: -log p of the true token among the candidates, nats", box=SIMPLE_HEAD)
     interval = f"{confidence:.0%} interval"
     for name in ("", "nats", interval, "weights gain", interval, "p"):
-        table.add_column(name, justify="left" if not name else "right")
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for each in systems:
         bounds = f"{each.low:.3f} – {each.high:.3f}"
         if each.name == "weights":
             table.add_row(each.name, f"{each.loss:.3f}", bounds, "", "", "")
         else:
-            gains = f"{each.gain_low:+.3f} – {each.gain_high:+.3f}"
+            gains = f"{each.gain_low:+.3f} to {each.gain_high:+.3f}"
             table.add_row(each.name, f"{each.loss:.3f}", bounds, f"{each.gain:+.3f}", gains, f"{each.p:.3f}")
     return table
 

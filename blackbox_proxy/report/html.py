@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from blackbox_proxy.analysis import Place, Telling, telling
+from blackbox_proxy.analysis import Factors, Place, Telling, telling
 from blackbox_proxy.report import sections
 from blackbox_proxy.report.numbers import num, signed
 from blackbox_proxy.report.overview import Overview, View
@@ -38,6 +38,7 @@ def page(overview: Overview, *, candidates: int = 8, tokens: int = 3000) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     shown = _shown(overview.views, tokens)
+    factors = Factors.of(overview.settings)
     body = "".join(
         (
             sections.head(overview),
@@ -45,7 +46,7 @@ def page(overview: Overview, *, candidates: int = 8, tokens: int = 3000) -> str:
             '<main><div class="bar">',
             _controls(),
             "</div>",
-            *(_text(view, candidates) for view in overview.views[:shown]),
+            *(_text(view, candidates, factors) for view in overview.views[:shown]),
             "</main>",
             sections.influence(overview),
             sections.alphas(overview),
@@ -100,9 +101,9 @@ def _controls() -> str:
 # -- one text ---------------------------------------------------------------------------------------------------------
 
 
-def _text(view: View, candidates: int) -> str:
+def _text(view: View, candidates: int, factors: Factors | None) -> str:
     name = f"t{view.number}"
-    tokens = "".join(_tokens(view, candidates))
+    tokens = "".join(_tokens(view, candidates, factors))
     return (
         f'<section id="s{view.number}"><h2>Text {view.number}</h2>{sections.text_head(view)}'
         f'<a class="skip" href="#a{view.number}">Skip the tokens</a>'
@@ -113,12 +114,12 @@ def _text(view: View, candidates: int) -> str:
     )
 
 
-def _tokens(view: View, candidates: int) -> Iterator[str]:
+def _tokens(view: View, candidates: int, factors: Factors | None) -> Iterator[str]:
     unfinished = b""
     for place, step in zip(view.places, view.steps, strict=True):
         unfinished += place.token
         piece, unfinished = _piece(place, unfinished)
-        inspector = _inspector(place, telling(step, candidates), step)
+        inspector = _inspector(place, telling(step, candidates, factors), step)
         yield f'<span class="{_classes(place)}" tabindex=0>{piece}{inspector}</span>'
 
 
@@ -182,11 +183,17 @@ def _inspector(place: Place, found: Telling, step: Step) -> str:
     rows = "".join(
         f"<tr{' class=x' if row.chosen else ''} style=--q:{100 * row.q:.0f};--p:{100 * row.p:.0f}>"
         f"<td>{escape(_name(row.token, row.printed, row.end))}<td>{'~' if row.estimated else ''}{num(row.q)}"
-        f"<td>{num(row.expert)}{_MARKS[row.how]}<td>{num(row.antiexpert)}<td>{num(row.p)}"
+        f"<td>{num(row.expert)}{_MARKS[row.how]}<td>{num(row.antiexpert)}<td>{num(row.p)}{_terms(row.terms)}"
         for row in found.rows
     )
+    heads = "".join(f"<th>+{name}" for name in Factors.names) if any(row.terms for row in found.rows) else ""
     rest = f"<em>{found.others} others: q {num(found.others_q)}, p {num(found.others_p)}</em>" if found.others else ""
-    return f'<div class="i">{head}<u>{moved}</u><table><tr><th><th>q<th>E<th>A<th>p{rows}</table>{rest}</div>'
+    return f'<div class="i">{head}<u>{moved}</u><table><tr><th><th>q<th>E<th>A<th>p{heads}{rows}</table>{rest}</div>'
+
+
+def _terms(terms: tuple[float, ...]) -> str:
+    """What each term adds to log p, where weights are learned."""
+    return "".join(f"<td>{signed(term)}" for term in terms)
 
 
 def _name(token: bytes, printed: str, end: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -22,6 +22,15 @@ def safe(text: object) -> str:
     return escape(visible_text(str(text), breaks=True))
 
 
+def _weights(weights: Any) -> str | None:
+    """Learned weights in a line."""
+    if not isinstance(weights, Mapping):
+        return None
+    antiexperts = [weight for weight in weights["antiexperts"] if weight is not None]
+    numbers = [weights["base"], *weights["experts"], *antiexperts, weights["tail"]]
+    return ", ".join(f"{number:.3g}" for number in numbers)
+
+
 # -- the top ----------------------------------------------------------------------------------------------------------
 
 
@@ -32,6 +41,7 @@ def head(overview: Overview) -> str:
         ("expert", settings.get("expert")),
         ("anti-expert", settings.get("antiexpert")),
         ("alpha", settings.get("alpha")),
+        ("weights", _weights(settings.get("weights"))),
         ("tail", settings.get("tail")),
         ("candidates asked for", settings.get("top_logprobs")),
         ("temperature", settings.get("temperature")),

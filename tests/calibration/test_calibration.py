@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, Weights, calibrate, evaluate, read_weights
+from blackbox_proxy.analysis import Factors, telling
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.calibration.asking import Plan
 from blackbox_proxy.calibration.fitting import Learner, fit, folds, rest_weight, spread_of_weights
@@ -224,6 +226,17 @@ def test_multiple_choice_fits_the_options(base: TransformersBase, pairs: Pairs) 
     assert found.weights.rest == 0.0
 
 
+def test_the_terms_of_a_candidate_add_up_to_its_log_p(base: TransformersBase, pairs: Pairs) -> None:
+    factors = Factors.of({"weights": asdict(LEARNABLE)})
+    assert factors is not None
+    (step,) = ProxyTuner(base, pairs("same"), weights=LEARNABLE).generate("The mayor of ", max_tokens=1).steps
+    rows = telling(step, 6, factors).rows
+    rest = [np.log(row.p) - sum(row.terms) for row in rows]
+    assert np.ptp(rest) < 1e-9
+    assert Factors.of({"alpha": 1.0}) is None
+    assert all(row.terms == () for row in telling(step).rows)
+
+
 def test_eval_has_weights_as_one_more_row(base: TransformersBase, pairs: Pairs, rows: list[dict[str, str]]) -> None:
     """Given text, choices and answers in text, on the same requests."""
     tuner = ProxyTuner(base, pairs("same"), weights=LEARNABLE)
@@ -257,8 +270,14 @@ def test_the_command_writes_what_is_better_and_nothing_else(
     assert "w_q" in out
     assert "alpha 1" in out
     assert read_learned(output).found["better"]
-    status, out, _ = run("generate", "The mayor of", "-n", "4", "--weights", str(output), *shared, *pair)
+    trace, page = tmp_path / "trace.jsonl", tmp_path / "report.html"
+    asked = ("generate", "The mayor of", "-n", "4", "--weights", str(output), "--trace", str(trace))
+    status, out, _ = run(*asked, *shared, *pair)
     assert status == 0
+    assert run("report", str(trace), "-o", str(page))[0] == 0
+    html = page.read_text(encoding="utf-8")
+    assert "<th>+q<th>+E<th>+A<th>+tail" in html, "what each term adds to log p"
+    assert "weights <b>" in html
     status, _, err = run("generate", "A", "--weights", str(output), *shared[:-4], *pair)
     assert status == 2
     assert "another k" in err
