@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
-from rich.console import Console
 
 from blackbox_proxy.checks.finding import Finding
 from blackbox_proxy.cli.app import app, quiet_transformers
@@ -19,6 +17,7 @@ from blackbox_proxy.cli.options import AsJson, DecodingOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.config.writing import commented, in_effect, plain
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import Screen, say, say_json
 
 USUAL = Path("proxy.toml")
 _STYLES = {"ok": "green", "warns": "yellow", "fails": "bold red"}
@@ -65,7 +64,7 @@ def init(
         raise InputError(f"{file} is there already", hint="Name another file, or give --overwrite.") from None
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}", hint="Name another file.") from None
-    typer.echo(f"{file} is written. Look through it, then: blackbox-proxy config check --config {file}")
+    say(f"{file} is written. Look through it, then: blackbox-proxy config check --config {file}")
 
 
 @configs.command("check")
@@ -103,7 +102,11 @@ def show(*, parts: FileOptions, as_json: AsJson = False) -> None:
 
         blackbox-proxy config show --config proxy.toml --alpha 0.5
     """
-    typer.echo(json.dumps(plain(parts.settings), ensure_ascii=False) if as_json else in_effect(parts.settings))
+    if as_json:
+        say_json(plain(parts.settings))
+        return
+    for line in in_effect(parts.settings).splitlines():
+        say(line)
 
 
 @app.command()
@@ -140,21 +143,20 @@ def doctor(
     if not as_json:
         again = shlex.join(word for word in sys.argv[1:] if word not in ("doctor", *(prompts or ())))
         again = again or f"--config {USUAL}"
-        typer.echo(f'next:  blackbox-proxy generate "{(prompts or ["Once upon a time"])[0]}" {again} --show')
+        say(f'next:  blackbox-proxy generate "{(prompts or ["Once upon a time"])[0]}" {again} --show')
 
 
 def tell(findings: Iterable[Finding], *, as_json: bool) -> None:
     """Print what was found, as it comes; end with status 1 where something fails."""
-    console, seen = Console(), []
+    console, seen = Screen(), []
     for found in findings:
         seen.append(found)
         if not as_json:
-            console.print(f"{found.level:5s}  {found.what}: {found.text}", style=_STYLES[found.level],
-                          markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+            style = _STYLES[found.level]
+            console.print(f"{found.level:5s}  {found.what}: {found.text}", style=style, highlight=False, soft_wrap=True)
             if found.hint:
-                console.print(f"       {found.hint}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"       {found.hint}", highlight=False, soft_wrap=True)
     if as_json:
-        plainly = [{"level": f.level, "what": f.what, "text": f.text, "hint": f.hint} for f in seen]
-        typer.echo(json.dumps(plainly, ensure_ascii=False))
+        say_json([{"level": f.level, "what": f.what, "text": f.text, "hint": f.hint} for f in seen])
     if any(found.level == "fails" for found in seen):
         raise typer.Exit(1)
