@@ -95,7 +95,7 @@ def rows(found: Calibration) -> Iterator[tuple[str, float, float]]:
 def _systems(title: str, systems: tuple[Compared, ...], confidence: float) -> Table:
     table = Table(title=f"{title}: -log p of the true token among the candidates, nats", box=SIMPLE_HEAD)
     interval = f"{confidence:.0%} interval"
-    for name in ("", "nats", interval, "weights gain", interval, "p"):
+    for name in ("", "nats", interval, "gain", interval, "p"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for each in systems:
         bounds = f"{each.low:.3f} – {each.high:.3f}"
