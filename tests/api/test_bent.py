@@ -7,6 +7,7 @@ of the kind; they are what `serve/emulation.py` can do to a host.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -37,7 +38,7 @@ from blackbox_proxy.types import Draft, Prefix, joined
 Scope = Literal["all", "own", "listed"]
 UNDONE = {"byte letters", "pieces", "open boxes", "word ends"}
 PROMPTS = ("The cat", "The dog", "User: hi\n")
-N, K = 20, 5
+N, K = 12, 5
 Hosts = Callable[[Emulation], str]
 
 
@@ -93,9 +94,15 @@ def plain(host: Hosts) -> Callable[[Api], list[Draft]]:
     return cache(lambda api: drafts(host(Emulation()), api=api))
 
 
-@pytest.mark.parametrize("api", ["completions", "chat"])
-@pytest.mark.parametrize("bends", ["all", "own", "listed"])
-@pytest.mark.parametrize("bend", BENDS)
+def cases() -> Iterator[Any]:
+    """Every bend in every place over both routes; quick: every bend once a route, in one place or another."""
+    for i, bend in enumerate(BENDS):
+        quick = {("all", "completions"), (("own", "listed")[i % 2], "chat")}
+        for case in itertools.product(("all", "own", "listed"), ("completions", "chat")):
+            yield pytest.param(bend, *case, marks=() if case in quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("bend", "bends", "api"), [*cases()])
 def test_a_bend_is_undone_or_refused(
     bend: str, bends: Scope, api: Api, host: Hosts, plain: Callable[[Api], list[Draft]]
 ) -> None:
@@ -108,7 +115,9 @@ def test_a_bend_is_undone_or_refused(
     assert "tokenizer=" in refused.value.hint
 
 
-@pytest.mark.parametrize("bend", ["", "byte letters", "without a blank", "quoted"])
+@pytest.mark.parametrize(
+    "bend", ["", "byte letters", pytest.param("without a blank", marks=pytest.mark.slow), "quoted"]
+)
 def test_a_probe_says_so(bend: str, host: Hosts) -> None:
     found = probe("big", base_url=host(Emulation(bend=bend)), api="completions", dialect="openai")
     generate = verdicts(found)[0]
@@ -123,15 +132,23 @@ def test_a_probe_says_so(bend: str, host: Hosts) -> None:
         assert generate.how == "not here" or "tokenizer=" in generate.why
 
 
+@pytest.fixture(scope="module")
+def right(host: Hosts, folder: str) -> Callable[[bool], list[Draft]]:
+    """What SGLang's own route says where nothing is bent; with a tokenizer or without."""
+    url = host(Emulation(native="/generate"))
+    return cache(lambda known: drafts(url, dialect="sglang-generate", tokenizer=folder if known else None))
+
+
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("bend", ["byte letters", "without a blank", "quoted", "a constant"])
-def test_sglangs_own_route(bend: str, known: bool, host: Hosts, folder: str) -> None:
+def test_sglangs_own_route(
+    bend: str, known: bool, host: Hosts, folder: str, right: Callable[[bool], list[Draft]]
+) -> None:
     """It has ids and strings side by side: with a tokenizer the ids are spelled, whatever the strings say."""
     options: dict[str, Any] = {"dialect": "sglang-generate"} | ({"tokenizer": folder} if known else {})
-    right = drafts(host(Emulation(native="/generate")), **options)
     url = host(Emulation(bend=bend, native="/generate"))
     if known or bend in UNDONE:
-        assert [spelled(draft) for draft in drafts(url, **options)] == [spelled(draft) for draft in right]
+        assert [spelled(draft) for draft in drafts(url, **options)] == [spelled(draft) for draft in right(known)]
         return
     with pytest.raises(Misspelled, match=r"do not spell|must be among"):
         drafts(url, **options)
@@ -162,7 +179,7 @@ def columns(tokens: list[str], bent: Callable[[str, bytes], str], scope: Scope, 
 words = st.sampled_from([" the", " cat", "cat", "s", ".", "\n", " naïve", "é", " 日本", "日", " ", "  ", "x_y", "a b"])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     tokens=st.lists(words, min_size=1, max_size=8),
     bend=st.sampled_from(sorted(BENDS)),

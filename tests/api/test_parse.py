@@ -459,7 +459,7 @@ def mutated(draw: st.DrawFn) -> Any:
 
 
 @given(mutated(), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_only_own_errors_and_only_real_probabilities(vocabulary: Vocabulary, body: Any, known: bool) -> None:
     try:
         draft = ask(body, k=2, vocabulary=vocabulary if known else None)
@@ -479,7 +479,7 @@ SENTINELS = st.sampled_from([-9999.0, -3.4028234663852886e38, -1.797693134862315
 
 
 @given(st.lists(st.floats(-50, 0) | SENTINELS, min_size=1, max_size=8), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_candidates_are_exactly_those_with_a_probability(values: list[float | None], chatty: bool) -> None:
     names = [chr(97 + i) for i in range(len(values))]
     real = {name for name, value in zip(names, values, strict=True) if value is not None and value > -100}

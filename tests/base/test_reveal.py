@@ -57,7 +57,7 @@ def test_asking_makes_five_candidates_as_good_as_all(
     assert all(step.covered_mass > 0.0 for generation in asked for step in generation.steps)
 
 
-@pytest.mark.parametrize("draft", [1, 4])
+@pytest.mark.parametrize("draft", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_law_5_holds_while_asking(api_base: Callable[..., Any], pairs: Callable[[str], Any], draft: int) -> None:
     base = api_base(5, dialect="host")
     for kind in ("same", "digits"):

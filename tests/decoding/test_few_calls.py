@@ -44,7 +44,7 @@ def counted(models: dict[str, str], **options: Any) -> Iterator[tuple[OpenAIBase
     ("api", "kind"),
     [
         ("completions", "same"),
-        ("completions", "digits"),
+        pytest.param("completions", "digits", marks=pytest.mark.slow),  # quick: tests/test_testing.py
         pytest.param("completions", "pieces", marks=pytest.mark.slow),
         ("chat", "same"),
     ],
@@ -53,10 +53,10 @@ def test_law_5_every_way_of_asking_leads_to_the_same_bytes(
     api: str, kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base(dialect="host", api=api)
-    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[::17], **OPTIONS)
+    plain = ProxyTuner(base, pairs(kind), draft=1).generate_batch(PROMPTS[::25], **OPTIONS)
     for name in ("3", "stream", "local", "local, streamed"):
         if api == "completions" or "local" not in name:
-            found = tuner(base, pairs(kind), ways()[name]).generate_batch(PROMPTS[::17], **OPTIONS)
+            found = tuner(base, pairs(kind), ways()[name]).generate_batch(PROMPTS[::25], **OPTIONS)
             assert bytes_of(found) == bytes_of(plain), name
 
 
@@ -122,13 +122,13 @@ class Cut(OpenAIBase):
                 return
 
 
-def test_streams_cut_at_every_point(
+def test_streams_cut_at_any_point(
     api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
     base = api_base(dialect="host")
     whole = tuner(base, pairs("same"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
     base.__class__ = Cut
-    for after in range(1, 17):
+    for after in (1, 2, 3, 7, 15, 16):
         base.after = after  # type: ignore[attr-defined]
         cut = tuner(base, pairs("same"), Drafting(local=False)).generate(PROMPTS[6], **OPTIONS)
         assert bytes_of([cut]) == bytes_of([whole])

@@ -20,7 +20,6 @@ PROMPTS = [
     f"{a} {b}"
     for a, b in itertools.product(("The mayor", "New York", "def area", "日本", "In 2023"), ("of", "12", " ", "ba"))
 ]
-TOKENS = 64
 
 
 class Direct:
@@ -46,23 +45,32 @@ class Direct:
 
 
 @pytest.fixture(scope="module")
-def direct(models: dict[str, str]) -> list[tuple[list[int], list[np.ndarray]]]:
-    plain = Direct(models, "same")
-    return [plain.generate(prompt, TOKENS) for prompt in PROMPTS]
+def direct(models: dict[str, str]) -> Direct:
+    return Direct(models, "same")
 
 
 def ids_of(generation: Generation) -> list[int | None]:
     return [step.token_id for step in generation.steps]
 
 
-@pytest.mark.parametrize(("where", "draft"), [pytest.param("http", 2, marks=pytest.mark.slow), ("process", 1)])
+@pytest.mark.parametrize(
+    ("where", "draft", "prompts", "tokens"),
+    [
+        ("process", 1, PROMPTS[::6], 24),
+        pytest.param("process", 1, PROMPTS, 64, marks=pytest.mark.slow),
+        pytest.param("http", 2, PROMPTS, 64, marks=pytest.mark.slow),
+    ],
+    ids=["process", "process, in full", "http, in full"],
+)
 def test_law_3_same_vocabulary_equals_the_equation(
     where: str,
     draft: int,
+    prompts: list[str],
+    tokens: int,
     models: dict[str, str],
     api_base: Callable[..., OpenAIBase],
     pairs: Callable[[str], TransformersPair],
-    direct: list[tuple[list[int], list[np.ndarray]]],
+    direct: Direct,
 ) -> None:
     base: OpenAIBase | TransformersBase
     if where == "http":
@@ -71,9 +79,10 @@ def test_law_3_same_vocabulary_equals_the_equation(
     else:
         base = TransformersBase(models["base"], device="cpu")
     tuner = ProxyTuner(base, pairs("same"), draft=draft)
-    generations = tuner.generate_batch(PROMPTS, max_tokens=TOKENS)
-    assert sum(len(g.steps) for g in generations) > 0.8 * len(PROMPTS) * TOKENS
-    for generation, (ids, rows) in zip(generations, direct, strict=True):
+    generations = tuner.generate_batch(prompts, max_tokens=tokens)
+    assert sum(len(g.steps) for g in generations) > 0.8 * len(prompts) * tokens
+    for prompt, generation in zip(prompts, generations, strict=True):
+        ids, rows = direct.generate(prompt, tokens)
         assert ids_of(generation) == ids
         for step, row in zip(generation.steps, rows, strict=True):
             for candidate in step.candidates[:20]:
@@ -89,10 +98,10 @@ def test_law_1_alpha_zero_is_the_base_over_its_candidates(
     alone = TransformersBase(models["base"], device="cpu")
     with_itself = TransformersPair(models[f"{kind}-expert"], models[f"{kind}-expert"], device="cpu")
     for tuner in (ProxyTuner(base, pairs(kind), alpha=0.0), ProxyTuner(base, with_itself, alpha=3.0)):
-        for prompt in PROMPTS[:3]:
-            generation = tuner.generate(prompt, max_tokens=24)
+        for prompt in PROMPTS[:2]:
+            generation = tuner.generate(prompt, max_tokens=16)
             assert ids_of(generation) == ids_of(
-                ProxyTuner(alone, pairs("same"), alpha=0.0).generate(prompt, max_tokens=24)
+                ProxyTuner(alone, pairs("same"), alpha=0.0).generate(prompt, max_tokens=16)
             )
             assert not any(step.changed for step in generation.steps)
             for step in generation.steps:
@@ -107,7 +116,7 @@ def test_law_6_streamed_batched_and_repeated_texts_are_the_same(
 ) -> None:
     base = api_base()
     tuner = ProxyTuner(base, pairs(kind))
-    options = {"max_tokens": 24, "temperature": 0.8, "top_p": 0.95, "seed": 11}
+    options = {"max_tokens": 16, "temperature": 0.8, "top_p": 0.95, "seed": 11}
     plain = [tuner.generate(prompt, **options) for prompt in PROMPTS[:2]]
     batch = tuner.generate_batch(PROMPTS[:2], **options)
     streamed = ["".join(step.text for step in tuner.stream(prompt, **options)) for prompt in PROMPTS[:2]]
@@ -115,7 +124,9 @@ def test_law_6_streamed_batched_and_repeated_texts_are_the_same(
     assert streamed == [g.text for g in plain]
 
 
-@pytest.mark.parametrize("kind", ["same", "digits", pytest.param("pieces", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["digits", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("same", "pieces"))]
+)
 def test_law_8_text_prefixes_never_show_what_is_not_there(
     kind: str, api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
 ) -> None:
@@ -123,7 +134,7 @@ def test_law_8_text_prefixes_never_show_what_is_not_there(
     time.
     """
     base = api_base(dialect="openai", tokenizer=None)
-    for generation in ProxyTuner(base, pairs(kind)).generate_batch(PROMPTS[:5], max_tokens=24):
+    for generation in ProxyTuner(base, pairs(kind)).generate_batch(PROMPTS[2::6], max_tokens=24):
         spelled = b"".join(step.token for step in generation.steps)
         assert "\ufffd" not in generation.text
         assert generation.text == spelled.decode("utf-8", "ignore")
@@ -136,10 +147,10 @@ def test_chat_is_decoded_through_a_prefill(
 ) -> None:
     """Whole texts over chat: every request continues the assistant's message, which holds what was issued so far."""
     messages = [{"role": "user", "content": "The mayor of New York?"}]
-    generation = ProxyTuner(api_base(api="chat"), pairs(kind), draft=3).generate(messages, max_tokens=24)
-    assert len(generation.steps) == 24 or generation.finish_reason == "stop"
+    generation = ProxyTuner(api_base(api="chat"), pairs(kind), draft=3).generate(messages, max_tokens=16)
+    assert len(generation.steps) == 16 or generation.finish_reason == "stop"
     assert any(step.changed for step in generation.steps)
-    assert generation.usage.api_calls > 5
+    assert generation.usage.api_calls > 3
     assert generation.text == b"".join(step.token for step in generation.steps).decode("utf-8", "ignore")
     assert "\ufffd" not in generation.text
 

@@ -307,7 +307,7 @@ COMBINATIONS = [
     for tail in ("truncate", "floor", "backoff")
     for way in ("2", "local-1")
 ]
-QUICK = (0.7, 0.9, "backoff", "2", 2_000)
+QUICK = (0.7, 0.9, "backoff", "2", 500)
 
 
 @pytest.mark.parametrize(
