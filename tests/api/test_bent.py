@@ -125,7 +125,7 @@ def test_a_probe_says_so(bend: str, host: Hosts) -> None:
         assert found.strings == (bend or "plain")
         assert generate.how != "not here"
         assert ("undone" in generate.why) == bool(bend)
-        assert not found.text_drift
+        assert found.text_drift is None or found.text_drift < 1e-4
     else:
         assert found.strings == "refused"
         assert "token strings do not spell its text" in generate.why

@@ -192,10 +192,11 @@ def test_nothing_is_sent_before_everything_is_checked(
 
 
 def test_a_real_process_ends_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "blackbox_proxy", "generate", "a", "--local", "--base", "./no", "--expert", "./no"]
+    options = ["--base", "x", "--expert", "y", "--temperature", "-1"]  # refused before anything heavy is loaded
+    command = [sys.executable, "-m", "blackbox_proxy", "generate", "a", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: there is no folder ./no")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --temperature: must be")
     assert "Traceback" not in done.stderr
 
 
