@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from api_answers import legacy
 from api_server import Asking, Server
+from raw_server import Asked, Out, raw_server
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.errors import BaseError, InputError
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.types import Prefix
@@ -124,3 +126,31 @@ def test_a_key_and_a_password_do_not_replace_each_other(asking: Asking) -> None:
     with pytest.raises(InputError, match="only one can be sent"):
         asking(api_key=KEY, base_url="http://me:password@127.0.0.1:9/v1")
     asking(api_key=KEY, base_url="http://me:password@127.0.0.1:9/v1", dialect="azure")  # has a header of its own
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_else_is_secret_is_shown_nowhere(caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+    """A password and a key in the URL, a key in extra_body; the server repeats what it was sent in all its parts."""
+    password, query, body = "hunter2-of-mine", "qk-1234567890", "bk-abcdef1234567890"
+
+    async def repeats(asked: Asked, out: Out) -> None:
+        said = f"{asked.path} {asked.headers} {asked.body.decode()}"
+        await out.whole(json.dumps({"error": {"message": said}}).encode(), f"400 {asked.path}", x_said=asked.path)
+
+    caplog.set_level(logging.DEBUG)
+    with raw_server(repeats) as server:
+        url = server.url.replace("//", f"//me:{password}@") + f"?api-key={query}"
+        base = open_base("m", base_url=url, extra_body={"provider": {"api_key": body}}, max_attempts=1)
+        assert body not in str(base.identity)
+        asked = base.stream(Ask(Prefix(PROMPT), 1)) if stream else None
+        with pytest.raises(BaseError) as caught:
+            await (anext(asked) if asked is not None else base.draft(Ask(Prefix(PROMPT), 1)))
+        await base.aclose()
+        (seen,) = server.seen
+    assert query in seen.path
+    assert body in seen.body.decode()
+    basic = seen.headers["authorization"].removeprefix("Basic ")
+    shown = ["".join(traceback.format_exception(caught.value)), caught.value.hint, repr(base)]
+    shown += [record.getMessage() + (record.exc_text or "") for record in caplog.records]
+    assert "[secret]" in shown[0]
+    assert [secret for secret in (password, query, body, basic) if any(secret in text for text in shown)] == []
