@@ -23,7 +23,18 @@ from blackbox_proxy.dialects import support
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXPECTED = {"architecture", "bulk", "clients", "concepts", "config", "contributing", "cost", "evaluate", "exactness", "servers"}
+EXPECTED = {
+    "architecture",
+    "bulk",
+    "clients",
+    "concepts",
+    "config",
+    "contributing",
+    "cost",
+    "evaluate",
+    "exactness",
+    "servers",
+}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
