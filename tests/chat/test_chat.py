@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +22,7 @@ from blackbox_proxy.chat.conversation import Conversation
 from blackbox_proxy.errors import InputError
 
 Run = Callable[..., tuple[int, str, str]]
+READY = "\x1b[?2004h"  # the line editor takes keys
 ARGUMENTS = {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "stop": ()}
 
 
@@ -116,3 +124,43 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_came(conversation: Callabl
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     assert [len(turn.steps) for turn in talk.turns] == [2]
+
+
+def test_on_a_terminal_replies_are_coloured_and_a_mistake_ends_nothing(options: list[str]) -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm-256color", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "blackbox_proxy", "chat", *options]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    os.close(theirs)
+    came = ""
+
+    def until(what: str, *, seconds: float = 60.0) -> str:
+        nonlocal came
+        end = time.monotonic() + seconds
+        while what not in came:
+            assert time.monotonic() < end, came
+            if not select.select([ours], [], [], 1.0)[0]:
+                continue
+            came += os.read(ours, 1 << 16).decode("utf-8", "replace")
+        seen, _, came = came.partition(what)
+        return seen
+
+    try:
+        until("/help tells the commands")
+        until(READY)
+        os.write(ours, b"The mayor of\r")
+        reply = until("output tokens")
+        assert re.search(r"\x1b\[1;3[35]m", reply), "changed tokens are coloured"
+        until(READY)
+        os.write(ours, b"/frobnicate\r")
+        until("no command /frobnicate")
+        until(READY)
+        os.write(ours, b"/why\r")
+        assert "anti-expert" in until("tuned")
+        until(READY)
+        os.write(ours, b"\x04")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

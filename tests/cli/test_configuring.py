@@ -74,6 +74,7 @@ def test_no_command_describes_a_setting_in_words_of_its_own() -> None:
     of_their_own = {  # they mean something else there, or have another default
         "eval": {"--alpha", "--max-tokens", "--stop"},
         "fit": {"--max-tokens"},
+        "tune": {"--alpha"},
         "probe": {"--api", "--max-calls"},
         "bench": {"--base", "--expert", "--antiexpert", "--alpha", "--max-tokens", "--temperature", "--top-logprobs",
                   "--pair-tokenizer", "--exact", "--cache"},
