@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.serve.engine import Ending, TextWanted
 from blackbox_proxy.text.reading import own_text
+from blackbox_proxy.text.rendering import count_appended
 
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}\n{% endfor %}"
@@ -38,6 +39,7 @@ class Prompts:
         own = template or tokenizer.chat_template
         self._template = own or DEFAULT_CHAT_TEMPLATE
         self._template_writes_special = bool(own)
+        self._appended = count_appended(self._ids)  # no part of a prompt, which goes on
 
     def ids(self, wanted: TextWanted) -> tuple[int, ...]:
         """The token ids of the prompt. Raises InputError where the template refuses the messages, ContextTooLong."""
@@ -75,7 +77,8 @@ class Prompts:
         if special is None:  # a text that begins with BOS wants no second one
             bos = self._tokenizer.bos_token
             special = not (bos and text.startswith(str(bos)))
-        return self._ids(text, special)
+        ids = self._ids(text, special)
+        return ids[: len(ids) - self._appended] if special else ids
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         with self._cutting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import InputError
@@ -18,7 +19,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer: Any = tokenizer
-        self._appended = self._count_appended()
+        self._appended = count_appended(self._cut)
 
     def __call__(self, prompt: Prompt, rendering: Rendering) -> list[int]:
         text = as_text(prompt, rendering, self.chat if self._tokenizer.chat_template else None)
@@ -46,14 +47,16 @@ class Renderer:
             name_panic(error)
             raise
 
-    def _count_appended(self) -> int:
-        """How many tokens the tokenizer writes *after* a text, such as the end that it was saved with for training.
 
-        A prompt is a text that goes on: they are no part of it.
-        """
-        for text in ("a", "1", ".", "日"):
-            bare, whole = self._cut(text, special=False), self._cut(text, special=True)
-            for before in range(len(whole) - len(bare) + 1 if bare else 0):
-                if whole[before : before + len(bare)] == bare:
-                    return len(whole) - before - len(bare)
-        return 0
+def count_appended(cut: Callable[[str, bool], Sequence[int]]) -> int:
+    """How many tokens a tokenizer writes *after* a text, such as the end that it was saved with for training. cut: a
+    text to its ids, with the tokenizer's own special tokens or without.
+
+    A prompt is a text that goes on: they are no part of it.
+    """
+    for text in ("a", "1", ".", "日"):
+        bare, whole = list(cut(text, False)), list(cut(text, True))
+        for before in range(len(whole) - len(bare) + 1 if bare else 0):
+            if whole[before : before + len(bare)] == bare:
+                return len(whole) - before - len(bare)
+    return 0

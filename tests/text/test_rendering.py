@@ -11,6 +11,8 @@ from toys import train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.serve.engine import TextWanted
+from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import Rendering
 
@@ -67,6 +69,22 @@ def test_no_prompt_ends_in_an_end_token(post: str, kind: str) -> None:
             bare = plain.prompt_ids(prompt, rendering)
             begins = post not in ("nothing", "an end") and bare[:1] != (0,)
             assert ids == ((0, *bare) if begins else bare), name
+
+
+@pytest.mark.parametrize("special", [None, True, False])
+@pytest.mark.parametrize("post", POST)
+def test_no_prompt_of_a_request_ends_in_an_end_token(post: str, special: bool | None) -> None:
+    """`host` reads prompts with the tokenizer as it was saved, too."""
+    tokenizer = train_tokenizer("bytes", 400)
+    if POST[post] is not None:
+        tokenizer.backend_tokenizer.post_processor = POST[post]
+    prompts, bare = Prompts(tokenizer), tuple(tokenizer("The mayor of", add_special_tokens=False)["input_ids"])
+    begins = special is not False and post not in ("nothing", "an end")
+    assert prompts.ids(TextWanted("The mayor of", 1, add_special_tokens=special)) == ((0, *bare) if begins else bare)
+    assert prompts.ids(TextWanted(({"role": "user", "content": "Hi"},), 1, add_special_tokens=special))[-1] not in (
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize("post", ["an end", "nothing"])
