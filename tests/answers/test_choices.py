@@ -290,7 +290,7 @@ def test_abstention(near: Any, pairs: Pairs) -> None:
     assert found.expert_best is not None
     assert (found.covered, found.tuned_covered) == (0.0, 0.0)
     for missing in ("exclude", "backoff", "floor"):  # where nothing is seen of the options, there is no best guess
-        found = tuner.choose(PROMPT, LETTERS, missing=missing)  # type: ignore[arg-type]
+        found = tuner.choose(PROMPT, LETTERS, missing=missing)
         assert (found.abstained, found.covered, set(found.log_p)) == (True, 0.0, {-math.inf})
         (position,) = wait(near(5).draft(Ask(Prefix(PROMPT), 1))).positions
         assert found.instead == position.token.text
