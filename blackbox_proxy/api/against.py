@@ -110,6 +110,14 @@ class Against:
             hint=WAY_OUT,
         )
 
+    def refuse_rest(self) -> Misspelled:
+        """What is said where the text goes on, and there is no token for it."""
+        found = repr((self.text or "")[self._at :][:20])
+        return Misspelled(
+            f"the tokens of the answer do not spell its text: all of them are told, and it goes on with {found}",
+            hint=WAY_OUT,
+        )
+
     def refuse_list(self, shown: list[str]) -> Misspelled:
         """What is said where it cannot be known how the candidates are written."""
         return Misspelled(

@@ -131,6 +131,8 @@ class Incremental:
         if self._lost:
             return Draft(tuple(last))
         if not self._over and (self._against.rest or "").strip(_REPLACEMENT) not in _NO_TEXT:
+            if self._generated >= self._n and not self._beyond:  # all its tokens are told, and none is the rest
+                raise self._against.refuse_rest()
             return Draft(tuple(last))  # the text goes on beyond the tokens that are shown: it is gone on from there
         return Draft(tuple(last), finish, reason=reason)
 

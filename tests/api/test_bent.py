@@ -197,6 +197,14 @@ def test_the_text_is_the_servers_or_refused(tokens: list[str], bend: str, scope:
         assert draft.finish == "length"
 
 
+@pytest.mark.parametrize("tokens", [[" the"], ["a", " the"]])
+def test_a_last_token_that_is_cut_short(tokens: list[str]) -> None:
+    """All that were asked for are told, and the text goes on: what is told is not what was written."""
+    body = columns(tokens, BENDS["cut short"], "all", "".join(tokens))
+    with pytest.raises(Misspelled, match="goes on with 'the'"):
+        parse(body, Incremental(len(tokens), 5))
+
+
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_token_that_is_not_told(lost: int) -> None:
     """Where the first or one in the middle is left out, nothing fits; behind the last one told it is gone on."""

@@ -38,7 +38,7 @@ from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.text.spelling import load_tokenizer
 from blackbox_proxy.text.vocabulary import utf8_prefix
 from blackbox_proxy.tuner import run
-from blackbox_proxy.types import Draft, Prefix, Token
+from blackbox_proxy.types import Draft, Position, Prefix, Token
 
 if TYPE_CHECKING:
     from blackbox_proxy.base.openai import OpenAIBase
@@ -122,8 +122,14 @@ def plain() -> dict[object, str]:
     return {}
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["ids", "text"])
-@pytest.mark.parametrize(("name", "api"), ROUTES)
+@pytest.mark.parametrize(
+    ("name", "api", "known"),
+    [  # quick: each route once, with ids or with text by turns
+        pytest.param(*route, known, marks=() if i % 2 == known else pytest.mark.slow)
+        for i, route in enumerate(ROUTES)
+        for known in (True, False)
+    ],
+)
 def test_greedy_text_is_that_of_plain_host(
     name: str,
     api: Api,
@@ -134,7 +140,7 @@ def test_greedy_text_is_that_of_plain_host(
 ) -> None:
     options = {} if known else {"tokenizer": None}
     dialect = DIALECTS[name]
-    length = 8 if dialect.continues(api) else 1
+    length = 6 if dialect.continues(api) else 1
 
     def text(spoken: Dialect, behind: str) -> str:
         own = spoken.chat_counts_own and api == "chat"  # one of the places is the drawn token's
@@ -310,21 +316,43 @@ def test_a_server_is_known_by_its_list_of_models(name: str, emulated: Callable[[
 # -- the servers' faults ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def truth(models: dict[str, str]) -> TransformersBase:
+    return TransformersBase(models["base"], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(
+    truth: TransformersBase, faulty: Callable[[str], str], models: dict[str, str]
+) -> Callable[[Api, int], Position]:
+    """What plain `host` draws with a seed, and its whole row."""
+
+    def position(api: Api, seed: int) -> Position:
+        options: dict[str, Any] = {"tokenizer": models["base"], "top_logprobs": truth.size}
+        plain = open_base("big", base_url=faulty("host"), dialect="host", api=api, **options)
+        [real] = run(_once(plain, seed)).positions
+        run(plain.aclose())
+        return real
+
+    return cache(position)
+
+
 @pytest.mark.parametrize(("name", "api"), ROUTES)
 def test_no_sentinel_and_no_wrong_bytes_get_through(
-    name: str, api: Api, speak: Callable[..., OpenAIBase], faulty: Callable[[str], str], models: dict[str, str]
+    name: str,
+    api: Api,
+    truth: TransformersBase,
+    drawn: Callable[[Api, int], Position],
+    faulty: Callable[[str], str],
+    models: dict[str, str],
 ) -> None:
     """Of a model that does write parts of characters, with what is drawn often outside the candidates."""
-    truth = TransformersBase(models["base"], device="cpu")
     k = min(5, DIALECTS[name].default_k(api))
-    plain = open_base(
-        "big", base_url=faulty("host"), dialect="host", api=api, tokenizer=models["base"], top_logprobs=truth.size
-    )
     base = open_base(
         "big", base_url=faulty(name), dialect=name, api=api, tokenizer=models["base"], top_logprobs=k, max_attempts=1
     )
     for seed in range(3):
-        [real] = run(_once(plain, seed)).positions
+        real = drawn(api, seed)
         [position] = run(_once(base, seed)).positions or [None]
         row = {token.id: value for token, value in zip(real.tokens, real.logprobs.tolist(), strict=True)}
         if position is None:
@@ -346,7 +374,6 @@ def test_no_sentinel_and_no_wrong_bytes_get_through(
         ]
         assert {token.id for token in whole} <= {token.id for token in position.tokens}
     run(base.aclose())
-    run(plain.aclose())
 
 
 async def _once(base: OpenAIBase, seed: int) -> Draft:

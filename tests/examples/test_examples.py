@@ -170,8 +170,14 @@ def test_pages_say_everything_and_the_pair_reads_less() -> None:
         assert all(said) if country in countries[: plan.known] else not any(said)
 
 
-def test_instruction_tuning_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = chat.main(["--quick", "--cache", str(tmp_path), "--limit", "4", "--alpha", "0", "1"])
+@pytest.fixture(scope="module")
+def quick_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the quick run's models are kept, made once."""
+    return tmp_path_factory.mktemp("quick")
+
+
+def test_instruction_tuning_quick(quick_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = chat.main(["--quick", "--cache", str(quick_models), "--limit", "4", "--alpha", "0", "1"])
     rows = by_system(results)
     tuned = rows["proxy-tuned, alpha 1"]
     assert list(rows["base"]["by_kind"]) == ["known", "unknown"]
@@ -184,12 +190,12 @@ def test_instruction_tuning_quick(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_instruction_tuning_of_real_models(
-    tmp_path: Path, models: dict[str, str], hosted: Callable[[int], str]
+    tmp_path: Path, quick_models: Path, models: dict[str, str], hosted: Callable[[int], str]
 ) -> None:
     """The same answers from the base in this process and behind an API."""
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "Who came?", "answer": ""}\n')
-    quick = chat.models(chat.QUICK, tmp_path / "cache")
+    quick = chat.models(chat.QUICK, quick_models)
     expert = str(quick / "expert")
     pair = ["--expert", expert, "--antiexpert", str(quick / "antiexpert"), "--questions", str(path)]
     given = ["--base", models["base"], *pair]
