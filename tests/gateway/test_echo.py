@@ -54,8 +54,8 @@ def test_a_proxy_of_a_proxy_is_two_pairs(models: dict[str, str], pairs: Pairs, h
         )
         near = open_base("big", base_url=hosted(-1), dialect="vllm", tokenizer=models["base"], top_logprobs=400)
         try:
-            outer = ProxyTuner(base, pairs("same"), 0.7).generate(PROMPT, max_tokens=12)
-            both = ProxyTuner(near, [exact, pairs("same")], [1.0, 0.7]).generate(PROMPT, max_tokens=12)
+            outer = ProxyTuner(base, pairs("same"), 0.7).generate(PROMPT, max_tokens=6)
+            both = ProxyTuner(near, [exact, pairs("same")], [1.0, 0.7]).generate(PROMPT, max_tokens=6)
             draft = run(base.draft(Ask(Prefix(PROMPT), 4)))
         finally:
             run(base.aclose())

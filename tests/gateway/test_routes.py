@@ -20,7 +20,7 @@ ASKED_AS_TEXT = "User: Where is the café?\nAssistant:"
 
 
 async def complete(client: AsyncOpenAI, **arguments: Any) -> Any:
-    arguments = {"model": "tuned", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, **arguments}
+    arguments = {"model": "tuned", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, **arguments}
     return await client.completions.create(**arguments)
 
 
@@ -29,14 +29,14 @@ def printable(step: Step) -> str:
 
 
 async def test_a_completion_is_the_tuners_text(running: Gateway, tuner: ProxyTuner) -> None:
-    wanted = tuner.generate(PROMPT, max_tokens=24)
+    wanted = tuner.generate(PROMPT, max_tokens=12)
     async with running.client() as client:
         answer = await complete(client)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == (wanted.text, wanted.finish_reason)
-    assert answer.usage.completion_tokens == 24
+    assert answer.usage.completion_tokens == 12
     assert answer.usage.prompt_tokens == len(running.base.vocabulary.prompt_ids(PROMPT))  # type: ignore[union-attr]
     upstream = answer.usage.model_extra["upstream"]
-    assert 1 <= upstream["api_calls"] <= 24
+    assert 1 <= upstream["api_calls"] <= 12
     assert upstream["prompt_tokens"] >= answer.usage.prompt_tokens
     assert upstream["completion_tokens"] > 0
 
@@ -46,7 +46,7 @@ def test_the_sync_client_streams_the_same_text(running: Gateway, tuner: ProxyTun
         stream = client.completions.create(
             model="tuned",
             prompt=PROMPT,
-            max_tokens=24,
+            max_tokens=12,
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
@@ -54,20 +54,20 @@ def test_the_sync_client_streams_the_same_text(running: Gateway, tuner: ProxyTun
         chunks = list(stream)
     assert (
         "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
-        == tuner.generate(PROMPT, max_tokens=24).text
+        == tuner.generate(PROMPT, max_tokens=12).text
     )
-    assert sum(bool(chunk.choices and chunk.choices[0].text) for chunk in chunks) > 5  # not all at once
+    assert sum(bool(chunk.choices and chunk.choices[0].text) for chunk in chunks) > 2  # not all at once
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens == 24
+    assert chunks[-1].usage.completion_tokens == 12
     assert (chunks[-1].usage.model_extra or {})["upstream"]["api_calls"] >= 1
 
 
 async def test_log_probabilities_are_the_tuned_ones(running: Gateway, tuner: ProxyTuner) -> None:
-    wanted = tuner.generate(PROMPT, max_tokens=24)
+    wanted = tuner.generate(PROMPT, max_tokens=12)
     assert any(step.changed for step in wanted.steps)
     async with running.client() as client:
         found = (await complete(client, logprobs=8)).choices[0].logprobs
-    assert len(found.tokens) == 24
+    assert len(found.tokens) == 12
     for step, logprob, top in zip(wanted.steps, found.token_logprobs, found.top_logprobs, strict=True):
         own = next(c for c in step.candidates if c.token.id == step.token_id)
         assert logprob == pytest.approx(own.log_p, abs=1e-5)
@@ -78,7 +78,7 @@ async def test_log_probabilities_are_the_tuned_ones(running: Gateway, tuner: Pro
 
 
 async def test_a_stop_string_ends_the_text(running: Gateway, tuner: ProxyTuner) -> None:
-    whole = tuner.generate(PROMPT, max_tokens=24).text
+    whole = tuner.generate(PROMPT, max_tokens=12).text
     stop = whole[6:8]
     async with running.client() as client:
         answer = await complete(client, stop=[stop, "never there"], logprobs=1)
@@ -131,7 +131,7 @@ async def test_token_ids_are_a_prompt(running: Gateway, tuner: ProxyTuner) -> No
     assert vocabulary is not None
     async with running.client() as client:
         answer = await complete(client, prompt=list(vocabulary.prompt_ids(PROMPT)))
-        assert answer.choices[0].text == tuner.generate(PROMPT, max_tokens=24).text
+        assert answer.choices[0].text == tuner.generate(PROMPT, max_tokens=12).text
         euro = vocabulary.encode(["€".encode()])[0]
         assert (
             len(euro) > 1
@@ -147,9 +147,9 @@ async def test_several_models_over_one_base(running: Gateway, tuner: ProxyTuner)
         listed = {model.id: model async for model in client.models.list()}
         assert list(listed) == ["tuned", "half", "base"]
         assert (listed["tuned"].model_extra or {})["alpha_range"] == [0.0, 2.0]
-        assert (await complete(client, model="half")).choices[0].text == half.generate(PROMPT, max_tokens=24).text
+        assert (await complete(client, model="half")).choices[0].text == half.generate(PROMPT, max_tokens=12).text
         of_base = await complete(client, model="base", logprobs=5)
-        assert of_base.choices[0].text == base.generate(PROMPT, max_tokens=24).text
+        assert of_base.choices[0].text == base.generate(PROMPT, max_tokens=12).text
         step = base.generate(PROMPT, max_tokens=1).steps[0]
         shown = sorted(step.candidates.log_q[~step.candidates.tail].tolist(), reverse=True)
         assert sorted(of_base.choices[0].logprobs.top_logprobs[0].values(), reverse=True) == pytest.approx(
@@ -160,7 +160,7 @@ async def test_several_models_over_one_base(running: Gateway, tuner: ProxyTuner)
 
 async def test_alpha_and_tail_of_a_request(running: Gateway, tuner: ProxyTuner) -> None:
     asked = {"alpha": 0.5, "tail": "truncate"}
-    wanted = ProxyTuner(tuner.base, tuner.pairs, 0.5, tail="truncate").generate(PROMPT, max_tokens=24)
+    wanted = ProxyTuner(tuner.base, tuner.pairs, 0.5, tail="truncate").generate(PROMPT, max_tokens=12)
     async with running.client() as client:
         answer = await complete(client, extra_body=asked, logprobs=3)
         assert answer.choices[0].text == wanted.text
