@@ -19,9 +19,9 @@ import numpy as np
 from openai import AsyncOpenAI
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from blackbox_proxy.errors import ServerFailed
+from blackbox_proxy.screen.tables import Table
 from blackbox_proxy.serve.network import Network
 from blackbox_proxy.serve.process import HostProcess
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import BaseOptions, Limit, SkipBad
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.screen.console import Screen, say
 
 
 class _Options(BaseOptions):
@@ -66,7 +66,7 @@ def tune(
     if not through and parts.settings.base.model is not None:
         raise InputError("a base is named, but not trained through", hint="Add --through, or leave --base out.")
     base = parts.open_base() if through else None
-    here, note = parts.settings.compute, Console(stderr=True)
+    here, note = parts.settings.compute, Screen(stderr=True)
 
     def ready(asked: Asked) -> bool:
         if through:
@@ -107,4 +107,4 @@ def tune(
         went_on = f", {tuned.resumed} of them by an earlier run" if tuned.resumed else ""
         where = f", {tuned.spots} places of the base ({tuned.left_out} left out)" if through else ""
         said = f"{output}: {tuned.examples} texts{where}, {steps} steps{went_on}; loss {tuned.loss:.3f}"
-        typer.echo(said)
+        say(said)

@@ -103,12 +103,20 @@ async def test_an_immediate_end(server: Server, asking: Asking) -> None:
 
 
 async def test_numbers_that_are_not_json_are_read(server: Server, asking: Asking) -> None:
-    columns = '"tokens": ["a"], "token_logprobs": [NaN], "top_logprobs": [{"a": NaN, "b": -Infinity, "c": -1}]'
-    body = f'{{"choices": [{{"text": "a", "logprobs": {{{columns}}}}}]}}'
-    server.answers = [Response(body, media_type="application/json")]
+    """Minus infinity is a token without a probability; what is no number at all is refused."""
+
+    def answer(number: str) -> Response:
+        columns = f'"tokens": ["a"], "token_logprobs": [{number}], "top_logprobs": [{{"a": {number}, "c": -1}}]'
+        body = f'{{"choices": [{{"text": "a", "logprobs": {{{columns}}}}}]}}'
+        return Response(body, media_type="application/json")
+
+    server.answers = [answer("-Infinity")]
     (position,) = (await draft(asking())).positions
     assert position.logprob is None
     assert [token.text for token in position.tokens] == ["c"]
+    server.answers = [answer("NaN")]
+    with pytest.raises(BadResponse, match="not a number"):
+        await draft(asking())
 
 
 async def test_nothing_is_sent_from_where_the_api_cannot_continue(server: Server, asking: Asking) -> None:
@@ -405,11 +413,15 @@ async def test_a_key_is_needed_only_by_openai(server: Server, asking: Asking, mo
 
 
 def test_nothing_secret_is_shown(caplog: pytest.LogCaptureFixture) -> None:
-    base = open_base("m", base_url="http://user:hunter2@host:8000/v1?sig=hunter3", api_key=KEY)
+    base = open_base("m", base_url="http://user:hunter2@host:8000/v1?sig=hunter3")
     assert repr(base) == "OpenAIBase('m', completions at http://host:8000/v1, dialect 'openai')"
     with pytest.raises(InputError) as caught:
         open_base("m", base_url="htp//user:hunter2@host", api_key=KEY)
     assert "hunter" not in str(caught.value)
+    with pytest.raises(InputError, match="only one can be sent") as caught:
+        open_base("m", base_url="http://user:hunter2@host:8000/v1", api_key=KEY)
+    assert "hunter" not in f"{caught.value} {caught.value.hint}"
+    assert KEY not in f"{caught.value} {caught.value.hint}"
 
 
 async def test_the_key_is_not_logged(server: Server, asking: Asking, caplog: pytest.LogCaptureFixture) -> None:

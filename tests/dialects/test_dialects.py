@@ -428,12 +428,13 @@ def test_the_command_prints_the_table() -> None:
 
 
 def test_only_the_far_side_knows_a_dialect() -> None:
-    """No string in the code is a dialect's name, but for `host`: the demo and the benchmark serve it themselves."""
-    names = {*DIALECTS, *EMULATIONS} - {"host"}
+    """No string in the code is a dialect's name, but for `host` and `serve`, which are our own commands."""
+    names = {*DIALECTS, *EMULATIONS} - {"host", "serve"}
     package = ROOT / "blackbox_proxy"
     for path in sorted(package.rglob("*.py")):
         if path.relative_to(package).parts[0] not in ("api", "base", "dialects", "probing", "serve"):
             with tokenize.open(path) as file:
                 found = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.STRING]
             strings = {token.string.strip("\"'") for token in found}
-            assert not strings & names, path
+            package_too = {"openai"} if path.name == "live.py" else set()  # whose version is said there
+            assert not strings & names - package_too, path
