@@ -57,7 +57,7 @@ def candidates_at(base: Vocabulary, drafted: int, text: bytes, rng: np.random.Ge
     return [*(base.token_of(int(i)) for i in dict.fromkeys(chosen)), END]
 
 
-QUICK = {"digits", "emoji"}  # the shortest, and the one whose characters are cut
+QUICK = {"emoji"}  # its characters are cut; by estimates, every language is gone through
 
 
 @pytest.mark.parametrize(
