@@ -20,6 +20,7 @@ from blackbox_proxy.gateway.engine import Bounds, Model, models_of
 from blackbox_proxy.gateway.keys import Keys
 from blackbox_proxy.gateway.prompts import PLAIN, Reader
 from blackbox_proxy.pair.transformers import TransformersPair
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.requests import Order
 
@@ -68,19 +69,21 @@ def gateway(
     room: Room | None = None,
     keys: Keys | None = None,
     max_logprobs: int = 20,
+    page: bool = True,
     **options: Any,
 ) -> Iterator[Gateway]:
     """A gateway with the models "tuned", "half" and "base"."""
     options = {"dialect": "vllm", "tokenizer": models["base"], "top_logprobs": top_logprobs, **options}
     base = open_base("big", base_url=base_url, api=api, **options)
     pair = pairs(kind)
-    bounds = Bounds((0.0, 2.0), ("truncate",))
+    bounds = Bounds((0.0, 2.0), ("truncate",), page)
     served = [
-        Model("tuned", (pair,), (1.0,), bounds=bounds, top_logprobs=max_logprobs),
+        Model("tuned", (pair,), (1.0,), bounds=bounds, top_logprobs=max_logprobs, prices=Prices(2.0, 1.0, 3.0)),
         Model("half", (pair,), (0.5,)),
-        Model("base", ()),
+        Model("base", (), bounds=Bounds(steps=page)),
     ]
     reader = Reader(base.vocabulary, api, template=PLAIN if api == "completions" else None)
     porter = Found(room or Room())
-    with serve_in_thread(create_gateway(models_of(base, served, reader), porter, keys=keys), left=base.aclose) as url:
+    app = create_gateway(models_of(base, served, reader), porter, keys=keys, page=page)
+    with serve_in_thread(app, left=base.aclose) as url:
         yield Gateway(url, porter, base)

@@ -48,7 +48,8 @@ def host(*, options: HostOptions) -> None:
 def serve(*, setup: ServeOptions) -> None:
     """Serve the tuned big model behind OpenAI's routes, for many users at a time.
 
-    Offers /v1/completions, /v1/chat/completions and /v1/models, whole and streamed, and /health, /ready, /metrics.
+    Offers /v1/completions, /v1/chat/completions and /v1/models, whole and streamed; /health, /ready, /metrics; and a
+    page at / that shows two of the models side by side.
     Without [serve.models.NAME] tables in a file, each pair is offered under its name (one given by options as "tuned"),
     and the base under its own. Usage tells what the base's API billed. SIGTERM lets texts end first.
 
@@ -73,6 +74,7 @@ def serve(*, setup: ServeOptions) -> None:
         active=told.active,
         waiting=told.waiting,
         drain_seconds=told.drain_seconds,
+        page=told.page,
         limits=Limits(allow_host=told.allow_host, allow_origin=told.allow_origin),
     )
     template = told.chat_template
@@ -84,7 +86,8 @@ def serve(*, setup: ServeOptions) -> None:
 
     def announce(address: str, port: int) -> None:
         names = ", ".join(model.name for model in models)
-        say(f"{names} at http://{address}:{port}/v1", err=True)
+        page = f"; a page to try them is at http://{address}:{port}/" if told.page else ""
+        say(f"{names} at http://{address}:{port}/v1{page}", err=True)
 
     run_gateway(base, models, Reader(base.vocabulary, api, base_told.prompt, template), operation, announce=announce)
 
@@ -92,9 +95,11 @@ def serve(*, setup: ServeOptions) -> None:
 def served_models(setup: ServeOptions, base: Base, pairs: dict[str, Pair]) -> list[Model]:
     """What is offered. Raises InputError where that is nothing."""
     from blackbox_proxy.gateway.engine import Bounds, Model
+    from blackbox_proxy.prices import Prices
 
     told, equation = setup.settings.serve, setup.settings.equation
-    bounds = Bounds(told.alpha_range, tuple(told.tails))
+    prices = setup.settings.budget.prices
+    bounds = Bounds(told.alpha_range, tuple(told.tails), told.page)
     if equation.weights is not None and (told.models or len(pairs) > 1):
         raise InputError(
             "learned weights are served for one pair, and under one name",
@@ -113,6 +118,7 @@ def served_models(setup: ServeOptions, base: Base, pairs: dict[str, Pair]) -> li
             bounds,
             told.max_logprobs,
             weights if names else None,
+            None if prices is None else Prices(*prices),
         )
 
     own = {name: pair.alpha for name, pair in setup.settings.pairs.items()}

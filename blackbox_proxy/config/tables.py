@@ -299,6 +299,11 @@ class ServeTable(Table):
         "--chat-template",
         example="plain",
     )
+    page: bool = setting(
+        True,
+        "A page at / for people, and what it needs: q, E and A of candidates, for requests that ask.",
+        "--page/--no-page",
+    )
     max_logprobs: int = setting(20, "Most logprobs a client gets per token.", "--max-logprobs", ge=0, le=64)
     active: int = setting(64, "Requests that are decoded at a time.", "--active", ge=1)
     waiting: int = setting(256, "Requests that may wait; the next one gets a 429.", "--waiting", ge=0)

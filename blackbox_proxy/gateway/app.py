@@ -3,6 +3,7 @@
 GET /health     it runs                       open
 GET /ready      it takes requests             open; 503 once it is ending
 GET /metrics    Prometheus                    behind the key, where there are keys
+GET /           the page that shows two models side by side (page.py), if wanted; open, what it asks is not
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from starlette.routing import Route
 
 from blackbox_proxy.gateway.keys import KeyCheck, Keys
 from blackbox_proxy.gateway.metrics import CONTENT_TYPE, Metrics
+from blackbox_proxy.gateway.page import page_routes
 from blackbox_proxy.gateway.places import Places
 from blackbox_proxy.gateway.watch import Watched, caller_in, note, record_of
 from blackbox_proxy.serve.emulation import Emulation
@@ -110,9 +112,14 @@ def _closing() -> ApiError:
 
 
 def create_gateway(
-    engines: Sequence[Engine], porter: Porter, *, keys: Keys | None = None, limits: Limits | None = None
+    engines: Sequence[Engine],
+    porter: Porter,
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    page: bool = False,
 ) -> Starlette:
-    """The app. keys: None where anybody may use it."""
+    """The app. keys: None where anybody may use it. page: it has a page at /."""
 
     async def ready(request: Request) -> Response:
         body = {"ready": not porter.ending, "models": [engine.name for engine in engines]}
@@ -129,5 +136,5 @@ def create_gateway(
         gate=porter,
         limits=limits,
         strict=True,
-        routes=[Route("/ready", ready), Route("/metrics", metrics)],
+        routes=[Route("/ready", ready), Route("/metrics", metrics), *(page_routes() if page else ())],
     )

@@ -9,10 +9,10 @@ name they are the base's. What the far side billed for a text is in its events (
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, cast
 
 from blackbox_proxy.decoding.pace import Drafting
@@ -21,10 +21,12 @@ from blackbox_proxy.gateway.echo import check_echo, echoed
 from blackbox_proxy.gateway.failures import as_answer
 from blackbox_proxy.gateway.pairs import NoPair, ShownPair
 from blackbox_proxy.gateway.prompts import Reader
+from blackbox_proxy.gateway.telling import Json, Teller, check_steps
 from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.weights import Weights
+from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Base, Pair
-from blackbox_proxy.serve.engine import Event, TextWanted
+from blackbox_proxy.serve.engine import Event, Placed, TextWanted
 from blackbox_proxy.serve.text import Feed
 from blackbox_proxy.text.prompts import guessed_tokens
 from blackbox_proxy.tuner import ProxyTuner
@@ -38,11 +40,12 @@ _MOST_TUNERS = 64  # what is learned of how to ask is kept for so many alphas an
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What a request may choose. alphas: the least and the most alpha, None where the operator has chosen. tails: the
-    policies besides the model's own. Raises InputError.
+    policies besides the model's own. steps: it may be told how each token was chosen. Raises InputError.
     """
 
     alphas: tuple[float, float] | None = None
     tails: tuple[str, ...] = ()
+    steps: bool = False
 
     def __post_init__(self) -> None:
         if self.alphas is not None and not self.alphas[0] <= self.alphas[1]:
@@ -70,7 +73,7 @@ class Bounds:
 @dataclass(frozen=True, slots=True)
 class Model:
     """One name that the gateway answers to. pairs: none for the base itself. alphas: one for each pair; weights:
-    learned ones, in their place.
+    learned ones, in their place. prices: of the far side's tokens, where they are known.
     """
 
     name: str
@@ -82,12 +85,13 @@ class Model:
     bounds: Bounds = field(default_factory=Bounds)
     top_logprobs: int = 20
     weights: Weights | None = None
+    prices: Prices | None = None
 
 
 class TunedEngine:
     """One model of a gateway. Many texts at a time; all share what `base` and the pairs share."""
 
-    own_fields = ("alpha", "tail")
+    own_fields = ("alpha", "tail", "steps")
 
     def __init__(self, base: Base, model: Model, reader: Reader) -> None:
         self._base = base
@@ -116,8 +120,11 @@ class TunedEngine:
     @property
     def about(self) -> Mapping[str, Any]:
         """What the list of models says of it, besides."""
+        prices = self._model.prices
+        most = self.top_logprobs if self._model.bounds.steps else 0
+        about = {"steps": most, "prices": None if prices is None else astuple(prices)}
         if not self._model.pairs:
-            return {"alpha": None}
+            return {"alpha": None, **about}
         plain = self._equation.weights is None
         alphas = [a if plain and isinstance(a, (int, float)) else None for a in self._equation.alphas]
         bounds = self._model.bounds
@@ -126,6 +133,7 @@ class TunedEngine:
             "alpha_range": bounds.alphas,
             "tail": self._equation.tail,
             "tails": sorted({self._equation.tail, *bounds.tails}),
+            **about,
         }
 
     # -- asked ----------------------------------------------------------------------------------------------------
@@ -137,6 +145,9 @@ class TunedEngine:
             raise InputError("'logprob_token_ids' is not supported here")
         if wanted.echo:
             check_echo(self._base, wanted)
+        if "steps" in wanted.own:
+            logprobs, allowed = wanted.top_logprobs is not None, self._model.bounds.steps
+            check_steps(wanted.own["steps"], self.top_logprobs, allowed=allowed, logprobs=logprobs)
         prompt = self._reader.read(wanted)
         self._tuner(wanted).check(prompt, max(1, self._most(wanted, prompt)))
 
@@ -177,6 +188,8 @@ class TunedEngine:
         alpha: float | None = None
         tail = self._equation.tail
         for name, value in wanted.own.items():
+            if name == "steps":
+                continue
             if not self._model.pairs:
                 raise InputError(f"{self.name} is the base itself, which has no '{name}'")
             if name == "alpha":
@@ -211,6 +224,9 @@ class _Writing:
         self._guessed = guessed
         self._tuned = tuned
         self._echoes = wanted.echo
+        steps = wanted.own.get("steps")
+        self._teller = None if steps is None else Teller(steps, tuned=tuned)
+        self._told: deque[Json] = deque()  # of tokens that the feed holds back
         self._feed = Feed(wanted.stop, start, errors="ignore")
 
     def event(self, step: Step) -> Event:
@@ -220,12 +236,21 @@ class _Writing:
         usage = Usage(completion_tokens=1 if written or step.end else 0)
         if self.count == 1 and not self._echoes:
             usage = replace(usage, prompt_tokens=self._length(step.usage))
+        if written and self._teller is not None:
+            self._told.append(self._teller.told(step))
         text, entries, stopped = self._feed.push(self._position(step)) if written else ("", (), False)
+        entries = self._with_telling(entries)
         if not stopped and step.finish_reason is None:
             return Event(text, entries, usage=usage, upstream=step.usage)
         rest, waiting = self._feed.close() if not stopped else ("", ())
         finish = "stop" if stopped else step.finish_reason
-        return Event(text + rest, entries + waiting, finish, usage, upstream=step.usage)
+        entries += self._with_telling(waiting)
+        return Event(text + rest, entries, finish, usage, upstream=step.usage)
+
+    def _with_telling(self, entries: tuple[Placed, ...]) -> tuple[Placed, ...]:
+        if self._teller is None:
+            return entries
+        return tuple(replace(entry, about=self._told.popleft()) for entry in entries)
 
     def _length(self, first: Usage) -> int:
         """Tokens of the prompt: counted here, else by the API, else about."""

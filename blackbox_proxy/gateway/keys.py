@@ -27,7 +27,7 @@ from blackbox_proxy.text.reading import own_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
-OPEN = ("/health", "/ready")  # for whoever looks after the server
+OPEN = ("/health", "/ready", "/", "/page.css", "/page.js")  # for who looks after the server, and the bare page
 
 
 class Keys:

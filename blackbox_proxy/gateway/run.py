@@ -31,7 +31,7 @@ _LAST_WORDS = 5.0  # seconds in which errors reach their clients, after which co
 class Operation:
     """How a gateway is run. host, port: where it listens. keys: a file of hashed keys, None where anybody may ask.
     active, waiting: requests decoded at a time, and in the queue. drain_seconds: that texts have to end in. limits: of
-    clients. Raises InputError.
+    clients. page: a page at /, for people. Raises InputError.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class Operation:
     waiting: int = 256
     drain_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    page: bool = True
 
     def __post_init__(self) -> None:
         if self.active < 1 or self.waiting < 0:
@@ -86,7 +87,9 @@ def run_gateway(
     keys = None if operation.keys is None else Keys.read(operation.keys)
     porter = Porter(Room(active=operation.active, waiting=operation.waiting))
     with bind(operation.host, operation.port) as listener, _logged(), _ending_well():
-        app = create_gateway(models_of(base, models, reader), porter, keys=keys, limits=operation.limits)
+        app = create_gateway(
+            models_of(base, models, reader), porter, keys=keys, limits=operation.limits, page=operation.page
+        )
         server = make_server(
             app,
             lambda: announce(*listener.getsockname()[:2]) if announce else None,

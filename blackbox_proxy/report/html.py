@@ -17,7 +17,8 @@ from blackbox_proxy.analysis import Factors, Place, Telling, telling
 from blackbox_proxy.report import sections
 from blackbox_proxy.report.numbers import num, signed
 from blackbox_proxy.report.overview import Overview, View
-from blackbox_proxy.screen.visible import quoted, visible
+from blackbox_proxy.screen.styles import token_styles
+from blackbox_proxy.screen.visible import piece, quoted
 from blackbox_proxy.types import Step
 from blackbox_proxy.version import __version__
 
@@ -31,7 +32,7 @@ def page(overview: Overview, *, candidates: int = 8, tokens: int = 3000) -> str:
     """The whole page. candidates: those shown of each token; tokens: texts are shown while they have no more than so
     many tokens together, the first one always.
     """
-    style, script = _resource("page.css"), _resource("page.js")
+    style, script = token_styles() + _resource("page.css"), _resource("page.js")
     allowed = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; "
@@ -118,9 +119,9 @@ def _tokens(view: View, candidates: int, factors: Factors | None) -> Iterator[st
     unfinished = b""
     for place, step in zip(view.places, view.steps, strict=True):
         unfinished += place.token
-        piece, unfinished = _piece(place, unfinished)
+        shown, unfinished = _piece(place, unfinished)
         inspector = _inspector(place, telling(step, candidates, factors), step)
-        yield f'<span class="{_classes(place)}" tabindex=0>{piece}{inspector}</span>'
+        yield f'<span class="{_classes(place)}" tabindex=0>{shown}{inspector}</span>'
 
 
 def _piece(place: Place, text: bytes) -> tuple[str, bytes]:
@@ -129,15 +130,9 @@ def _piece(place: Place, text: bytes) -> tuple[str, bytes]:
         return '<i class="g e">⏹\u00a0end</i>', b""
     if not place.token:
         return '<i class="g">∅</i>', text
-    try:
-        whole = text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and error.end == len(text):
-            # the characters before are whole; the last one shows with the token that finishes it
-            return escape(visible(text[: error.start], breaks=True)) + '<i class="h">‥</i>', text[error.start :]
-        return escape(visible(text, breaks=True)), b""
-    signs = escape(visible(whole.encode("utf-8"), breaks=True))
-    return signs.replace("⏎\n", '<i class="g">⏎</i>\n'), b""
+    signs, waiting = piece(text)
+    written = escape(signs).replace("⏎\n", '<i class="g">⏎</i>\n')
+    return (written + '<i class="h">‥</i>' if waiting else written), waiting
 
 
 def _classes(place: Place) -> str:

@@ -33,6 +33,18 @@ def visible_text(text: str, *, breaks: bool = False) -> str:
     return "".join(_sign(character, breaks) for character in text)
 
 
+def piece(text: bytes) -> tuple[str, bytes]:
+    """What can be shown of bytes that go on: characters that are whole, made visible with their breaks, and bytes that
+    are none. And what waits for the rest of its character.
+    """
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data" and error.end == len(text):
+            return visible(text[: error.start], breaks=True), text[error.start :]
+    return visible(text, breaks=True), b""
+
+
 def shown(text: str) -> str:
     """Text for a terminal: line breaks and tabs do what they are for, nothing else does anything."""
     if text.isprintable():

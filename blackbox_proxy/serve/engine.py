@@ -42,11 +42,14 @@ class TextWanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
-    """A token, where it begins in the text (characters), and whether it was generated or is part of the prompt."""
+    """A token, where it begins in the text (characters), and whether it was generated or is part of the prompt. about:
+    what the engine tells of it, besides.
+    """
 
     position: Position
     offset: int
     generated: bool = True
+    about: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

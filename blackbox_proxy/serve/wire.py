@@ -187,7 +187,9 @@ def _logprobs(entries: Sequence[Placed], style: Style) -> Json | None:
         return None
     found = listed(entries, style)
     columns = style.emulation.chat_columns if style.chat else style.emulation.columns
-    return completion_logprobs(found, style) if columns else chat_logprobs(found, style)
+    result = completion_logprobs(found, style) if columns else chat_logprobs(found, style)
+    told = [entry.about for entry in found]
+    return result | {"steps": told} if any(told) else result  # an extension: what the engine tells of each token
 
 
 def _ids(entries: Sequence[Placed], style: Style, prompt_ids: Sequence[int] | None) -> Json:
