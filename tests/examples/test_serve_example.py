@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from blackbox_proxy.cli import app
 from blackbox_proxy.config.settings import load
-from blackbox_proxy.gateway.app import create_gateway
+from blackbox_proxy.gateway.app import Porter, Room, create_gateway
 from blackbox_proxy.gateway.run import Operation
 from blackbox_proxy.serve.limits import Limits
 
@@ -75,12 +76,8 @@ def test_the_settings_name_what_compose_starts() -> None:
 
 def test_compose_asks_routes_that_there_are() -> None:
     [ready] = re.findall(r"http://127\.0\.0\.1:8000(/\w+)", str(COMPOSE["gateway"]["healthcheck"]))
-    from blackbox_proxy.gateway.app import Porter, Room
-
-    class Nobody:
-        name, top_logprobs, context, own_fields, about = "none", 0, None, (), {}
-
-    routes = create_gateway([Nobody()], Porter(Room())).routes  # type: ignore[list-item]
+    nobody: Any = SimpleNamespace(name="none")
+    routes = create_gateway([nobody], Porter(Room())).routes
     assert ready in {getattr(route, "path", "") for route in routes}
 
 

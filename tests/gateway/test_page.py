@@ -75,11 +75,11 @@ async def test_steps_say_how_each_token_was_chosen(
     asked: dict[str, Any] = {"model": "tuned", "temperature": 0, "extra_body": {"steps": 3}, "max_tokens": 16}
     async with running.client() as client:
         if kind == "chat":
-            messages = [{"role": "user", "content": PROMPT}]
-            answer = await client.chat.completions.create(messages=messages, logprobs=True, stream=stream, **asked)  # type: ignore[call-overload]
+            messages: Any = [{"role": "user", "content": PROMPT}]
+            answer: Any = await client.chat.completions.create(messages=messages, logprobs=True, stream=stream, **asked)
         else:
             answer = await client.completions.create(prompt=PROMPT, logprobs=0, stream=stream, **asked)
-        choices = [c.choices[0] async for c in answer] if stream else [answer.choices[0]]
+        choices: list[Any] = [c.choices[0] async for c in answer] if stream else [answer.choices[0]]
     steps = [step for c in choices if c.logprobs for step in c.logprobs.model_extra.get("steps", [])]
     prompt = PROMPT if kind == "completions" else f"User: {PROMPT}\nAssistant:"
     wanted = tuner.generate(prompt, max_tokens=16)
@@ -90,10 +90,10 @@ async def test_steps_say_how_each_token_was_chosen(
         told, own = [step[name] for step in steps], [getattr(place, name) for place in places]
         assert told == pytest.approx(own, abs=1e-5)
     assert sum(step["calls"] for step in steps) >= 1
-    for step, own in zip(steps, wanted.steps, strict=False):
+    for step, one in zip(steps, wanted.steps, strict=False):
         assert 3 <= len(step["candidates"]) <= 4
         [chosen] = [c for c in step["candidates"] if c["chosen"]]
-        mine = next(c for c in own.candidates if c.token.id == own.token_id)
+        mine = next(c for c in one.candidates if c.token.id == one.token_id)
         assert chosen["expert"] == pytest.approx(np.exp(mine.log_expert), abs=1e-5)
         assert chosen["p"] == pytest.approx(step["p"])
         assert sum(c["p"] for c in step["candidates"]) + step["others"]["p"] == pytest.approx(1.0, abs=1e-6)
