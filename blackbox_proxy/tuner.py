@@ -21,6 +21,8 @@ from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair
+from blackbox_proxy.text.prompts import joined, text_of_ids
+from blackbox_proxy.text.vocabulary import is_ids
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Texts(ABC):
 
     @abstractmethod
     def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
+        prompt = joined(prompt)
         """Raise InputError where this prompt cannot be decoded; sends nothing and runs no model."""
 
     async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -232,6 +235,7 @@ class ProxyTuner(Texts):
         stop: str | Sequence[str] = (),
     ) -> AsyncIterator[Step]:
         """The steps of the text as they are decided."""
+        prompt = joined(prompt)
         limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
         sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
         self.check(prompt, max_tokens)
@@ -263,6 +267,8 @@ class ProxyTuner(Texts):
                 f"{self.base.name} cannot be asked about tokens that it does not show",
                 hint='Use tail="backoff". Asking needs a server that scores given text, or named tokens (vLLM).',
             )
+        if is_ids(prompt) and self.base.vocabulary is None:
+            text_of_ids(prompt, None)
         for pair in self.pairs:
             pair.check(prompt, max_tokens)
         self.base.check(prompt, max_tokens)
@@ -284,12 +290,12 @@ class ProxyTuner(Texts):
         of several tokens are scored as they are written, so give them their space: " New York".
         """
         rule = Rule(missing, forms, normalise)
-        (choice,) = await choose(self.base, self.pairs, prompt, options, [self.equation], rule=rule)
+        (choice,) = await choose(self.base, self.pairs, joined(prompt), options, [self.equation], rule=rule)
         return choice
 
     async def ascore(self, prompt: Prompt, continuation: str) -> Score:
         """How likely the tuned model finds this text after the prompt. InputError where the base scores no text."""
-        (scored,) = await score(self.base, self.pairs, prompt, continuation, [self.equation])
+        (scored,) = await score(self.base, self.pairs, joined(prompt), continuation, [self.equation])
         return scored
 
     # -- the same, without async -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.sampling import Sampling
-from blackbox_proxy.text.prompts import check_text
+from blackbox_proxy.text.prompts import check_text, joined
 from blackbox_proxy.text.reading import cells_of, json_of, numbered_lines
 from blackbox_proxy.types import Prompt
 
@@ -128,6 +128,7 @@ def _prompt(given: Mapping[str, Any]) -> Prompt:
     messages = given["messages"]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError('"messages" must be a list of at least one message', hint=_SHAPE)
+    messages = joined(messages)
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise InputError('every message needs "role" and "content", both text', hint=_SHAPE)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.types import Prompt, Rendering
+
+if TYPE_CHECKING:
+    from blackbox_proxy.text.vocabulary import Vocabulary
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -20,6 +23,45 @@ def check_text(text: str, what: str = "the prompt") -> None:
             f"{what} holds half a character (a lone surrogate) at {error.start}",
             hint='Read the text with errors="replace", or repair it.',
         ) from error
+
+
+def joined(prompt: Any) -> Any:
+    """A prompt whose messages have text for content: a list of text parts is joined. Raises InputError for a part that
+    is no text (an image, a sound), which no model here can be shown.
+    """
+    if isinstance(prompt, str) or not any(
+        isinstance(one, Mapping) and isinstance(one.get("content"), list) for one in prompt
+    ):
+        return prompt
+    return [{**message, "content": _text_of(message["content"])} for message in prompt]
+
+
+def _text_of(content: Any) -> str:
+    if not isinstance(content, list):
+        return str(content)
+    for part in content:
+        kind = part.get("type", "no type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise InputError(f"a message has a part that is no text: {kind}", hint="Give its content as text.")
+    return "".join(part["text"] for part in content)
+
+
+def text_of_ids(ids: Sequence[int], base: Vocabulary | None) -> str:
+    """What ids of the base spell, for a model with another vocabulary. Special tokens spell nothing. Raises InputError
+    where the base's tokenizer is unknown, an id is none of its own, or they spell no whole characters.
+    """
+    if base is None:
+        raise InputError(
+            "a prompt of token ids is text for the pair only where the base's tokenizer is known",
+            hint="Give open_base the base's tokenizer, or the prompt as text.",
+        )
+    if ids and not (min(ids) >= 0 and max(ids) < len(base)):
+        raise InputError(f"the prompt has token ids outside the base's vocabulary: they are 0 to {len(base) - 1}")
+    spelled = b"".join(base.spelling[index] or b"" for index in ids)
+    try:
+        return spelled.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("the prompt's token ids end inside a character", hint="Give all of its tokens.") from error
 
 
 def guessed_tokens(prompt: Prompt) -> float:
