@@ -73,8 +73,9 @@ def test_a_list_of_parts_is_the_text(base: TransformersBase, pairs: Pairs) -> No
     whole = tuner.generate([{"role": "user", "content": TEXT}], max_tokens=6)
     split: Any = [{"role": "user", "content": parts(TEXT[:9], TEXT[9:])}]
     assert tuner.generate(split, max_tokens=6).text == whole.text
+    image: Any = [{"role": "user", "content": OTHER[:1]}]
     with pytest.raises(InputError, match="image_url"):
-        tuner.generate([{"role": "user", "content": OTHER[:1]}])  # type: ignore[list-item]
+        tuner.generate(image)
 
 
 @pytest.mark.parametrize("ids", [(10**6,), (-1, 5)])
