@@ -69,8 +69,7 @@ class Choice:
     option has any mass.
     `covered`: the share of the base's probability that the shown forms of the options have; `tuned_covered`: the share
     of the tuned model's that all options have. Both are small where the model would rather say something else:
-    `instead` is the tuned model's likeliest token, "" the end of its text. Where the base shows none of the options and
-    told nothing of them (`covered` 0), nothing is chosen, and `instead` is what the base is about to write.
+    `instead` is the tuned model's likeliest token, "" the end of its text.
     `missing`: the options of which the base showed no form. `how`: where log q of each option comes from. `by`: what
     decided: "forms" of one token, "scores" of whole options (then `covered` is the sum of their probabilities), or
     only the "first token" of each. `usage`: what the requests cost; choices under several equations share them.
@@ -227,7 +226,6 @@ def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _A
     rows, counted, how, scored = _scored(base, prompt, weigher, rule, asked)
     expert, antiexpert = _pair_masses(rows[0], shown)
     covered = float(np.exp(logsumexp(np.array([v for found in shown.found for _, v in found]))))
-    seen = covered > 0.0 or "asked" in how  # else all of it would be guessed, whatever the base is about to write
     choices = []
     for i, equation in enumerate(weigher.equations):
         log_p = log_q = [_NONE for _ in shown.found]
@@ -235,10 +233,9 @@ def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _A
         if scored is not None:
             weighed = over_everything(scored.under(i), pairs, equation, 0)
             indices = [[weighed.index_of(token) for token, _ in forms] for forms in counted]
-            if seen:
-                log_q = [_sum(weighed.log_q, found) for found in indices]
-                log_p = [_sum(weighed.log_p, found) for found in indices]
-            instead = _text(weighed.tokens[int(np.argmax(weighed.log_p)) if seen else weighed.base_top])
+            log_q = [_sum(weighed.log_q, found) for found in indices]
+            log_p = [_sum(weighed.log_p, found) for found in indices]
+            instead = _likeliest(weighed)
         logs = (log_p, log_q, expert, antiexpert)
         choices.append(
             _choice(
@@ -327,7 +324,8 @@ def _sum(values: Floats, indices: Sequence[int | None]) -> float:
     return logsumexp(np.array([values[i] for i in indices if i is not None]))
 
 
-def _text(token: Token) -> str:
+def _likeliest(weighed: Weighed) -> str:
+    token = weighed.tokens[int(np.argmax(weighed.log_p))]
     return "" if token.end else token.text or (token.bytes or b"").decode("utf-8", "replace")
 
 

@@ -93,7 +93,7 @@ class Against:
         at, spelled = self._at, (self._pending + (token.bytes or b"")).decode("utf-8", "ignore")
         rest = self.text[at:]
         if spelled.strip() and spelled.rstrip() != rest.rstrip() and spelled.strip() != rest.strip():
-            return "wait" if not rest.strip() else "no"
+            return "wait" if _nothing(rest) else "no"
         self._at = len(self.text) if spelled.strip() else at
         return "yes"
 
@@ -145,7 +145,9 @@ class Against:
             if found < 0 and (certain or at == 0):
                 found = self._but_for_blanks(whole, at, both=certain)
         if found < 0:
-            return "wait" if whole.startswith(text[at:]) or (certain and not text[at:].strip()) else "no"
+            rest = text[at:]
+            ended = _nothing(rest) if certain or rest.startswith(_REPLACEMENT) else not rest
+            return "wait" if ended or whole.startswith(rest) else "no"
         self._at, self._pending = found, pending
         if whole:
             self._loose = 0
@@ -177,6 +179,11 @@ class Against:
         if not bare:
             return at if self.text[at:] else -1
         return at + len(bare) if self.text.startswith(bare, at) else -1
+
+
+def _nothing(rest: str) -> bool:
+    """Whether what is left of a text is blank, or the rest of a character that was not finished before the end."""
+    return not rest.strip().strip(_REPLACEMENT)
 
 
 WAY_OUT = (

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import Choice, ProxyTuner, TransformersBase, TransformersPair, open_base
-from blackbox_proxy.answers.choices import Rule, choose, look
+from blackbox_proxy.answers.choices import Rule, choose
 from blackbox_proxy.answers.forms import Forms
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
@@ -168,15 +168,15 @@ def test_law_3_the_whole_vocabulary_equals_the_equation(
 def test_law_1_no_alpha_and_no_tuning_give_the_base(
     kind: str, missing: Any, models: dict[str, str], near: Any, pairs: Pairs
 ) -> None:
-    rule, base = Rule(missing), Shows(near(), "A", " the", "li")
-    (plain,) = wait(choose(base, [pairs(kind)], PROMPT, LETTERS, equations(0.0), rule=rule))
+    rule = Rule(missing)
+    (plain,) = wait(choose(near(5), [pairs(kind)], PROMPT, LETTERS, equations(0.0), rule=rule))
     assert np.allclose(plain.log_p, plain.log_q, atol=1e-6)
     assert np.logaddexp.reduce(plain.log_p) == pytest.approx(0.0, abs=1e-9)
     expert = models[f"{kind}-expert"]
     untuned = TransformersPair(expert, expert, device="cpu")
-    (scored,) = wait(choose(base, [untuned], PROMPT, LETTERS, equations(1.7), rule=rule))
+    (scored,) = wait(choose(near(5), [untuned], PROMPT, LETTERS, equations(1.7), rule=rule))
     assert np.allclose(scored.log_p, scored.log_q, atol=1e-6)
-    assert scored.missing == (1, 2, 3)
+    assert scored.missing == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("kind", ["same", "digits", "pieces"])
@@ -267,7 +267,7 @@ def test_missing_options(near: Any, pairs: Pairs) -> None:
 
 
 def test_backoff_spreads_as_the_antiexpert(near: Any, pairs: Pairs) -> None:
-    """Below the cap: five likely candidates are shown, none of them an option. (`choose` would name none of them.)"""
+    """Below the cap: five likely candidates are shown, none of them an option."""
     whole, five = (wait(near(k).draft(Ask(Prefix(PROMPT), 1))).positions[0] for k in (None, 5))
     scores = pairs("same").open(PROMPT, near().vocabulary).score((), [whole])[0].score(whole.tokens)
     a = {token.text: math.exp(value) for token, value in zip(whole.tokens, scores.log_antiexpert, strict=True)}
@@ -276,10 +276,8 @@ def test_backoff_spreads_as_the_antiexpert(near: Any, pairs: Pairs) -> None:
     of = {text: Forms(tuple(LETTERS)).option_of(text) for text in a}
     masses = np.array([sum(min(hidden * a[t] / outside, cap) for t in a if of[t] == i) for i in range(4)])
     assert masses.min() < cap / 2
-    weighed, indices, _ = wait(look(near(5), [pairs("same")], PROMPT, LETTERS, Equation((1.0,)), Rule()))
-    assert weighed is not None
-    found = np.array([np.exp(weighed.log_q[own]).sum() for own in indices])
-    assert np.allclose(found / found.sum(), masses / masses.sum(), rtol=1e-3)
+    found = ProxyTuner(near(5), pairs("same")).choose(PROMPT, LETTERS)
+    assert np.allclose(np.exp(found.log_q), masses / masses.sum(), rtol=1e-3)
 
 
 def test_abstention(near: Any, pairs: Pairs) -> None:
@@ -289,12 +287,8 @@ def test_abstention(near: Any, pairs: Pairs) -> None:
     assert set(found.log_p) == set(found.log_q) == {-math.inf}
     assert found.expert_best is not None
     assert (found.covered, found.tuned_covered) == (0.0, 0.0)
-    for missing in ("exclude", "backoff", "floor"):  # where nothing is seen of the options, there is no best guess
-        found = tuner.choose(PROMPT, LETTERS, missing=missing)
-        assert (found.abstained, found.covered, set(found.log_p)) == (True, 0.0, {-math.inf})
-        (position,) = wait(near(5).draft(Ask(Prefix(PROMPT), 1))).positions
-        assert found.instead == position.token.text
-    assert not tuner.choose(PROMPT, LETTERS, missing="ask").abstained
+    assert tuner.generate(PROMPT, max_tokens=1).steps[0].token.decode() == found.instead
+    assert not tuner.choose(PROMPT, LETTERS).abstained
 
 
 class Ends(FakeAround):
@@ -330,7 +324,7 @@ def test_what_the_server_counts(models: dict[str, str], pairs: Pairs) -> None:
             found = ProxyTuner(base, pairs("same")).choose(PROMPT, answers, **rule)
             assert stats.requests - before == found.usage.api_calls == calls, (options, rule)
             assert found.by == by
-            assert found.abstained == (found.covered == 0.0)
+            assert not found.abstained
             wait(base.aclose())
 
 

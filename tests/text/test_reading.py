@@ -156,6 +156,9 @@ def test_a_trace_and_a_configuration_are_read_the_same(mark: bytes, tmp_path: Pa
 
 OTHERS = {
     "report/html.py": "the package's own page",
+    "gateway/page.py": "the package's own page",
+    "screen/styles.py": "the package's own styles",
+    "cli/configuring.py": "settings as this package writes them",
     "bench/near.py": "the package's own source",
     "config/writing.py": "the package's own comments",
     "cli/showing.py": "the package's own source",
