@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from bulk import numbered, results
+from own_process import in_process
 
 from blackbox_proxy import cli
 
@@ -33,14 +34,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(ended.value.code or 0), captured.out, captured.err
 
     return call
-
-
-def in_process(arguments: list[str]) -> None:
-    """`blackbox-proxy run …` as the whole of a process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
-    sys.argv = ["blackbox-proxy", "run", *arguments]
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    cli.main()
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")
