@@ -42,6 +42,17 @@ class Background:
         return loop
 
 
+async def side_by_side(work: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """`work()` so many times at once, until each has ended. An error in one ends all, and nothing goes on behind it."""
+    workers = [asyncio.create_task(work()) for _ in range(count)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
 class Stopped(Exception):
     """Raised by a `checkpoint` of work that nobody waits for any more. Seen by nobody."""
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,6 @@ PROMPTS = ("def score(self, tokens):", "The loop asks the base for")
 ALONE = "base alone"
 PLAIN = "plain loop"
 _OURS = {"one at a time": Drafting.fixed(1), "8 at a time": Drafting.fixed(8), "by default": Drafting()}
-
-
 _SPREAD = 3.0  # nats: random logits that are as sure of themselves as a trained model's
 _TUNED = 0.01  # how far the expert is from the anti-expert, of the spread of each weight
 _LARGER = {"0.8M": "10M", "10M": "100M", "100M": "100M"}
@@ -114,8 +113,7 @@ def measure_here(
         ALONE: lambda: [plain_loop([base], own[:1], tokens, None) for own in ids],
         PLAIN: lambda: [plain_loop([base, expert, antiexpert], own, tokens, alpha if same else None) for own in ids],
     }
-    for name, drafting in _OURS.items():
-        ways[name] = lambda name=name, drafting=drafting: ours(name, drafting)  # type: ignore[misc]
+    ways |= {name: partial(ours, name, drafting) for name, drafting in _OURS.items()}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     texts: dict[str, list[tuple[int, ...]]] = {}
     try:

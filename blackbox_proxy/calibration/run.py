@@ -17,6 +17,7 @@ import numpy as np
 
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.answers.choices import Rule
+from blackbox_proxy.background import side_by_side
 from blackbox_proxy.calibration.asking import Document, Plan, Question, documents_of, plan_of, question_of
 from blackbox_proxy.calibration.fitting import Fitted, Learner, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.likelihood import Terms
@@ -209,13 +210,7 @@ async def _asked(
             if observe is not None:
                 observe(Told(len(questions), len(found), usage))
 
-    workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(questions)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+    await side_by_side(work, min(concurrency, len(questions)))
     if ended and len(found) < _LEAST:
         raise ended[0]
     return [found[place] for place in sorted(found)], usage

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.answers import choices
+from blackbox_proxy.background import side_by_side
 from blackbox_proxy.base.cache.base import CachedBase
 from blackbox_proxy.base.cache.store import Store
 from blackbox_proxy.base.local import TransformersBase
@@ -238,13 +239,7 @@ async def _answer(
 
     if observe is not None:
         observe(told)
-    workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(tasks)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+    await side_by_side(work, min(concurrency, len(tasks)))
     rows = [found[place] for place in range(len(tasks))]
     if all(row.errors for row in rows):
         reason = next(iter(rows[0].errors.values()))

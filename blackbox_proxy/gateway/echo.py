@@ -15,7 +15,7 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.gateway.prompts import Both, spelled
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.serve.engine import Event, Placed, TextWanted
-from blackbox_proxy.serve.text import offsets, places, written
+from blackbox_proxy.serve.text import echoed_part, offsets
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Position, Prompt, Usage
@@ -33,17 +33,12 @@ async def echoed(base: Base, tuner: ProxyTuner, wanted: TextWanted, ids: Sequenc
     """The prompt, or its last tokens (`echo_last`), as the first event of an answer. Raises BlackboxError."""
     vocabulary = base.vocabulary
     assert vocabulary is not None, "checked"
-    text = wanted.prompt.encode("utf-8") if isinstance(wanted.prompt, str) else written(ids, vocabulary)
-    begins = places(text, ids, vocabulary)
-    first = 0 if wanted.echo_last is None else max(0, len(ids) - wanted.echo_last)
-    if first:
-        cut = begins[first] if first < len(ids) else len(text)
-        text, begins = text[cut:], [place - cut for place in begins[first:]]
+    text, begins = echoed_part(wanted.prompt, ids, vocabulary, wanted.echo_last)
     entries: tuple[Placed, ...] = ()
     usage = Usage()
     if wanted.top_logprobs is not None:
         positions, usage = await _scored(base, tuner, vocabulary, ids, wanted.top_logprobs)
-        shown = zip(positions[first:], offsets(text, begins), strict=True)
+        shown = zip(positions[len(positions) - len(begins) :], offsets(text, begins), strict=True)
         entries = tuple(Placed(position, offset, generated=False) for position, offset in shown)
     return Event(text.decode("utf-8", "ignore"), entries, upstream=usage)
 

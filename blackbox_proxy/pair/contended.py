@@ -103,12 +103,9 @@ class Bridges:
     def masses(self, tokens: Sequence[bytes]) -> Floats:
         """What the nodes before the end of x add to the mass of each token, (c,)."""
         total = np.zeros(len(tokens))
-        beginning_with = self._alignment.local.beginning_with
         for node, missing, scale in self._before:
             for j, token in enumerate(tokens):
-                ids = beginning_with(missing + token)
-                if len(ids):
-                    total[j] += scale * math.fsum(p for _, p in self._first_is(node, ids, missing, b"", token))
+                total[j] += scale * math.fsum(p for _, p in self.completing(node, missing, b"", token))
         return total
 
     def likely(self, count: int) -> list[tuple[bytes, float]]:
@@ -150,16 +147,11 @@ class Bridges:
     def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
         """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
         ids = self._alignment.local.beginning_with(missing + token[len(after) :])
-        return self._first_is(path, ids, missing, after, token) if len(ids) else []
-
-    def _first_is(self, path: Path, ids: Ids, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
-        """Those of some ids at this node of which `token` is what the base begins with, and their probability."""
+        if not len(ids):
+            return []
         found = self.probability(path, ids)
-        if len(ids) == 1:
-            likely = np.zeros(1, dtype=np.intp)
-        else:
-            order = np.argsort(-found, kind="stable")[:TOP]
-            likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
+        order = np.argsort(-found, kind="stable")[:TOP]
+        likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
         spelling = self._alignment.local.spelling
         texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
         firsts = self._alignment.base.first(texts)

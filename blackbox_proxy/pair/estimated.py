@@ -228,7 +228,7 @@ class EstimatedRow:
         self.views = views
         self.crossing = crossing
         self.lock = session.lock
-        self._alignment = alignment
+        self.alignment = alignment
         self._ends = ends
         self.known = Known(len(views))
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
@@ -274,11 +274,7 @@ class EstimatedRow:
     def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
         at_x = self.views[0].at_x or ()
-        return (self._alignment.canonical(text) or ())[: len(at_x)] != at_x
-
-    @property
-    def alignment(self) -> Alignment:
-        return self._alignment
+        return (self.alignment.canonical(text) or ())[: len(at_x)] != at_x
 
     def propose(self, count: int, model: int = 0) -> list[Token]:
         model = min(model, len(self.views) - 1)
@@ -329,11 +325,10 @@ class EstimatedRow:
         known = self.known
         self._wanted = [t for t in dict.fromkeys(tokens) if t in known.place and not known.exact[known.place[t]]]
         for view in self.views:
-            spelled = ways(self._alignment, view.tail, self._wanted) if view.at_x is not None else []
+            spelled = ways(self.alignment, view.tail, self._wanted) if view.at_x is not None else []
             view.ways = {way.token: way for way in spelled}
 
     def sum_up(self) -> None:
-        self._proposed.clear()
         columns: list[dict[bytes, float]] = []
         shifts = []
         for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
@@ -355,7 +350,7 @@ class EstimatedRow:
     def lay_out_onward(self) -> None:
         """The same for texts that go on."""
         for view in self.views:
-            view.ways = {way.token: way for way in ways(self._alignment, view.tail, self.onward)}
+            view.ways = {way.token: way for way in ways(self.alignment, view.tail, self.onward)}
 
     def follow(self) -> None:
         """Take what the ways' ends become into what is proposed; what has to be followed further is `onward` then."""

@@ -24,7 +24,7 @@ from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.network import Network, OverNetwork
 from blackbox_proxy.serve.options import EngineOptions, HostOptions
 from blackbox_proxy.serve.prompts import Prompts, read_template
-from blackbox_proxy.serve.text import Feed, offsets, places, written
+from blackbox_proxy.serve.text import Feed, echoed_part, offsets
 from blackbox_proxy.types import FinishReason, Prefix, Usage
 
 if TYPE_CHECKING:
@@ -118,12 +118,7 @@ class HostEngine:
     async def _echo(self, wanted: TextWanted, ids: tuple[int, ...]) -> Event:
         """The prompt, or its last tokens, as an event, scored where log probabilities are asked for."""
         vocabulary = self._base.vocabulary
-        text = wanted.prompt.encode("utf-8") if isinstance(wanted.prompt, str) else written(ids, vocabulary)
-        begins = places(text, ids, vocabulary)
-        first = 0 if wanted.echo_last is None else max(0, len(ids) - wanted.echo_last)
-        if first:
-            cut = begins[first] if first < len(ids) else len(text)
-            text, begins = text[cut:], [place - cut for place in begins[first:]]
+        text, begins = echoed_part(wanted.prompt, ids, vocabulary, wanted.echo_last)
         entries: tuple[Placed, ...] = ()
         if wanted.top_logprobs is not None and wanted.echo_scored:
             positions = await self._base.echo(ids, top_logprobs=wanted.top_logprobs, last=wanted.echo_last)

@@ -100,6 +100,17 @@ def places(text: bytes, ids: Iterable[int], vocabulary: Vocabulary) -> list[int]
     return result
 
 
+def echoed_part(
+    prompt: object, ids: Sequence[int], vocabulary: Vocabulary, last: int | None
+) -> tuple[bytes, list[int]]:
+    """The prompt's text, or that of its `last` tokens only, and where in it each of these begins."""
+    text = prompt.encode("utf-8") if isinstance(prompt, str) else written(ids, vocabulary)
+    begins = places(text, ids, vocabulary)
+    first = 0 if last is None else max(0, len(ids) - last)
+    cut = 0 if not first else begins[first] if first < len(ids) else len(text)
+    return text[cut:], [place - cut for place in begins[first:]]
+
+
 def offsets(text: bytes, places: Iterable[int]) -> list[int]:
     """The same places in characters, counted as the text is decoded."""
     result, read, characters = [], 0, Characters()
