@@ -15,14 +15,14 @@ from blackbox_proxy.background import Background
 from blackbox_proxy.decoding.biased import decode_biased
 from blackbox_proxy.decoding.loop import decode
 from blackbox_proxy.decoding.pace import Drafting, Pace
+from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.maths.equation import Alpha, Equation
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair
-from blackbox_proxy.text.prompts import joined, text_of_ids
-from blackbox_proxy.text.vocabulary import is_ids
+from blackbox_proxy.text.shown import told
 from blackbox_proxy.types import Generation, Prompt, Step, TailPolicy, Usage
 
 T = TypeVar("T")
@@ -40,7 +40,6 @@ class Texts(ABC):
 
     @abstractmethod
     def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
-        prompt = joined(prompt)
         """Raise InputError where this prompt cannot be decoded; sends nothing and runs no model."""
 
     async def agenerate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -235,7 +234,7 @@ class ProxyTuner(Texts):
         stop: str | Sequence[str] = (),
     ) -> AsyncIterator[Step]:
         """The steps of the text as they are decided."""
-        prompt = joined(prompt)
+        prompt = self._told(prompt)
         limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
         sampling = Sampling(temperature, top_p, secrets.randbits(63) if seed is None else seed)
         self.check(prompt, max_tokens)
@@ -253,6 +252,7 @@ class ProxyTuner(Texts):
             await cast(Any, steps).aclose()
 
     def check(self, prompt: Prompt, max_tokens: int = 256) -> None:
+        prompt = self._told(prompt)
         if not isinstance(prompt, str) and len(prompt) == 0:
             raise InputError("the prompt is empty", hint="Give text, or at least one message.")
         if isinstance(prompt, str) and not prompt:
@@ -267,11 +267,12 @@ class ProxyTuner(Texts):
                 f"{self.base.name} cannot be asked about tokens that it does not show",
                 hint='Use tail="backoff". Asking needs a server that scores given text, or named tokens (vLLM).',
             )
-        if is_ids(prompt) and self.base.vocabulary is None:
-            text_of_ids(prompt, None)
-        for pair in self.pairs:
-            pair.check(prompt, max_tokens)
+        check_prompt(self.pairs, prompt, max_tokens)
         self.base.check(prompt, max_tokens)
+
+    def _told(self, prompt: Prompt) -> Prompt:
+        """The prompt as base and pairs are told it: text parts joined, token ids as text for the pairs."""
+        return told(prompt, self.base.vocabulary)
 
     # -- given text -----------------------------------------------------------------------------------------------
 
@@ -290,12 +291,12 @@ class ProxyTuner(Texts):
         of several tokens are scored as they are written, so give them their space: " New York".
         """
         rule = Rule(missing, forms, normalise)
-        (choice,) = await choose(self.base, self.pairs, joined(prompt), options, [self.equation], rule=rule)
+        (choice,) = await choose(self.base, self.pairs, self._told(prompt), options, [self.equation], rule=rule)
         return choice
 
     async def ascore(self, prompt: Prompt, continuation: str) -> Score:
         """How likely the tuned model finds this text after the prompt. InputError where the base scores no text."""
-        (scored,) = await score(self.base, self.pairs, joined(prompt), continuation, [self.equation])
+        (scored,) = await score(self.base, self.pairs, self._told(prompt), continuation, [self.equation])
         return scored
 
     # -- the same, without async -----------------------------------------------------------------------------------

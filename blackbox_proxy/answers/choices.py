@@ -19,6 +19,7 @@ import numpy as np
 from blackbox_proxy.answers import scoring
 from blackbox_proxy.answers.asking import ask, rows_of
 from blackbox_proxy.answers.forms import Forms, ShownForms
+from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
 from blackbox_proxy.decoding.weigh import Known, Weighed, log_spread
@@ -184,8 +185,7 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[s
     if len(prompt) == 0:
         raise InputError("the prompt is empty", hint="Give the question.")
     forms = Forms(tuple(options), rule.forms)
-    for pair in pairs:
-        pair.check(prompt, 1)
+    check_prompt(pairs, prompt, 1)
     base.check(prompt, 1)
     if not forms.single(base.vocabulary):
         if base.abilities.scores:

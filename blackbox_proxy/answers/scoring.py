@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from blackbox_proxy.answers.windows import encoded, windows
+from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.rows import Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known
@@ -170,8 +171,7 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, text: str) -> None:
             hint="Give a prompt; split_opening() takes a text's own beginning for one.",
         )
     check_text(text, "the text")
-    for pair in pairs:
-        pair.check(prompt, 1)
+    check_prompt(pairs, prompt, 1)
     base.check(prompt, 1)
     if base.vocabulary is not None:
         encoded(base.vocabulary, text)

@@ -17,6 +17,7 @@ import numpy as np
 
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.decoding.contenders import beginnings, contenders, spreading
+from blackbox_proxy.decoding.prompted import open_session
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, log_spread, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths.equation import Equation
@@ -36,7 +37,7 @@ def opened(pairs: Sequence[Pair], prompt: Prompt, base: Vocabulary | None) -> It
     with ExitStack() as stack:
         sessions = []
         for pair in pairs:
-            session = pair.open(prompt, base)
+            session = open_session(pair, prompt, base)
             stack.callback(session.close)
             sessions.append(session)
         yield sessions

@@ -1,7 +1,7 @@
 """The gateway: tuned models behind OpenAI's routes, for many users at a time.
 
     prompts.py    a request's prompt -> what the base is asked and what the pair is shown
-    pairs.py      a pair that is shown such prompts; no pair, for the base under its own name
+    pairs.py      no pair, for the base under its own name
     engine.py     `TunedEngine`: steps of a tuner -> events of `serve`
     telling.py    how each token was chosen, for requests that ask
     failures.py   failures of the far and the near side -> answers                          pure

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from blackbox_proxy.answers.shown import shown_at
+from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.gateway.prompts import Both, spelled
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.serve.engine import Event, Placed, TextWanted
 from blackbox_proxy.serve.text import echoed_part, offsets
+from blackbox_proxy.text.shown import of_ids
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Position, Prompt, Usage
+from blackbox_proxy.types import Position, Usage
 
 
 def check_echo(base: Base, wanted: TextWanted) -> None:
@@ -51,7 +52,7 @@ async def _scored(
     nothing = [Position(token, None, (), np.empty(0)) for token in tokens[:begun]]
     if begun == len(ids):
         return nothing, Usage()
-    prompt = _prompt(vocabulary, ids[:begun])
+    prompt = of_ids(ids[:begun], vocabulary)
     positions, usage = await shown_at(base, tuner.pairs, prompt, tokens[begun:], tuner.equation, k)
     return [*nothing, *positions], usage
 
@@ -60,15 +61,8 @@ def _beginning(pairs: Sequence[Pair], vocabulary: Vocabulary, ids: Sequence[int]
     """How many of the first ids everything else is scored after: as few as every pair can be shown."""
     for count in range(1, len(ids)):
         try:
-            prompt = _prompt(vocabulary, ids[:count])
-            for pair in pairs:
-                pair.check(prompt, 1)
+            check_prompt(pairs, of_ids(ids[:count], vocabulary), 1)
         except InputError:
             continue
         return count
     return len(ids)
-
-
-def _prompt(vocabulary: Vocabulary, ids: Sequence[int]) -> Prompt:
-    text, rest = spelled(ids, vocabulary)
-    return Both.of(ids, text, rest)

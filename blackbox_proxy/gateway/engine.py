@@ -19,7 +19,7 @@ from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.gateway.echo import check_echo, echoed
 from blackbox_proxy.gateway.failures import as_answer
-from blackbox_proxy.gateway.pairs import NoPair, ShownPair
+from blackbox_proxy.gateway.pairs import NoPair
 from blackbox_proxy.gateway.prompts import Reader
 from blackbox_proxy.gateway.telling import Json, Teller, check_steps
 from blackbox_proxy.maths.equation import Alpha, Equation
@@ -97,7 +97,7 @@ class TunedEngine:
         self._base = base
         self._model = model
         self._reader = reader
-        self._pairs: tuple[Pair, ...] = tuple(ShownPair(pair) for pair in model.pairs) or (NoPair(),)
+        self._pairs: tuple[Pair, ...] = model.pairs or (NoPair(),)
         alphas = model.alphas if model.pairs else (0.0,)
         tail = model.tail if model.pairs else "truncate"
         self._equation = Equation(alphas, tail, model.tail_size, model.weights)

@@ -1,4 +1,4 @@
-"""Pairs as a gateway gives them to a tuner: one that is shown `Both` prompts, and none at all."""
+"""No pair: what the base under its own name is decoded with."""
 
 from __future__ import annotations
 
@@ -6,53 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blackbox_proxy.gateway.prompts import Both
-from blackbox_proxy.protocols import Pair, Row, Session
+from blackbox_proxy.protocols import Row, Session
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import How, Position, Prompt, Scores, Token
-
-
-class ShownPair:
-    """A pair that understands `Both`: it is shown the one half, and the other half has been issued already."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-
-    @property
-    def has_antiexpert(self) -> bool:
-        return self.pair.has_antiexpert
-
-    def check(self, prompt: Prompt, max_tokens: int) -> None:
-        self.pair.check(prompt.shown if isinstance(prompt, Both) else prompt, max_tokens)
-
-    def open(self, prompt: Prompt, base: Vocabulary | None) -> Session:
-        if not isinstance(prompt, Both):
-            return self.pair.open(prompt, base)
-        session = self.pair.open(prompt.shown, base)
-        return _After(session, prompt.issued) if prompt.issued else session
-
-    def close(self) -> None:
-        self.pair.close()
-
-
-class _After:
-    """A session of a text of which some tokens were issued before it was opened."""
-
-    def __init__(self, session: Session, issued: tuple[Token, ...]) -> None:
-        self._session = session
-        self._issued = issued
-
-    def read(self, issued: Sequence[Token]) -> None:
-        self._session.read((*self._issued, *issued))
-
-    def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
-        return self._session.score((*self._issued, *issued), positions)
-
-    def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
-        self._session.refine(wanted)
-
-    def close(self) -> None:
-        self._session.close()
 
 
 class NoPair:

@@ -1,19 +1,20 @@
 """What a request gives -> what the base is asked and what the pair is shown. Pure, but for the tokenizer.
 
 A pair has a vocabulary of its own and takes text or messages. Where the base is given token ids, or an answer that was
-begun, both stand for the same text, said to each in its own way (`Ids`, `Begun`): what cannot be part of the pair's
-prompt (the beginning of an answer, half a character) is shown to it as tokens that were issued already.
+begun, both stand for the same text, said to each in its own way (text/shown.py): what cannot be part of the
+pair's prompt (the beginning of an answer, half a character) is shown to it as tokens that were issued already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.engine import Ending, TextWanted
-from blackbox_proxy.text.vocabulary import Vocabulary, is_ids, utf8_prefix
+from blackbox_proxy.text.shown import Both, of_ids
+from blackbox_proxy.text.vocabulary import Vocabulary, is_ids
 from blackbox_proxy.types import Message, Prompt, Rendering, Token
 
 PLAIN = (
@@ -21,22 +22,6 @@ PLAIN = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """A chat template for models that have none."""
-
-
-_TRIES = 16  # to find where a text stops being cut as its tokenizer would cut it
-
-
-class Both(tuple[Any, ...]):
-    """A prompt of the base, with what stands for it at the pair: `shown`, and then the tokens `issued`."""
-
-    shown: Prompt
-    issued: tuple[Token, ...]
-
-    @classmethod
-    def of(cls, asked: Sequence[Any], shown: Prompt, issued: Sequence[Token]) -> Both:
-        both = cls(asked)
-        both.shown, both.issued = shown, tuple(issued)
-        return both
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +54,7 @@ class Reader:
                 "a prompt of token ids needs the base's tokenizer, which this server does not know",
                 hint="Send the prompt as text.",
             )
-        if not all(0 <= index < len(vocabulary) for index in ids):
-            raise InputError(f"the prompt has token ids outside the vocabulary: they are 0 to {len(vocabulary) - 1}")
-        text, rest = spelled(ids, vocabulary)
-        return Both.of(ids, text, rest)
+        return of_ids(ids, vocabulary)
 
     def length(self, prompt: Prompt) -> int | None:
         """Tokens of the prompt as the base sees it; None where only the API knows."""
@@ -133,39 +115,6 @@ class Reader:
             )
         ids = [*vocabulary.prompt_ids(asked, self.rendering), *(token.id for token in issued if token.id is not None)]
         return Both.of(ids, asked, issued)
-
-
-def spelled(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, list[Token]]:
-    """Ids as text, special tokens written out, but for those that the tokenizer puts before any text; and the tokens
-    from the first on that is no whole character, or that the tokenizer itself would not cut there (a text that goes on
-    from what a model wrote): they have to be issued as they are.
-    """
-    added = vocabulary.prompt_ids("", "raw")
-    start = len(added) if tuple(ids[: len(added)]) == tuple(added) else 0
-    parts = [vocabulary.special.get(i, "").encode() or vocabulary.token_of(i).bytes or b"" for i in ids[start:]]
-    whole = text = _whole(parts, len(parts))
-    for _ in range(_TRIES):
-        found = vocabulary.prompt_ids(b"".join(parts[:text]).decode("utf-8"), "raw")
-        wanted = (*added, *ids[start : start + text])
-        if tuple(found) == wanted:
-            break
-        same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
-        text = _whole(parts, min(max(same - len(added), 0), text - 1))
-        if text <= 0:
-            text = whole  # it is cut in another way from the beginning on
-            break
-    return b"".join(parts[:text]).decode("utf-8"), [vocabulary.token_of(i) for i in ids[start + text :]]
-
-
-def _whole(parts: Sequence[bytes], most: int) -> int:
-    """How many of the first `most` parts are whole characters together."""
-    good, length = utf8_prefix(b"".join(parts[:most])), sum(map(len, parts[:most]))
-    while most and length > good:
-        most -= 1
-        length -= len(parts[most])
-        if length <= good:
-            good = utf8_prefix(b"".join(parts[:most]))
-    return most
 
 
 def render(template: str, messages: Sequence[Message]) -> str:

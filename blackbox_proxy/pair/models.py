@@ -20,7 +20,6 @@ from blackbox_proxy.pair.plain import PlainSession
 from blackbox_proxy.pair.sharing import mismatch
 from blackbox_proxy.pair.side import Model, Side
 from blackbox_proxy.protocols import Session
-from blackbox_proxy.text.prompts import text_of_ids
 from blackbox_proxy.text.vocabulary import Vocabulary, is_ids
 from blackbox_proxy.types import Prompt, Rendering
 
@@ -62,8 +61,11 @@ class ModelPair:
         return f"{type(self).__name__}({names})"
 
     def check(self, prompt: Prompt, max_tokens: int) -> None:
-        if is_ids(prompt) and len(prompt):
-            return  # the base's: what they spell is known when a text is opened
+        if is_ids(prompt):
+            raise InputError(
+                "a prompt of token ids means nothing to a pair with a vocabulary of its own",
+                hint="Give the prompt as text or messages.",
+            )
         for model, rendering in self._models:
             length = len(model.vocabulary.prompt_ids(prompt, rendering))
             if length == 0:
@@ -75,8 +77,6 @@ class ModelPair:
         plain = base is not None and base.spells_like(self.vocabulary)
         if base is not None and plain:  # ids are shared: what is a word there, and no end, is that word
             ends -= {i for i in ends if i < len(base) and base.spelling[i] and i not in base.end_ids}
-        if is_ids(prompt) and not plain:
-            prompt = text_of_ids(prompt, base)
         sides = [Side(model, model.vocabulary.prompt_ids(prompt, rendering), ends) for model, rendering in self._models]
         if base is not None and plain:
             return PlainSession(sides, base, self._running)

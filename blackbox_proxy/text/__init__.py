@@ -5,5 +5,6 @@ spelling     where a vocabulary comes from: tokenizer.json (pieces, rendering of
 words        where text is cut whatever the tokenizer: before words
 kept, memo   what is remembered of that: in files, in this process
 reading      text from files and standard input: the one way in
-prompts      what can be said of a prompt before it is cut; writer: the text that a generation releases
+prompts      what can be said of a prompt before it is cut; shown: one prompt for base and pair
+writer       the text that a generation releases
 """

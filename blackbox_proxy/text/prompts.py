@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.types import Prompt, Rendering
-
-if TYPE_CHECKING:
-    from blackbox_proxy.text.vocabulary import Vocabulary
 
 CHARACTERS_PER_TOKEN = 4
 
@@ -44,24 +41,6 @@ def _text_of(content: Any) -> str:
         if kind != "text" or not isinstance(part.get("text"), str):
             raise InputError(f"a message has a part that is no text: {kind}", hint="Give its content as text.")
     return "".join(part["text"] for part in content)
-
-
-def text_of_ids(ids: Sequence[int], base: Vocabulary | None) -> str:
-    """What ids of the base spell, for a model with another vocabulary. Special tokens spell nothing. Raises InputError
-    where the base's tokenizer is unknown, an id is none of its own, or they spell no whole characters.
-    """
-    if base is None:
-        raise InputError(
-            "a prompt of token ids is text for the pair only where the base's tokenizer is known",
-            hint="Give open_base the base's tokenizer, or the prompt as text.",
-        )
-    if ids and not (min(ids) >= 0 and max(ids) < len(base)):
-        raise InputError(f"the prompt has token ids outside the base's vocabulary: they are 0 to {len(base) - 1}")
-    spelled = b"".join(base.spelling[index] or b"" for index in ids)
-    try:
-        return spelled.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError("the prompt's token ids end inside a character", hint="Give all of its tokens.") from error
 
 
 def guessed_tokens(prompt: Prompt) -> float:

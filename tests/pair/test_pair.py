@@ -227,8 +227,8 @@ def test_bad_pairs_and_prompts(tmp_path: Path) -> None:
     assert caught.value.hint
     with pytest.raises(InputError):
         pair("digits").check("", 1)
-    with pytest.raises(InputError, match="token ids"):  # the base's, and it is unknown what they spell
-        pair("digits").open([1, 2, 3], None)
+    with pytest.raises(InputError, match="token ids"):
+        pair("digits").check([1, 2, 3], 1)
     with pytest.raises(InputError, match="chat template"):
         TransformersPair(lm(LOCALS["digits"], 1), expert_prompt="chat").check("Hi", 1)
     narrow = TransformersPair(lm(LOCALS["digits"], 1, context=24))
