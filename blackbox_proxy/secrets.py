@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 _SHORTEST = 4  # characters; what is shorter stands in every other word
-_WORD = 8  # characters; a shorter one of letters alone is a word, and messages would lose it everywhere
 _LONG = 16  # characters; no word of an answer is one of these by chance
 _MOST = 1000  # secrets that are remembered
 _NONE = ("not-needed", "empty", "none", "null", "no-key")  # keys that say that there is none
@@ -41,7 +40,7 @@ def keep_secret(secret: str, shown: str = "[secret]", *, certain: bool = True) -
     certain: False for what only looks like one; it is left alone in answers.
     """
     secret = secret.strip()
-    if len(secret) < _SHORTEST or secret.lower() in _NONE or (len(secret) < _WORD and secret.isalpha()):
+    if len(secret) < _SHORTEST or secret.lower() in _NONE:
         return
     spellings = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
     spellings |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}

@@ -35,6 +35,14 @@ DATA = Path(os.environ.get("BLACKBOX_PROXY_TEST_DATA", Path(__file__).parents[2]
 DRIFT = 0.01  # how far the experts are from their anti-experts: 15 to 40 % of the tokens change
 
 
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test sends as a key is a word in the messages of the next one."""
+    from blackbox_proxy import secrets
+
+    monkeypatch.setattr(secrets, "_known", {})
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders: base, and pairs with its vocabulary ("same"), digits one by one ("digits"), metaspace ("pieces")."""

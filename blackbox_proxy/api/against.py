@@ -146,7 +146,7 @@ class Against:
                 found = self._but_for_blanks(whole, at, both=certain)
         if found < 0:
             rest = text[at:]
-            ended = _nothing(rest) if certain or rest.startswith(_REPLACEMENT) else not rest
+            ended = (certain or rest.startswith(_REPLACEMENT)) and _nothing(rest)
             return "wait" if ended or whole.startswith(rest) else "no"
         self._at, self._pending = found, pending
         if whole:

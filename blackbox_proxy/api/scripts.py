@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from blackbox_proxy.api.entries import END_MARKERS, RawToken, utf8
+from blackbox_proxy.text.pieces import byte_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,7 @@ class Script:
         return entry if raw is None else replace(entry, text=raw.decode("utf-8", "replace"), bytes=raw)
 
 
-def _letters() -> dict[str, int]:
-    """GPT-2's alphabet: a letter for each byte, that of the blank is "Ġ" (Radford et al. 2019, `bytes_to_unicode`)."""
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-_LETTERS = _letters()
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-def _read_letters(text: str) -> bytes | None:
-    found = [_LETTERS.get(letter) for letter in text]
-    return None if None in found else bytes(byte for byte in found if byte is not None)
 
 
 def _read_pieces(text: str) -> bytes | None:
@@ -60,7 +48,7 @@ def _read_with(mark: str, text: str) -> bytes | None:
 PLAIN = Script("plain", (), utf8)
 SCRIPTS = (
     PLAIN,
-    Script("byte letters", ("Ġ", "Ċ", "ĉ"), _read_letters),
+    Script("byte letters", ("Ġ", "Ċ", "ĉ"), byte_level),
     Script("pieces", ("▁", "<0x"), _read_pieces),
     Script("open boxes", ("␣",), lambda text: _read_with("␣", text)),
     Script("word ends", ("</w>",), lambda text: _read_with("</w>", text)),

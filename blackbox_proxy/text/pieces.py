@@ -211,8 +211,14 @@ def _byte_level_alphabet() -> dict[int, int]:
 _ALPHABET = _byte_level_alphabet()
 
 
-def _spell_byte_level(piece: str) -> bytes:
+def byte_level(piece: str) -> bytes | None:
+    """The bytes that a piece of GPT-2's letters stands for; None where it holds anything else."""
     try:
         return piece.translate(_ALPHABET).encode("latin-1")
-    except UnicodeEncodeError:  # added words are written as they are
-        return piece.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+
+
+def _spell_byte_level(piece: str) -> bytes:
+    spelled = byte_level(piece)
+    return piece.encode("utf-8") if spelled is None else spelled  # added words are written as they are

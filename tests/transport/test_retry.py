@@ -33,7 +33,6 @@ from blackbox_proxy.transport.retry import JITTER, LONGEST_WAIT, asked_wait, dur
 
 NOW = 1_800_000_000.0
 KEY = "sk-very-secret-1234"
-keep_secret(KEY, "[api key]")
 PROMPT = "what nobody should read"
 REQUEST = httpx2.Request("POST", "http://host/v1/completions", headers={"Authorization": f"Bearer {KEY}"})
 
@@ -347,6 +346,7 @@ def test_timeouts_and_connections() -> None:
 
 
 def test_the_key_is_taken_out_of_everything() -> None:
+    keep_secret(KEY, "[api key]")
     body = {"message": f"Incorrect API key provided: {KEY}", "inner": [{"key": KEY}]}
     original = status_error(401, body)
     original.__cause__ = ValueError(f"deeper: {KEY}")
