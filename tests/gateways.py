@@ -18,10 +18,11 @@ from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.gateway.app import Porter, Room, create_gateway
 from blackbox_proxy.gateway.engine import Bounds, Model, models_of
 from blackbox_proxy.gateway.keys import Keys
-from blackbox_proxy.gateway.prompts import PLAIN, Reader
+from blackbox_proxy.gateway.prompts import Reader
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.serve.process import serve_in_thread
+from blackbox_proxy.serve.prompts import DEFAULT_CHAT_TEMPLATE
 from blackbox_proxy.serve.requests import Order
 
 Pairs = Callable[[str], TransformersPair]
@@ -82,7 +83,7 @@ def gateway(
         Model("half", (pair,), (0.5,)),
         Model("base", (), bounds=Bounds(steps=page)),
     ]
-    reader = Reader(base.vocabulary, api, template=PLAIN if api == "completions" else None)
+    reader = Reader(base.vocabulary, api, template=DEFAULT_CHAT_TEMPLATE if api == "completions" else None)
     porter = Found(room or Room())
     app = create_gateway(models_of(base, served, reader), porter, keys=keys, page=page)
     with serve_in_thread(app, left=base.aclose) as url:

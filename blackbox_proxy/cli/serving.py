@@ -61,10 +61,10 @@ def serve(*, setup: ServeOptions) -> None:
         blackbox-proxy serve --config proxy.toml --host 0.0.0.0 --keys keys.toml
     """
     quiet_transformers()
-    from blackbox_proxy.gateway.prompts import PLAIN, Reader
+    from blackbox_proxy.gateway.prompts import Reader
     from blackbox_proxy.gateway.run import Operation, run_gateway
     from blackbox_proxy.serve.limits import Limits
-    from blackbox_proxy.serve.prompts import read_template
+    from blackbox_proxy.serve.prompts import DEFAULT_CHAT_TEMPLATE, read_template
 
     told, base_told = setup.settings.serve, setup.settings.base
     operation = Operation(
@@ -79,7 +79,7 @@ def serve(*, setup: ServeOptions) -> None:
     )
     template = told.chat_template
     if template is not None:
-        template = PLAIN if template == "plain" else read_template(template)
+        template = DEFAULT_CHAT_TEMPLATE if template == "plain" else read_template(template)
     base, pairs = setup.open_base(), setup.open_pairs()
     api = "completions" if base_told.local else base_told.api
     models = served_models(setup, base, pairs)

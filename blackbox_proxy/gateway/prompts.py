@@ -17,12 +17,6 @@ from blackbox_proxy.text.shown import Both, of_ids
 from blackbox_proxy.text.vocabulary import Vocabulary, is_ids
 from blackbox_proxy.types import Message, Prompt, Rendering, Token
 
-PLAIN = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-"""A chat template for models that have none."""
-
 
 @dataclass(frozen=True, slots=True)
 class Reader:
