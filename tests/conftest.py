@@ -36,11 +36,11 @@ DRIFT = 0.01  # how far the experts are from their anti-experts: 15 to 40 % of t
 
 
 @pytest.fixture(autouse=True)
-def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_secrets() -> None:
     """What one test sends as a key is a word in the messages of the next one."""
     from blackbox_proxy import secrets
 
-    monkeypatch.setattr(secrets, "_known", {})
+    secrets._known.clear()
 
 
 @pytest.fixture(scope="session")
