@@ -40,6 +40,10 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> OnTerminal:
             patch.setattr(sys, "stderr", terminal)
             with pytest.raises(SystemExit) as ended:
                 cli.main()
+            for thread in threading.enumerate():  # none may draw on a terminal that the command has left
+                if type(thread).__name__ == "_RefreshThread":
+                    thread.join(5)
+                    assert not thread.is_alive()
         reader.join(10)
         os.close(ours)
         return int(ended.value.code or 0), came.decode("utf-8")
