@@ -14,6 +14,7 @@ os.environ.setdefault("BLACKBOX_PROXY_PROBES", "0")  # nor is what the user's en
 os.environ.setdefault("BLACKBOX_PROXY_VOCABULARIES", "0")  # nor what was found out about the user's tokenizers
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -41,6 +42,16 @@ def _own_secrets() -> None:
     from blackbox_proxy import secrets
 
     secrets._known.clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_draws() -> Iterator[None]:
+    """A bar or a spinner that outlives its test would draw on the next one's terminal."""
+    yield
+    left = [thread for thread in threading.enumerate() if type(thread).__name__ == "_RefreshThread"]
+    for thread in left:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in left)
 
 
 @pytest.fixture(scope="session")
