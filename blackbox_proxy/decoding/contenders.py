@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.maths.equation import normalise
-from blackbox_proxy.types import Floats
+from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.types import Floats, Scores
 
 _NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off does not come up by what is spread
 _SPREADS = 0.02  # of all mass: a candidate with less changes little of what is left for the tail
 _BEGINS = 0.05  # of the expert's mass: a beginning with less does not hide its choice
 _OPEN = 0.1  # nats: the error of what may go on is larger, of what ends where it ends smaller
+_MARGIN = 0.5  # nats: of a bound that rests on estimates itself
+_NEVER = -1e3  # log of a mass of nothing that can be reckoned with
 _MOVED = 0.005  # of all probability: a token whose error moves less is left as it was estimated
 
 
@@ -47,13 +50,48 @@ def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int) -> NDArr
     return np.flatnonzero((np.exp(log_mass) > _SPREADS) & (bar > 0.0))
 
 
-def beginnings(log_expert: Floats, bar: Floats, shown: int) -> NDArray[np.intp]:
+def beginnings(scores: Scores, shown: int) -> NDArray[np.intp]:
     """Candidates that may be the beginning of what the expert writes, " Gre" of " Greta": the token that it becomes may
-    be hidden by the base and covered by no token of the pair, and is known only once they are summed. log_expert (c,).
+    be hidden by the base and covered by no token of the pair, and is known only once they are summed.
     """
-    if shown == len(log_expert):
+    if shown == len(scores.error):
         return np.empty(0, dtype=np.intp)
-    return np.flatnonzero((np.exp(log_expert) > _BEGINS) & (bar > _OPEN))
+    return np.flatnonzero((np.exp(scores.log_expert) > _BEGINS) & (scores.error > _OPEN))
+
+
+def hidden_bound(
+    log_e: Floats,
+    log_a: Floats,
+    factors: tuple[float, float, float],
+    log_hidden: float,
+    most: float,
+    log_outside: float,
+) -> Floats:
+    """The largest that w_q log q + w_E log E - w_A log A can be, (c,) nats, of a token that the base hides and that is
+    part of an event with E and A (c,).
+
+    Its q is the smaller of `most` and r A / A(not C), with log r = log_hidden and log A(not C) = log_outside. In log A
+    that makes two straight lines: largest where they meet, or where A is all of the event's; without bound where it
+    grows as A vanishes.
+    """
+    of_q, of_e, of_a = factors
+    if of_e < 0.0 or of_q < of_a:
+        return np.full(len(log_e), np.inf)
+    meet = np.full(len(log_a), most - log_hidden + log_outside)
+    ends = [
+        of_q * np.minimum(most, log_hidden + end - log_outside) - of_a * end
+        for end in (np.minimum(meet, np.maximum(log_a, _NEVER)), np.maximum(log_a, _NEVER))
+    ]
+    bound: Floats = of_e * log_e + np.max(ends, axis=0)
+    return bound
+
+
+def matters(bound: Floats, log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.bool_]:
+    """Whether a token whose log p may be as large as this, (b,), could be chosen, or moves p by a stated part."""
+    reach: NDArray[np.bool_] = bound >= np.max(log_p - bar) - _MARGIN
+    if temperature > 0.0:
+        reach |= np.exp((bound + _MARGIN) / temperature - logsumexp(log_p / temperature)) > _MOVED
+    return reach
 
 
 def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:

@@ -9,6 +9,7 @@ All of this runs models and belongs on a thread (threads.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from blackbox_proxy.background import checkpoint
-from blackbox_proxy.decoding.contenders import beginnings, contenders, spreading
+from blackbox_proxy.decoding.contenders import beginnings, contenders, hidden_bound, matters, spreading
 from blackbox_proxy.decoding.prompted import open_session
 from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, log_spread, weigh
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
+from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Pair, Row, Session
 from blackbox_proxy.text.vocabulary import Vocabulary
-from blackbox_proxy.types import Key, Position, Prompt, Token
+from blackbox_proxy.types import Floats, Key, Position, Prompt, Token
 
 _PASSES = 6  # for what contends; each may bring tokens that contend only now that others are known better
 
@@ -130,11 +132,33 @@ class Weigher:
             wanted = [
                 *contenders(weighed.log_p, bar, self.temperature),
                 *spreading(weighed.log_p, bar, spread, weighed.shown),
-                *(i for scores in weighed.scores for i in beginnings(scores.log_expert, scores.error, weighed.shown)),
+                *self._beginnings(weighed, equation, scored.place, bar),
             ]
             for i in wanted:
                 found.setdefault(weighed.tokens[int(i)].key, weighed.tokens[int(i)])
         return list(found.values())
+
+    def _beginnings(self, weighed: Weighed, equation: Equation, place: int, bar: Floats) -> list[int]:
+        """Candidates that may be the beginning of a hidden token which could be chosen."""
+        found = [beginnings(scores, weighed.shown) for scores in weighed.scores]
+        factors = equation.factors(place)
+        if factors is None or not self.pairs[0].has_antiexpert:
+            return [int(i) for each in found for i in each]
+        ((some,), (scores,)) = found, weighed.scores
+        if not len(some):
+            return []
+        log_e, log_a = scores.log_expert, scores.log_antiexpert
+        best = int(np.argmax(weighed.log_p))
+        of_q, of_e, of_a = factors
+        of_tail = 0.0 if equation.weights is None else equation.weights.tail
+        log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
+        log_z += of_tail * (best >= weighed.shown)
+        if not math.isfinite(log_z):
+            return [int(i) for i in some]
+        outside = maths.uncovered(log_a[: weighed.shown])
+        bound = hidden_bound(log_e[some], log_a[some], factors, weighed.log_hidden, weighed.most, math.log(outside))
+        reached = matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)
+        return [int(i) for i in some[reached]]
 
 
 @dataclass(slots=True, eq=False)

@@ -94,6 +94,16 @@ class Equation:
                 total += alpha * each.offset
         return total
 
+    def factors(self, place: int) -> tuple[float, float, float] | None:
+        """(w_q, w_E, w_A) of a hidden token whose q is spread as the one pair's untuned model would; None otherwise."""
+        if len(self.alphas) > 1 or self.tail not in ("backoff", "ask") or self.spread != PLAIN_SPREAD:
+            return None
+        if self.weights is None:
+            (alpha,) = self.at(place)
+            return 1.0, alpha, alpha
+        (antiexpert,) = self.weights.antiexperts
+        return None if antiexpert is None else (self.weights.base, self.weights.experts[0], antiexpert)
+
     def error(self, scores: Sequence[Scores], place: int) -> Floats:
         """By how much the pairs' part of log p may be off either way, (c,) nats: sum_i |alpha_i| error_i."""
         if self.weights is not None:
@@ -146,6 +156,11 @@ def hidden_mass(log_q: Floats) -> float:
     return hidden if hidden > _TINY else 0.0
 
 
+def uncovered(log_a: Floats) -> float:
+    """A(not C), what a model gives everything but these events (k,); not less than rounding."""
+    return max(1.0 - float(np.exp(logsumexp(log_a))), _TINY)
+
+
 def tail(
     log_q: Floats,
     log_a: Floats,
@@ -173,7 +188,7 @@ def tail(
     cap = float(np.min(log_q, initial=0.0)) if cap is None else cap
     if policy == "floor":
         return np.full(len(log_a_tail), min(np.log(hidden / len(log_a_tail)), cap))
-    outside = max(1.0 - float(np.exp(logsumexp(log_a))), float(np.exp(logsumexp(log_a_tail))), _TINY)
+    outside = max(uncovered(log_a), float(np.exp(logsumexp(log_a_tail))))
     if temperature != 1.0:
         tempered: Floats = np.minimum(np.log(hidden) + (log_a_tail - np.log(outside)) / temperature, cap)
         return tempered

@@ -38,9 +38,13 @@ class Watch:
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
     """Show how far it is, on a terminal; elsewhere nothing."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-    with Bar(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True) as bar:
-        bar.disable = not console.is_terminal
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield Watch(bar)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tables import SETTINGS, Settings, Table, TableBase, TablePair, TableRow, decoded, pace_of, text_of, token
 
-from blackbox_proxy.decoding.contenders import contenders, noticeable
+from blackbox_proxy.decoding.contenders import contenders, hidden_bound, matters, noticeable
 from blackbox_proxy.decoding.rows import Weigher, complete, refine
 from blackbox_proxy.decoding.threads import Turns, on_thread
 from blackbox_proxy.decoding.weigh import Known
-from blackbox_proxy.maths.equation import Equation
+from blackbox_proxy.maths.equation import Equation, hidden_mass, tail, uncovered
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Ask, Row
 from blackbox_proxy.types import Draft, Position, Scores, Step, Token
@@ -59,6 +59,43 @@ def test_a_bar_is_the_errors_of_all_pairs_times_their_weights() -> None:
     assert Equation((2.0, -1.0)).error([scores, scores], 0) == pytest.approx(3.0 * error)
     unknown = replace(scores, error=np.full(2, np.inf))
     assert Equation((0.0, 1.0)).error([unknown, scores], 0) == pytest.approx(error), "alpha 0 leaves a pair out"
+
+
+@pytest.mark.parametrize(
+    "factors", [(1.0, 1.0, 1.0), (1.0, 0.5, 0.5), (1.0, 0.0, 0.0), (0.4, 0.8, 0.2), (1.0, 0.3, -0.5)]
+)
+def test_no_hidden_token_of_an_event_can_be_better_than_the_bound(factors: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(3)
+    of_q, of_e, of_a = factors
+    tight = 0
+    for _ in range(40):
+        log_q = np.log(0.99 * rng.dirichlet([0.3] * 6)[:5] + 1e-6)
+        log_a = np.log(rng.dirichlet([0.5] * 6)[:5] + 1e-9)
+        of_event = np.log(rng.uniform(0.0, 1.0, 2))  # E and A of the event that has the hidden token
+        parts = np.stack(np.meshgrid(np.linspace(-8.0, 0.0, 9), np.linspace(-30.0, 0.0, 61)), -1).reshape(-1, 2)
+        hidden_e, hidden_a = (of_event + parts).T  # its own part of both
+        tails = np.array([float(tail(log_q, log_a, np.array([a]), "backoff")[0]) for a in hidden_a])
+        best = float(np.max(of_q * tails + of_e * hidden_e - of_a * hidden_a))
+        hidden = math.log(hidden_mass(log_q))
+        most = min(float(np.min(log_q)), hidden)
+        e, a = of_event[:, None]
+        (bound,) = hidden_bound(e, a, factors, hidden, most, math.log(uncovered(log_a)))
+        assert best <= bound + 1e-9
+        tight += best > bound - 0.3
+    assert tight > 20, "and it is no more than is needed"
+
+
+def test_nothing_bounds_a_hidden_token_whose_score_grows_as_the_untuned_model_knows_less_of_it() -> None:
+    e = a = np.array([-1.0, -2.0])
+    for factors in ((1.0, 1.5, 1.5), (0.2, 0.8, 0.4), (1.0, -0.5, -0.5)):
+        assert hidden_bound(e, a, factors, -1.0, -4.0, -1.0).tolist() == [np.inf, np.inf]
+
+
+def test_a_bound_matters_where_it_reaches_the_best_or_a_part_of_p() -> None:
+    log_p, bar = np.log([0.9, 0.1]), np.array([0.0, 0.3])
+    bound = np.log([0.9, 0.5, 0.1, 0.001])
+    assert matters(bound, log_p, bar, 0.0).tolist() == [True, False, False, False]
+    assert matters(bound, log_p, bar, 1.0).tolist() == [True, True, True, False]
 
 
 # -- a pair that estimates first --------------------------------------------------------------------------------------
