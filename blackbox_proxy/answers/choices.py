@@ -43,9 +43,10 @@ _NONE = -math.inf
 class Rule:
     """How options are recognised and compared.
 
-    missing: what is done about an option of which the base shows no form: "backoff" and "floor" estimate it as the
-    tail policies do (see `equation.tail`; "floor" gives each missing option an equal share of what is hidden, at most
-    the least probability shown), "exclude" says it cannot win, "ask" asks the base about it by further requests.
+    missing: what is done about an option of which the base shows no form, while it shows one of another: "backoff" and
+    "floor" estimate it as the tail policies do (see `equation.tail`; "floor" gives each missing option an equal share
+    of what is hidden, at most the least probability shown), "exclude" says it cannot win. "ask" asks the base about
+    it by further requests, whatever it shows. Where it tells of no option at all, none can win: see `Choice`.
     forms: merge surface forms by the rule of forms.py; else an option is exactly its text. normalise: divide the log
     probabilities of options longer than a token by their number of tokens or bytes before they are compared.
     """
@@ -71,6 +72,8 @@ class Choice:
     `covered`: the share of the base's probability that the shown forms of the options have; `tuned_covered`: the share
     of the tuned model's that all options have. Both are small where the model would rather say something else:
     `instead` is the tuned model's likeliest token, "" the end of its text.
+    Where the base shows no option, and tells of none when it is asked, it is about to write something else (to think
+    aloud, say), and nothing is chosen by guessing (`unseen`): `log_p` and `log_q` are -inf, `instead` is the base's.
     `missing`: the options of which the base showed no form. `how`: where log q of each option comes from. `by`: what
     decided: "forms" of one token, "scores" of whole options (then `covered` is the sum of their probabilities), or
     only the "first token" of each. `usage`: what the requests cost; choices under several equations share them.
@@ -97,6 +100,11 @@ class Choice:
     def abstained(self) -> bool:
         """No option has any mass: nothing was chosen."""
         return self.best is None
+
+    @property
+    def unseen(self) -> bool:
+        """The base told of no option: it is about to write something else, `instead`."""
+        return set(self.how) == {"excluded"}
 
     @property
     def answer(self) -> str | None:
@@ -235,7 +243,9 @@ def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _A
             indices = [[weighed.index_of(token) for token, _ in forms] for forms in counted]
             log_q = [_sum(weighed.log_q, found) for found in indices]
             log_p = [_sum(weighed.log_p, found) for found in indices]
-            instead = _likeliest(weighed)
+            instead = _said(weighed.tokens, weighed.log_p)
+            if shown.position is not None and not any(counted):
+                instead = _said(shown.position.tokens or (shown.position.token,), shown.position.logprobs)
         logs = (log_p, log_q, expert, antiexpert)
         choices.append(
             _choice(
@@ -261,9 +271,14 @@ def _counted(
     shown: ShownForms,
     asked: Mapping[Key, float],
 ) -> tuple[list[list[tuple[Token, float]]], tuple[Source, ...]]:
-    """The forms that count for each option with their log q, and where that comes from."""
+    """The forms that count for each option with their log q, and where that comes from. No form of any, where the base
+    told of none: an estimate would then be the pair's own answer, under the base's name.
+    """
     counted = [list(found) for found in shown.found]
-    how: list[Source] = ["shown"] * len(counted)
+    how: list[Source] = ["excluded"] * len(counted)
+    if not any(counted) and not any(token.key in asked for i in shown.missing for token in shown.all_forms(i)):
+        return counted, tuple(how)
+    how = ["shown"] * len(counted)
     estimates = _estimates(rows, pairs, rule, shown) if rule.missing != "exclude" else {}
     for option in shown.missing:
         known = [(token, asked[token.key]) for token in shown.all_forms(option) if token.key in asked]
@@ -324,8 +339,9 @@ def _sum(values: Floats, indices: Sequence[int | None]) -> float:
     return logsumexp(np.array([values[i] for i in indices if i is not None]))
 
 
-def _likeliest(weighed: Weighed) -> str:
-    token = weighed.tokens[int(np.argmax(weighed.log_p))]
+def _said(tokens: Sequence[Token], logprobs: Floats) -> str:
+    """The likeliest of some tokens, as text."""
+    token = tokens[int(np.argmax(logprobs)) if len(logprobs) else 0]
     return "" if token.end else token.text or (token.bytes or b"").decode("utf-8", "replace")
 
 

@@ -8,6 +8,7 @@ A larger difference is always better here, also where the figure itself is one o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from blackbox_proxy.evaluation.statistics import (
     paired_t_test,
     wilson_interval,
 )
-from blackbox_proxy.evaluation.systems import Answered, System
+from blackbox_proxy.evaluation.systems import Answered, Outcome, System
 from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.types import Floats, Usage
@@ -56,9 +57,10 @@ class Result:
     """One system's line. value: the metric, with its interval: Wilson's for shares, bootstrapped for bits per byte.
 
     gap_closed: the share of the way from the base to the ceiling. abstained: rows without an answer, counted as wrong;
-    unseen: rows where the base did not show every option; errors: rows without a result, left out everywhere.
-    tokens: decoded; requests: what the system needs by itself, from an empty cache; usage: what was spent on it here,
-    after all systems above it; cost of that, where there are prices.
+    instead: what the base writes most often where it shows none of the options, "" the end of its text, None where it
+    always shows one; unseen: rows where an option that the base did not show is estimated; errors: rows without a
+    result, left out everywhere. tokens: decoded; requests: what the system needs by itself, from an empty cache; usage:
+    what was spent on it here, after all systems above it; cost of that, where there are prices.
     """
 
     system: System
@@ -67,6 +69,7 @@ class Result:
     high: float
     right: int | None
     abstained: int
+    instead: str | None
     unseen: int
     errors: int
     tokens: int
@@ -143,6 +146,7 @@ def table_of(
                 high,
                 None if kind == "text" else round(float(np.sum(values[system.key]))),
                 sum(outcome.abstained for outcome in outcomes),
+                _instead_of(outcomes),
                 sum(outcome.unseen > 0 for outcome in outcomes),
                 sum(bool(row.outcomes[system.key].error) for row in mine),
                 sum(outcome.tokens for outcome in outcomes),
@@ -157,6 +161,12 @@ def table_of(
     ordered = dict(sorted(reasons.items(), key=lambda item: -item[1]))
     table = Table(kind, metric, len(whole), len(mine) - len(whole), tuple(results), ordered, ceiling)
     return replace(table, warnings=tuple(warnings_of(table)))
+
+
+def _instead_of(outcomes: Sequence[Outcome]) -> str | None:
+    """What stands most often in place of an option; of equals the first."""
+    written = Counter(outcome.instead for outcome in outcomes if outcome.instead is not None)
+    return max(written, key=lambda text: written[text], default=None)
 
 
 def better(metric: Metric, a: float, b: float) -> float:
@@ -234,8 +244,12 @@ def warnings_of(table: Table, alpha: float | None = None) -> list[str]:
             if expert is not None:
                 found += _worse(table.metric, title, result, expert, result.to_expert, _instead(table, expert))
         if result.abstained > _MANY_ABSTAIN * table.rows:
-            answer = "empty text" if table.kind == "question" else "no option was among the candidates"
-            hint = "" if table.kind == "question" else "; raise --top-logprobs or name the options otherwise"
+            answer = "empty text" if table.kind == "question" else "no option has any probability"
+            hint = ""
+            if result.instead is not None:
+                written = repr(result.instead) if result.instead else "nothing more"
+                answer = f"the base shows none of the options, and most often writes {written} instead"
+                hint = "; raise --top-logprobs, take --missing ask, or have the prompt lead to one of the options"
             found.append(
                 f"{result.system.title.capitalize()} abstained on {result.abstained} of {table.rows} rows "
                 f"({answer}), which count as wrong{hint}."
@@ -248,7 +262,7 @@ def warnings_of(table: Table, alpha: float | None = None) -> list[str]:
     unseen = max(result.unseen for result in table.results)
     if unseen > _MANY_UNSEEN * table.rows:
         found.append(
-            f"On {unseen} of {table.rows} rows the base did not show every option, and what it did not show is an "
+            f"On {unseen} of {table.rows} rows the base showed only some of the options, and the others are an "
             "estimate: raise --top-logprobs, or ask for the missing ones with --missing ask."
         )
     if base is not None and ceiling is not None and not better(table.metric, ceiling.value, base.value) > 0:

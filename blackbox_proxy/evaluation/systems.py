@@ -72,7 +72,8 @@ class Outcome:
 
     value: 1 or 0 for right or wrong; for a text the bits that it costs, infinite where it was given no probability;
     None where there is an error. said: the option, or the text. abstained: no option had any mass, or the text was
-    empty; it counts as wrong. log_p: of each option, or of the text, in nats. size: bytes of the text that was scored.
+    empty; it counts as wrong. instead: the token that the base writes where it shows none of the options, "" the end of
+    its text; else None. log_p: of each option, or of the text, in nats. size: bytes of the text that was scored.
     unseen: options that the base did not show, so that they are estimated. tokens: decoded. usage: what was spent here,
     after what other systems had asked before. requests: what it needs by itself, from an empty cache; 0 for a local
     one.
@@ -81,6 +82,7 @@ class Outcome:
     value: float | None
     said: str = ""
     abstained: bool = False
+    instead: str | None = None
     log_p: tuple[float, ...] = ()
     size: int = 0
     unseen: int = 0
@@ -238,8 +240,9 @@ class Panel:
                 float(best in task.right),
                 "" if best is None else task.options[best].strip(),
                 best is None,
+                of.instead if of.unseen and system.asks else None,
                 tuple(log_p),
-                unseen=len(of.missing) if system.asks else 0,
+                unseen=sum(how in ("backoff", "floor") for how in of.how) if system.asks else 0,
                 tokens=int(system.asks and found[0].by != "scores"),
                 usage=usage if place == 0 and system.role != "ceiling" else Usage(),
                 requests=needed if system.asks else 0,

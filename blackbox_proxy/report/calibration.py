@@ -114,7 +114,9 @@ def _systems(title: str, systems: tuple[Compared, ...], confidence: float) -> Ta
 def lines(found: Calibration) -> Iterator[str]:
     """What must be said in words."""
     yield f"Best alpha {found.alpha:g}; pulled towards it with strength {found.strength:g}."
-    if found.unlisted:
+    if found.unlisted and found.kind == "choice":
+        yield f"At {found.unlisted} questions, left out, the base shows no option, or nothing tells of the right one."
+    elif found.unlisted:
         yield f"At {found.unlisted} places the true token was among no candidates: they say nothing of the weights."
     if found.tail is not None:
         spread, tail = found.weights.spread, found.tail

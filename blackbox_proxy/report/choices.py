@@ -47,11 +47,13 @@ def choice_table(choice: Choice) -> Table:
 def choice_line(choice: Choice) -> str:
     """What a table of shares does not say: abstention, what decided, how much of the probability the options have."""
     said = []
-    if choice.abstained:
+    if choice.unseen:
+        said.append(f"No answer: the base shows none of the options. It writes {_quoted(choice.instead)} instead.")
+    elif choice.abstained:
         said.append("No answer: no option has any probability.")
     if choice.by == "first token":
         said.append("Only the first token of each option was compared: this API does not score given text.")
-    if choice.by == "forms":
+    if choice.by == "forms" and not choice.unseen:
         said.append(
             f"The base shows {_share(choice.covered)} of its probability on the options, the tuned model has "
             f"{_share(choice.tuned_covered)} on them; its likeliest token is {_quoted(choice.instead)}."

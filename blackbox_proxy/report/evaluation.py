@@ -267,7 +267,7 @@ def markdown(evaluation: Evaluation) -> str:
             if lines:
                 rule = [":--", *("--:" for _ in heads[1:])]
                 parts.append("\n".join(_line(cells) for cells in (heads, rule, *lines)))
-        parts += [f"- {warning}" for warning in table.warnings]
+        parts += ["- " + warning.replace("<", "\\<") for warning in table.warnings]
     if evaluation.sweep is not None:
         parts.append("```\n" + curve(evaluation.sweep) + "\n```")
         parts.append(" ".join([sweep_line(evaluation.sweep), *evaluation.sweep.notes]))
@@ -335,8 +335,10 @@ def _row(row: Answered) -> dict[str, Any]:
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:
-    """Without what is empty, but the value."""
-    found = {name: value for name, value in asdict(outcome).items() if value not in ("", 0, (), False)}
+    """Without what is empty, but the value, and an end of the text in place of an option."""
+    found = {name: value for name, value in asdict(outcome).items() if value not in ("", 0, (), False, None)}
+    if outcome.instead is not None:
+        found["instead"] = outcome.instead
     found.pop("usage")
     spent = {name: count for name, count in asdict(outcome.usage).items() if count}
     return {"value": outcome.value, **found, **({"usage": spent} if outcome.usage != Usage() else {})}

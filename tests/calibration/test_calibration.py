@@ -98,6 +98,7 @@ def test_the_rest_gets_the_share_that_it_has() -> None:
 
 LEARNABLE = Weights(0.3, (1.0,), (0.2,), -0.5)
 ROWS = 24
+WIDE = 300  # candidates, of about 500 tokens: at any place some of a few short answers are among them
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,8 @@ def test_a_base_that_scores_nothing_is_asked_along_the_text(
     assert 1 < seen[1].usage.api_calls <= len(seen[1].every)
 
 
-def test_multiple_choice_fits_the_options(base: TransformersBase, pairs: Pairs) -> None:
+def test_multiple_choice_fits_the_options(models: dict[str, str], pairs: Pairs) -> None:
+    base = TransformersBase(models["base"], top_logprobs=WIDE, device="cpu")
     asked = [{"question": f"Number {i}?", "choices": ["one", "two", "three"], "answer": i % 2} for i in range(12)]
     found = calibrate(ProxyTuner(base, pairs("same")), asked)
     assert found is not None
@@ -287,5 +289,8 @@ def test_the_command_writes_what_is_better_and_nothing_else(
     few = ["{" + f'"question": "Number {i}?", "choices": ["one", "two"], "answer": {i % 2}' + "}\n" for i in range(9)]
     dev.write_text("".join(few))
     status, out, err = run(*learn)
+    assert (status, output.exists()) == (2, False)
+    assert "of 9 documents something right is among the candidates: too few" in err
+    status, out, err = run(*learn, "--top-logprobs", str(WIDE))
     assert (status, output.exists()) == (1, False), "no better than chance"
     assert "Nothing is written" in err

@@ -30,6 +30,7 @@ from blackbox_proxy.types import Usage
 
 LETTERS = ("A", "B", "C", "D")
 QUESTIONS = 24
+WIDE = 300  # candidates, of about 500 tokens: after every question the toy base shows at least one of the letters
 
 # -- comparing, by hand -----------------------------------------------------------------------------------------------
 
@@ -207,6 +208,16 @@ def tuner(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], Transforme
     return ProxyTuner(api_base(), pairs("same"))
 
 
+@pytest.fixture
+def wide(api_base: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]) -> ProxyTuner:
+    return ProxyTuner(api_base(limit=WIDE), pairs("same"))
+
+
+@pytest.fixture
+def counted_wide(hosted: Callable[[int], str]) -> Counted:
+    return Counted(hosted(-1))
+
+
 def _prompts(count: int) -> list[str]:
     return [f"{words(seed, 6)}\nAnswer:" for seed in range(100, 100 + count)]
 
@@ -217,18 +228,19 @@ def _chosen() -> dict[str, list[dict[str, int]]]:
 
 
 @pytest.fixture
-def chosen(tuner: ProxyTuner, _chosen: dict[str, list[dict[str, int]]]) -> list[dict[str, int]]:
+def chosen(wide: ProxyTuner, _chosen: dict[str, list[dict[str, int]]]) -> list[dict[str, int]]:
     """What each system would choose of four letters after each prompt, asked one by one."""
     if not _chosen:
         found = []
         for prompt in _prompts(QUESTIONS):
             choices = {
-                alpha: ProxyTuner(tuner.base, tuner.pairs, alpha).choose(prompt, LETTERS) for alpha in (0.5, 1.0, 2.0)
+                alpha: ProxyTuner(wide.base, wide.pairs, alpha).choose(prompt, LETTERS) for alpha in (0.5, 1.0, 2.0)
             }
             one = choices[1.0]
             places = {"base": one.base_best, "expert": one.expert_best, "antiexpert": one.antiexpert_best}
             places |= {f"tuned@{alpha:g}": choice.best for alpha, choice in choices.items()}
-            found.append({key: place or 0 for key, place in places.items()})
+            found.append({key: place for key, place in places.items() if place is not None})
+            assert len(found[-1]) == len(places)
         _chosen["same"] = found
     return _chosen["same"]
 
@@ -242,12 +254,12 @@ def _questions(chosen: list[dict[str, int]], right: str) -> list[dict[str, Any]]
 
 
 def test_choices_of_all_systems_take_one_request_each(
-    tuner: ProxyTuner, chosen: list[dict[str, int]], counted: Counted
+    wide: ProxyTuner, chosen: list[dict[str, int]], counted_wide: Counted
 ) -> None:
     told: list[Progress] = []
-    counted.since()
-    found = evaluate(tuner, _questions(chosen, "tuned@1"), alphas=[1.0, 0.5, 2.0], observe=told.append)
-    assert counted.since() == found.usage.api_calls == QUESTIONS
+    counted_wide.since()
+    found = evaluate(wide, _questions(chosen, "tuned@1"), alphas=[1.0, 0.5, 2.0], observe=told.append)
+    assert counted_wide.since() == found.usage.api_calls == QUESTIONS
     assert (told[0].done, told[-1].done, told[-1].usage.api_calls) == (0, QUESTIONS, QUESTIONS)
     table = found.table("choice")
     assert [r.system.key for r in table.results] == ["base", "expert", "antiexpert", "tuned@0.5", "tuned@1", "tuned@2"]
@@ -259,29 +271,27 @@ def test_choices_of_all_systems_take_one_request_each(
 
 
 def test_a_sweep_finds_the_alpha_that_is_best_by_construction(
-    tuner: ProxyTuner, chosen: list[dict[str, int]], counted: Counted
+    wide: ProxyTuner, chosen: list[dict[str, int]], counted_wide: Counted
 ) -> None:
     assert len({sum(row[f"tuned@{a:g}"] != row["tuned@1"] for row in chosen) > 0 for a in (0.5, 2.0)}) == 1
-    counted.since()
-    found = evaluate(tuner, _questions(chosen, "tuned@1"), sweep=parse_sweep("alpha=0:2:0.5"))
+    counted_wide.since()
+    found = evaluate(wide, _questions(chosen, "tuned@1"), sweep=parse_sweep("alpha=0:2:0.5"))
     sweep = found.sweep
     assert sweep is not None
     assert (sweep.best.alpha, sweep.best.value, sweep.edge) == (1.0, 1.0, None)
-    assert counted.since() == sweep.requests == QUESTIONS
-    evaluate(tuner, _questions(chosen, "tuned@1"), alphas=[1.0], systems=["tuned"])
-    assert counted.since() == sweep.single == QUESTIONS
+    assert counted_wide.since() == sweep.requests == QUESTIONS
+    evaluate(wide, _questions(chosen, "tuned@1"), alphas=[1.0], systems=["tuned"])
+    assert counted_wide.since() == sweep.single == QUESTIONS
     assert sweep.relative_requests == 1.0
-    base = evaluate(tuner, _questions(chosen, "base"), sweep=parse_sweep("alpha=0:2:0.5")).sweep
+    base = evaluate(wide, _questions(chosen, "base"), sweep=parse_sweep("alpha=0:2:0.5")).sweep
     assert base is not None
     assert (base.best.alpha, base.edge) == (0.0, "lowest")
     assert any("does not help" in note for note in base.notes)
 
 
 @pytest.mark.parametrize(("other", "alpha"), [("base", 1.0), ("expert", 0.5)])
-def test_a_pair_that_hurts_is_said_to(
-    other: str, alpha: float, tuner: ProxyTuner, chosen: list[dict[str, int]]
-) -> None:
-    table = evaluate(tuner, _questions(chosen, other), alphas=[alpha]).table("choice")
+def test_a_pair_that_hurts_is_said_to(other: str, alpha: float, wide: ProxyTuner, chosen: list[dict[str, int]]) -> None:
+    table = evaluate(wide, _questions(chosen, other), alphas=[alpha]).table("choice")
     found = table.result(f"tuned@{alpha:g}")
     assert found is not None
     difference = found.to_base if other == "base" else found.to_expert
@@ -291,7 +301,7 @@ def test_a_pair_that_hurts_is_said_to(
     assert ("not significant" in warning) is not difference.significant
     if other == "base":
         assert difference.significant, "the toy pair changes enough to be sure"
-    helped = evaluate(tuner, _questions(chosen, "tuned@1")).table("choice")
+    helped = evaluate(wide, _questions(chosen, "tuned@1")).table("choice")
     assert not [text for text in helped.warnings if "worse" in text]
 
 
@@ -440,7 +450,8 @@ def test_nothing_is_asked_before_all_is_checked(tuner: ProxyTuner, counted: Coun
 
 @pytest.fixture
 def options(hosted: Callable[[int], str], models: dict[str, str]) -> list[str]:
-    base = ["--base", "big", "--base-url", hosted(5), "--dialect", "vllm", "--tokenizer", models["base"]]
+    base = ["--base", "big", "--base-url", hosted(-1), "--dialect", "vllm", "--tokenizer", models["base"]]
+    base += ["--top-logprobs", str(WIDE)]
     return [*base, "--expert", models["same-expert"], "--antiexpert", models["same-antiexpert"], "--device", "cpu"]
 
 
