@@ -176,9 +176,10 @@ class Scores:
 
     `log_expert`, `log_antiexpert`: log mass of the event "the base's next token is this one", nats. `offset` is their
     difference: the log ratio that `combine` multiplies by alpha. `how` says where each offset came from: "exact" (the
-    event's own mass), "estimated" (from the row after the text alone), "prefix" (the mass of the longest part of the
-    token that could be scored), "neutral" (offset 0, nothing is known of the token). `error`: nats by which each offset
-    may be off until the pair is asked for the models' own (`Session.refine`); 0 where it is that. Left out, it is 0.
+    event's own mass), "estimated" (from the row after the text alone, or a sum that other candidates move), "prefix"
+    (the mass of the longest part of the token that could be scored), "neutral" (offset 0, nothing is known of the
+    token). `error`: nats by which each offset may be off until the pair is asked for the models' own
+    (`Session.refine`); 0 where it is that. Left out, it is 0.
     `apart`: the same of each log mass by itself, of which the offset keeps only what expert and anti-expert do not have
     in common. Left out, it is `error`.
     """
@@ -229,7 +230,7 @@ class Candidate:
     """A token that could have been chosen: log q (base), log E (expert), log A (anti-expert), log p (tuned), in nats.
 
     `tail` is true where q was not shown by the base but estimated by the tail policy. With several pairs, `log_expert`
-    and `log_antiexpert` are those of the first.
+    and `log_antiexpert` are those of the first, and `how` is of the pair that knows least.
     """
 
     token: Token

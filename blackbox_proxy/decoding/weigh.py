@@ -24,6 +24,7 @@ from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import END_KEY, Candidates, Floats, How, Key, Position, Scores, Token
 
 _KEPT = 64  # candidates that a step keeps of a long list
+_LEAST_SURE: tuple[How, ...] = ("exact", "estimated", "prefix", "neutral")
 _NOTICED = 1e-3  # of the likeliest candidate's probability: a sampled token below it is not worth a request
 
 
@@ -120,9 +121,15 @@ class Weighed:
             index = next(i for i, token in enumerate(self.tokens) if token.key == chosen.key)
             order, tokens = np.append(order, index), (*tokens, chosen)
         scores = self.scores[0]
-        how: tuple[How, ...] = tuple(scores.how[int(i)] for i in order)
+        how: tuple[How, ...] = tuple(
+            max((each.how[int(i)] for each in self.scores), key=_LEAST_SURE.index) for i in order
+        )
         expert, antiexpert = scores.log_expert[order], scores.log_antiexpert[order]
         return Candidates(tokens, self.log_q[order], expert, antiexpert, self.log_p[order], order >= self.shown, how)
+
+    def _how(self, index: int) -> How:
+        """Of all pairs what is known least of this candidate."""
+        return max((scores.how[index] for scores in self.scores), key=_LEAST_SURE.index)
 
 
 def weigh(

@@ -26,6 +26,7 @@ _HEAVY = 0.01  # mass from which on a path is followed until it has decided its 
 _FOLLOWED = 16  # such paths per model and round
 _ROUNDS = 8  # tokens that a path is followed at most
 _LEAST = 1e-6  # mass below which nothing is proposed
+_SAME = 2e-5  # nats: a mass that other candidates' nodes move by more is an estimate of the event's
 
 
 class AlignedSession:
@@ -40,7 +41,7 @@ class AlignedSession:
     ) -> None:
         self._sides = sides
         self._bases = bases
-        self._lock = lock  # of what the alignment remembers
+        self.lock = lock  # of what the alignment remembers
         self._running = running  # of the models
 
     def score(self, issued: Sequence[Token], positions: Sequence[Position]) -> list[Row]:
@@ -48,7 +49,7 @@ class AlignedSession:
         drafted = [position.token for position in positions]
         candidates = [_spellings(position.tokens[:BUDGET]) for position in positions]
         views: list[list[_View]] = []
-        with self._lock:
+        with self.lock:
             alignments = self._bases.alignments(issued, positions)
             plans: dict[bytes, list[tuple[Path, Nodes]]] = {}
             for side in self._sides:
@@ -59,7 +60,7 @@ class AlignedSession:
                 views.append([_View(side, alignment, tuple(read), root, nodes) for (root, nodes), alignment in own])
         self.run(views)
         if any(view.partial for places in views for view in places):
-            with self._lock:
+            with self.lock:
                 for j, tokens in enumerate(candidates):
                     for places in views:
                         places[j].name(tokens)
@@ -92,7 +93,7 @@ class AlignedSession:
 
     def plan(self, views: Sequence[_View], undecided: Iterable[bytes], tokens: Iterable[bytes]) -> None:
         """Add the nodes for these texts (`refined`) and these tokens (`reaching`)."""
-        with self._lock:
+        with self.lock:
             for view in views:
                 view.nodes = view.alignment.refined(view.nodes, undecided)
                 if tokens:
@@ -204,6 +205,7 @@ class _AlignedRow:
         self._session = session
         self._alignment = alignment
         self._partial = any(view.partial for view in views)
+        self._followed: list[bytes] = []
         self._proposed: dict[tuple[int, int], list[Token]] = {}
 
     @cached_property
@@ -222,6 +224,7 @@ class _AlignedRow:
             if not undecided:
                 break
             seen.update(undecided)
+            self._followed += undecided
             self.sum(self._session.extended(self.views, undecided, ()))
         return self._masses
 
@@ -249,11 +252,28 @@ class _AlignedRow:
             return nothing
         if token.bytes not in self._known:
             values = [masses.event(token.bytes) for masses in self._masses]
-            how = self._whole
+            how = self._whole if self._partial or self._settled(token.bytes, values) else "estimated"
             if not all(map(math.isfinite, values)):
                 values, how = [self._along(masses, token.bytes) for masses in self._masses], "prefix"
             self._known[token.bytes] = (values, how) if all(map(math.isfinite, values)) else nothing
         return self._known[token.bytes]
+
+    def _settled(self, token: bytes, values: Sequence[float]) -> bool:
+        """Whether the masses are the same whatever else is asked for at this place: all nodes of the token are known,
+        and those of others change nothing.
+        """
+        for masses, value in zip(self._masses, values, strict=True):
+            with self._session.lock:
+                own = self._alignment.own_paths(masses.nodes.tail, token)
+                if not masses.knows(own):
+                    return False
+                alone = masses.event_by(token, own | self._followed_paths(masses.nodes.tail))
+            if not abs(alone - value) <= _SAME:
+                return False
+        return True
+
+    def _followed_paths(self, tail: bytes) -> frozenset[Path]:
+        return frozenset(self._alignment.refined(Nodes(tail, (), ()), self._followed).paths)
 
     @property
     def _whole(self) -> How:

@@ -25,21 +25,19 @@ This file is about bytes and ids; masses.py sums up what the models say, aligned
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.errors import PairError
 from blackbox_proxy.pair.tree import Path
+from blackbox_proxy.text.memo import Memo
 from blackbox_proxy.text.vocabulary import Cutter, Ids, Vocabulary, is_unfinished, utf8_prefix
 
-K = TypeVar("K")
-V = TypeVar("V")
 Segmentations = Literal["canonical", "all"]
 BUDGET = 24  # candidates of one position, the likeliest first, that get nodes whatever the models think of them
 _ALL_LIMIT = 20_000  # nodes of one position under "all"
@@ -47,6 +45,7 @@ _EXACT_LIMIT = 4_096  # ids for which F is evaluated one by one when a whole voc
 _REFINED = 256  # ids of one distribution for which it is evaluated in any case, the likeliest first
 _TABLED = 1_024  # ids of a local vocabulary up to which F is evaluated for all of them at every node
 _CACHED_SETS = 20_000
+_CACHED_PATHS = 2_000
 _CACHED_MASKS = 256
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
@@ -69,29 +68,6 @@ class Nodes:
         return self.tail[len(self.texts[index]) :]
 
 
-class _Recent(Generic[K, V]):
-    """The most recently used `limit` results, by key."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._found: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        found = self._found.get(key)
-        if found is not None:
-            self._found.move_to_end(key)
-        return found
-
-    def keep(self, key: K, value: V) -> V:
-        self._found[key] = value
-        if len(self._found) > self._limit:
-            self._found.popitem(last=False)
-        return value
-
-    def clear(self) -> None:
-        self._found.clear()
-
-
 class Alignment:
     """Everything that holds between one base vocabulary and one local vocabulary, computed once and remembered."""
 
@@ -99,10 +75,11 @@ class Alignment:
         self.local = local
         self.base = base
         self.segmentations = segmentations
-        self._sets: _Recent[tuple[bytes, bytes, bytes], Ids] = _Recent(_CACHED_SETS)
-        self._masks: _Recent[bytes, tuple[NDArray[np.bool_], bool]] = _Recent(_CACHED_MASKS)
-        self._tables: _Recent[tuple[bytes, bytes], Ids] = _Recent(_CACHED_SETS)
-        self._following: _Recent[bytes, frozenset[bytes]] = _Recent(_CACHED_SETS)
+        self._sets: Memo[tuple[bytes, bytes, bytes], Ids] = Memo(_CACHED_SETS)
+        self._masks: Memo[bytes, tuple[NDArray[np.bool_], bool]] = Memo(_CACHED_MASKS)
+        self._tables: Memo[tuple[bytes, bytes], Ids] = Memo(_CACHED_SETS)
+        self._following: Memo[bytes, frozenset[bytes]] = Memo(_CACHED_SETS)
+        self._own: Memo[tuple[bytes, bytes], frozenset[Path]] = Memo(_CACHED_PATHS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
 
@@ -230,6 +207,14 @@ class Alignment:
         exhaustive = self.segmentations == "all"
         paths = self._all_paths(tail) if exhaustive else self._canonical_paths(tail, tokens[:BUDGET])
         return self._closed(tail, paths)
+
+    def own_paths(self, tail: bytes, token: bytes) -> frozenset[Path]:
+        """The nodes that a position would have if this token were its only candidate."""
+        found = self._own.get((tail, token))
+        if found is None:
+            paths = self._all_paths(tail) if self.segmentations == "all" else self._canonical_paths(tail, [token])
+            found = self._own.keep((tail, token), frozenset(self._closed(tail, paths).paths))
+        return found
 
     def refined(self, nodes: Nodes, undecided: Iterable[bytes]) -> Nodes:
         """The same nodes and those for texts after x of which it is still open what token of the base they begin."""

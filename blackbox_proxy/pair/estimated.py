@@ -233,7 +233,9 @@ class EstimatedRow:
         self.known = Known(len(views))
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
         self.bridged = any(bridges.total for bridges in self.bridges)
+        # One for all tokens of the row, so that what else is summed here moves none against another.
         self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
+        self._others: list[dict[Path, float]] = [{} for _ in views]  # by node, what joins the first sum there
         self._written: dict[int, dict[bytes, float]] = {}  # model -> what its likeliest ids begin with
         self._proposed: dict[int, tuple[int, list[Token]]] = {}
         self._wanted: list[bytes] = []
@@ -252,11 +254,9 @@ class EstimatedRow:
             places = self.known.columns(tokens)
             there = np.flatnonzero(places >= 0)
             places = places[there]
-            exact = self.known.exact[places]
-            shift = np.array(self._shift)[:, None]
-            columns[:, there] = self.known.masses[:, places] + np.where(exact, 0.0, shift)
+            columns[:, there] = self.known.masses[:, places] + np.array(self._shift)[:, None]
             error[:, there] = self.known.error[:, places]
-            how[there] = np.where(exact, "exact", "estimated")
+            how[there] = np.where(self.known.exact[places], "exact", "estimated")
             ends = [i for i, token in enumerate(tokens) if token.end]
             if ends:
                 columns[:, ends], error[:, ends], how[ends] = np.array(self._end())[:, None], 0.0, "exact"
@@ -303,10 +303,9 @@ class EstimatedRow:
         if become := self._become[model]:
             masses = {token: masses.get(token, 0.0) + become.get(token, 0.0) for token in (*masses, *become)}
         shift = math.exp(self._shift[model])
-        exact = self.known.exact_tokens()
-        if exact or shift != 1.0:
+        masses = masses | {t: math.exp(self.known.masses[model, place]) for t, place in self.known.exact_tokens()}
+        if shift != 1.0:
             masses = {token: mass * shift for token, mass in masses.items()}
-            masses |= {token: math.exp(self.known.masses[model, place]) for token, place in exact}
         values = np.fromiter(masses.values(), np.float64, len(masses))
         tokens = list(masses)
         order = np.argsort(-values, kind="stable")[:count]
@@ -330,16 +329,16 @@ class EstimatedRow:
 
     def sum_up(self) -> None:
         columns: list[dict[bytes, float]] = []
-        shifts = []
         for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
-            others: dict[Path, float] = {}
             masses = {
-                token: contended_mass(bridges, view.tail, way, self._before_sums(token, i), others)
+                token: contended_mass(bridges, view.tail, way, self._before_sums(token, i), self._others[i])
                 for token, way in view.ways.items()
             }
-            shifts.append(-math.log(1.0 + bridges.total + sum(others.values())))
-            columns.append({t: math.log(mass) + shifts[-1] if mass > 0.0 else -math.inf for t, mass in masses.items()})
-        self._shift = tuple(min(old, new) for old, new in zip(self._shift, shifts, strict=True))
+            columns.append({t: math.log(mass) if mass > 0.0 else -math.inf for t, mass in masses.items()})
+        self._shift = tuple(
+            -math.log(1.0 + bridges.total + math.fsum(others.values()))
+            for bridges, others in zip(self.bridges, self._others, strict=True)
+        )
         for token in self._wanted:
             if all(token in column for column in columns):
                 self.known.set_exact(token, [column[token] for column in columns])

@@ -43,7 +43,7 @@ Bools = NDArray[np.bool_]
 class Known:
     """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error (2, c): by
     how much their difference may be off, nats, and each of them by itself; summed: whether they are sums, or only what
-    the first of the token's pieces has; exact: whether they are the sums over all ways, by the mass of everything.
+    the first of the token's pieces has; exact: whether they are the sums over all ways.
     """
 
     def __init__(self, models: int) -> None:

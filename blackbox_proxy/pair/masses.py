@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 
 import numpy as np
@@ -88,11 +88,34 @@ class Masses:
         mass = float(self._tabled[code]) if code < len(self._tabled) else 0.0
         return math.log(mass) - self.log_prefix if mass > 0.0 else -math.inf
 
+    def knows(self, paths: Set[Path]) -> bool:
+        """Whether these are all among the nodes."""
+        return paths <= self._index.keys()
+
+    def event_by(self, token: bytes, paths: Set[Path]) -> float:
+        """The same with no nodes but these, which are closed under their beginnings: what it would be had nothing else
+        been asked for here.
+        """
+        among = [i for i, path in enumerate(self.nodes.paths) if path in paths]
+        if self.alignment.tabled:
+            code = self.alignment.code(token)
+            parts = [self._gather(i, np.flatnonzero(self._tables[i] == code)) for i in among]
+        else:
+            own = set(among)
+            parts = [values for i, values in self._parts_by_ranges(token) if i in own]
+        ended = [i for i in self._owned.get(token, ()) if self.nodes.paths[i] not in paths]
+        parts.append(np.array([self._path[i] for i in ended if self.nodes.paths[i][:-1] in paths]))
+        return _total(parts) - self.log_prefix
+
+    @cached_property
+    def _tables(self) -> list[Ids]:
+        places = range(len(self.nodes.paths))
+        return [self.alignment.table(self.nodes.missing(i), self.nodes.after(i)) for i in places]
+
     @cached_property
     def _tabled(self) -> NDArray[np.float64]:
         """The masses of all events, by code."""
-        places = range(len(self.nodes.paths))
-        tables = [self.alignment.table(self.nodes.missing(i), self.nodes.after(i)) for i in places]
+        tables = self._tables
         total = np.zeros(self.alignment.codes)
         for i, table in enumerate(tables):
             real = np.flatnonzero(table >= 0)
@@ -101,18 +124,22 @@ class Masses:
         return total
 
     def _event_by_ranges(self, token: bytes) -> float:
-        tail, parts = self.nodes.tail, []
+        return _total([values for _, values in self._parts_by_ranges(token)]) - self.log_prefix
+
+    def _parts_by_ranges(self, token: bytes) -> list[tuple[int, NDArray[np.float64]]]:
+        """What leads to an event, node by node."""
+        tail, parts = self.nodes.tail, list[tuple[int, NDArray[np.float64]]]()
         text = tail + token
         for end in range(len(text)):
             for i in self._by_text.get(text[:end], ()):
                 ids = self.alignment.leading_to(self.nodes.missing(i), self.nodes.after(i), token)
-                parts.append(self._gather(i, ids))
+                parts.append((i, self._gather(i, ids)))
         for i in self._owned.get(token, ()):
             staying = self.alignment.staying(self.nodes.after(i), self._rows[i])
-            parts.append(self._gather(i, staying))
-        written = self._written.get(token, ())
-        parts += [self._gather(i, self.alignment.leading_to(b"", self.nodes.after(i), token)) for i in written]
-        return _total(parts) - self.log_prefix
+            parts.append((i, self._gather(i, staying)))
+        for i in self._written.get(token, ()):
+            parts.append((i, self._gather(i, self.alignment.leading_to(b"", self.nodes.after(i), token))))
+        return parts
 
     def end(self) -> float:
         """log mass of the end of the text; -inf where the local vocabulary cannot write x."""
