@@ -84,8 +84,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def hosted(models: dict[str, str]) -> Iterator[Callable[[int], str]]:
     """The base behind HTTP, in a thread: top_logprobs -> base_url. One host for each limit, shared by the session."""
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import create_app
 
     urls: dict[int, str] = {}

@@ -15,14 +15,14 @@ from starlette.requests import Request
 
 from blackbox_proxy import open_base
 from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.gateway.app import Porter, Room, create_gateway
 from blackbox_proxy.gateway.engine import Bounds, Model, models_of
 from blackbox_proxy.gateway.keys import Keys
 from blackbox_proxy.gateway.prompts import Reader
+from blackbox_proxy.host.prompts import DEFAULT_CHAT_TEMPLATE
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
-from blackbox_proxy.serve.process import serve_in_thread
-from blackbox_proxy.serve.prompts import DEFAULT_CHAT_TEMPLATE
 from blackbox_proxy.serve.requests import Order
 
 Pairs = Callable[[str], TransformersPair]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.decoding.pace import Drafting
+from blackbox_proxy.host.network import Network
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Ask, Pair
-from blackbox_proxy.serve.network import Network
 from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Prefix, Usage
 

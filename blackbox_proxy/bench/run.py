@@ -12,11 +12,11 @@ from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.bench.measure import RAW, WAYS, Measured, measure, measure_raw
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.network import Network
+from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.screen.tables import Table
-from blackbox_proxy.serve.network import Network
-from blackbox_proxy.serve.process import HostProcess
 from blackbox_proxy.text.reading import text_lines
 from blackbox_proxy.tuner import ProxyTuner, run
 

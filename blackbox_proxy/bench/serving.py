@@ -21,9 +21,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.errors import ServerFailed
+from blackbox_proxy.host.network import Network
+from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.screen.tables import Table
-from blackbox_proxy.serve.network import Network
-from blackbox_proxy.serve.process import HostProcess
 
 _URL = re.compile(rb" at (http://\S+/v1)")
 

@@ -13,8 +13,8 @@ from blackbox_proxy.cli.options import ServeOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.config.settings import ONLY_PAIR
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.options import HostOptions
 from blackbox_proxy.screen.console import say
-from blackbox_proxy.serve.options import HostOptions
 
 if TYPE_CHECKING:
     from blackbox_proxy.gateway.engine import Model
@@ -33,7 +33,7 @@ def host(*, options: HostOptions) -> None:
         blackbox-proxy host --model ./big --top-logprobs 5 --port 8000
     """
     quiet_transformers()
-    from blackbox_proxy.serve.host import run_host
+    from blackbox_proxy.host.run import run_host
 
     def announce(address: str, port: int) -> None:
         like = "" if options.dialect is None else f", as {options.dialect}"
@@ -61,10 +61,10 @@ def serve(*, setup: ServeOptions) -> None:
         blackbox-proxy serve --config proxy.toml --host 0.0.0.0 --keys keys.toml
     """
     quiet_transformers()
+    from blackbox_proxy.door.limits import Limits
     from blackbox_proxy.gateway.prompts import Reader
     from blackbox_proxy.gateway.run import Operation, run_gateway
-    from blackbox_proxy.serve.limits import Limits
-    from blackbox_proxy.serve.prompts import DEFAULT_CHAT_TEMPLATE, read_template
+    from blackbox_proxy.host.prompts import DEFAULT_CHAT_TEMPLATE, read_template
 
     told, base_told = setup.settings.serve, setup.settings.base
     operation = Operation(

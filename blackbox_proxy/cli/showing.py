@@ -147,7 +147,7 @@ def bench(
         _bench_near(shape, expert, antiexpert, pair_tokenizer, base_tokenizer, length, candidates, exact)
         return
     from blackbox_proxy.bench.run import read_prompts, run_bench
-    from blackbox_proxy.serve.network import Network
+    from blackbox_proxy.host.network import Network
 
     own = [base, expert, antiexpert]
     if any(own) and not (all(own) and prompts):

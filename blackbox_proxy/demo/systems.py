@@ -33,7 +33,7 @@ class BlackBox:
 
     def __init__(self, models: DemoModels) -> None:
         from blackbox_proxy import TransformersPair, open_base
-        from blackbox_proxy.serve.process import HostProcess
+        from blackbox_proxy.host.process import HostProcess
 
         self._host = HostProcess(models.base, top_logprobs=TOP_LOGPROBS, served_model_name="black-box", threads=1)
         with ThreadPoolExecutor(1) as pool:  # the host starts while the pair is loaded

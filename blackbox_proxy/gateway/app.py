@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blackbox_proxy.door.limits import Limits
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.gateway.keys import KeyCheck, Keys
 from blackbox_proxy.gateway.metrics import CONTENT_TYPE, Metrics
 from blackbox_proxy.gateway.page import page_routes
@@ -27,10 +29,8 @@ from blackbox_proxy.gateway.watch import Watched, caller_in, note, record_of
 from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Engine, Event
 from blackbox_proxy.serve.gate import Gate
-from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.requests import Order
 from blackbox_proxy.serve.routes import create_app
-from blackbox_proxy.serve.wire import ApiError
 from blackbox_proxy.types import Usage
 
 OWNER = "blackbox_proxy_serve"  # by which the dialect "serve" is known

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from blackbox_proxy import errors
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.errors import BlackboxError, InputError
-from blackbox_proxy.serve.wire import ApiError
 
 _KINDS: tuple[tuple[type[BlackboxError], int, str, str], ...] = (
     (errors.BudgetReached, 429, "insufficient_quota", "This server has spent what it was allowed to spend."),

@@ -21,8 +21,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.wire import ApiError
 from blackbox_proxy.text.reading import own_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

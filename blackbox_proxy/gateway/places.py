@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from blackbox_proxy.serve.wire import ApiError
+from blackbox_proxy.door.refusing import ApiError
 
 _WEIGHT = 0.1  # of the last request in the running mean of how long they take
 _LONGEST_WAIT = 120.0  # seconds that a client is told to wait at most

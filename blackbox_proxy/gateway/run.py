@@ -17,12 +17,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from blackbox_proxy.door.limits import Limits
+from blackbox_proxy.door.running import bind, make_server
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.gateway.engine import Model, models_of
 from blackbox_proxy.gateway.prompts import Reader
 from blackbox_proxy.protocols import Base
-from blackbox_proxy.serve.host import bind, make_server
-from blackbox_proxy.serve.limits import Limits
 
 _LAST_WORDS = 5.0  # seconds in which errors reach their clients, after which connections are cut
 

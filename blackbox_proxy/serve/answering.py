@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.serve import wire
 from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
 from blackbox_proxy.serve.gate import Gate
 from blackbox_proxy.serve.requests import Order
-from blackbox_proxy.serve.wire import ApiError, Head, Json
+from blackbox_proxy.serve.wire import Head, Json
 from blackbox_proxy.types import FinishReason, Usage
 
 _log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.requests import Order
-from blackbox_proxy.serve.wire import ApiError
 
 
 def adapt(body: Any, emulation: Emulation, *, chat: bool) -> Any:

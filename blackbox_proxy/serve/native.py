@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.serve.engine import Placed
 from blackbox_proxy.serve.requests import Order, read_completion
-from blackbox_proxy.serve.wire import ApiError, Json, Style, lowered, spell
+from blackbox_proxy.serve.wire import Json, Style, lowered, spell
 from blackbox_proxy.types import FinishReason, Usage
 
 _SAMPLING = ("temperature", "top_p", "logit_bias", "top_k", "min_p", "repetition_penalty", "stop")

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.serve.engine import Ending, TextWanted
-from blackbox_proxy.serve.wire import ApiError, Style
+from blackbox_proxy.serve.wire import Style
 
 _MOST_CHOICES = 128
 _MOST_OF = {"stop": 4, "logit_bias": 300, "logprob_token_ids": 128, "messages": 4096}  # OpenAI's, vLLM's, ours

@@ -32,6 +32,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from blackbox_proxy.door.guard import Bodies, Door
+from blackbox_proxy.door.limits import Limits
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.serve import wire
 from blackbox_proxy.serve.answering import Answer, refusal, told
 from blackbox_proxy.serve.answering import Stats as Stats
@@ -39,11 +42,9 @@ from blackbox_proxy.serve.emulated import adapt, ordered
 from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Engine, Placed
 from blackbox_proxy.serve.gate import Gate
-from blackbox_proxy.serve.guard import Bodies, Door
-from blackbox_proxy.serve.limits import Limits
 from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, own_fields, parse, read_chat, read_completion, refuse_unknown
-from blackbox_proxy.serve.wire import ApiError, Head, Json
+from blackbox_proxy.serve.wire import Head, Json
 from blackbox_proxy.types import FinishReason, Usage
 
 

@@ -18,10 +18,11 @@ have no entry. `completion_tokens` counts every token the model wrote, the end a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.errors import BlackboxError, ContextTooLong, InputError
 from blackbox_proxy.serve.emulation import BENDS, Emulation
 from blackbox_proxy.serve.engine import Placed
@@ -267,25 +268,6 @@ def model_json(name: str, created: int, context: int | None, owner: str) -> Json
 
 
 # -- errors -------------------------------------------------------------------------------------------------------
-
-
-class ApiError(Exception):
-    """An answer that is an error: HTTP status, the four fields of OpenAI's error body, and headers besides."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = dict(headers or {})
-        self.body: Json = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def api_error(error: BaseException, context: int | None = None) -> ApiError:

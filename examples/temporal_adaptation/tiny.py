@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(f"\ntrained after {spent(start)}", flush=True)
 
-    from blackbox_proxy.serve.process import HostProcess
+    from blackbox_proxy.host.process import HostProcess
 
     with HostProcess(out / "base", top_logprobs=5, served_model_name="tiny-base", threads=1) as host:
         print(f"\n$ blackbox-proxy host --model {out / 'base'} --top-logprobs 5 --served-model-name tiny-base")

@@ -21,11 +21,11 @@ from blackbox_proxy.answers.forms import Forms
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
 from blackbox_proxy.dialects.table import DIALECTS
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Abilities, Ask
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.types import Draft, Position, Prefix, Usage

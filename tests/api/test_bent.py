@@ -24,13 +24,13 @@ from blackbox_proxy import open_base
 from blackbox_proxy.api.scripts import SCRIPTS, Writing
 from blackbox_proxy.api.streaming import Incremental, parse
 from blackbox_proxy.dialects.table import Api
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import Misspelled
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.probing.run import probe
 from blackbox_proxy.probing.verdict import verdicts
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.emulation import BENDS, EMULATIONS, Emulation
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Prefix, joined

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def served(models: dict[str, str]) -> Iterator[tuple[Callable[..., Any], Any]]:
     """open_base on a host of this module's own, and its counts."""
     from blackbox_proxy import open_base
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import Stats, create_app
 
     stats = Stats()

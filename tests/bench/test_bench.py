@@ -11,8 +11,8 @@ from rich.console import Console
 from blackbox_proxy.bench.measure import WAYS, Measured
 from blackbox_proxy.bench.run import read_prompts, run_bench, summary, table
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.network import Network
 from blackbox_proxy.prices import Prices
-from blackbox_proxy.serve.network import Network
 
 NETWORK = Network(first_token=0.05, per_token=0.005)
 

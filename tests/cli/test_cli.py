@@ -145,8 +145,8 @@ def test_bad_input_is_one_sentence_and_a_hint(
 
 
 def test_wrong_key_and_missing_logprobs(models: dict[str, str], run: Run, pair_options: list[str]) -> None:
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import create_app
 
     engine = open_engine(models["base"], top_logprobs=0, served_model_name="big", device="cpu")

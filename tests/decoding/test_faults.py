@@ -22,10 +22,10 @@ from faults import BEFORE, BROKEN, HARMLESS, Fault, Faulty, Script, Storm
 
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import ConnectionFailed
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.protocols import Ask
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary

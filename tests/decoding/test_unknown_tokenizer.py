@@ -19,10 +19,10 @@ from toys import Always
 from blackbox_proxy import CachedBase, Drafting, ProxyTuner, TransformersBase, TransformersPair, open_base
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.wrapper import BaseAround
+from blackbox_proxy.door.running import serve_in_thread
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.serve.emulation import emulation_of
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Draft, Generation, Position, Prefix

@@ -26,14 +26,14 @@ from blackbox_proxy.cli import app
 from blackbox_proxy.dialects import support
 from blackbox_proxy.dialects.guessing import by_models, dialect_of, located
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import CannotContinue, InputError
+from blackbox_proxy.host.engine import HostEngine, open_engine
+from blackbox_proxy.host.prompts import Prompts
 from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.serve.emulation import EMULATIONS, emulation_of
 from blackbox_proxy.serve.engine import Engine
-from blackbox_proxy.serve.host import HostEngine, open_engine
-from blackbox_proxy.serve.process import serve_in_thread
-from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.text.spelling import load_tokenizer
 from blackbox_proxy.text.vocabulary import utf8_prefix

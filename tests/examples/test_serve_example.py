@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from blackbox_proxy.cli import app
 from blackbox_proxy.config.settings import load
+from blackbox_proxy.door.limits import Limits
 from blackbox_proxy.gateway.app import Porter, Room, create_gateway
 from blackbox_proxy.gateway.run import Operation
-from blackbox_proxy.serve.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "serve"

@@ -355,8 +355,8 @@ def test_an_api_that_scores_nothing_says_so_and_prices_are_counted(
 def test_a_chat_is_asked_for_one_token_and_the_pair_sees_plain_text(
     models: dict[str, str], hosted: Callable[[int], str], asked: Path
 ) -> None:
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import create_app
 
     pair = ("--expert", models["same-expert"], "--antiexpert", models["same-antiexpert"], "--device=cpu", "--no-cache")

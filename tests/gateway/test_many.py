@@ -19,9 +19,9 @@ from gateways import Gateway, Pairs, gateway
 from openai import AsyncOpenAI
 
 from blackbox_proxy import ProxyTuner
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.gateway.app import Room
 from blackbox_proxy.gateway.places import Places
-from blackbox_proxy.serve.wire import ApiError
 
 WORDS = ("The mayor", "New York", "theory and", "20 people", "café in", "there they", "Whether it", "Newark is")
 

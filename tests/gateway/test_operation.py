@@ -22,12 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blackbox_proxy import errors
+from blackbox_proxy.door.refusing import ApiError
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.gateway.failures import as_answer
 from blackbox_proxy.gateway.keys import Keys, new_key
 from blackbox_proxy.gateway.run import Operation
 from blackbox_proxy.gateway.watch import JsonLines
-from blackbox_proxy.serve.wire import ApiError
 
 SECRET = "a prompt that nobody else may read"
 

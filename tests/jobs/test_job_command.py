@@ -53,8 +53,8 @@ def begin(arguments: list[str]) -> BaseProcess:
 @contextmanager
 def counting(models: dict[str, str]) -> Iterator[tuple[list[str], Callable[[], int]]]:
     """A host with a small delay: the options of a run against it, and how many requests it has counted."""
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import Stats, create_app
 
     stats = Stats()
@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on(command: Command, models: dict[str, str], tmp_path
 
 @pytest.mark.slow
 def test_fifty_kills(command: Command, models: dict[str, str], tmp_path: Path) -> None:
-    from blackbox_proxy.serve.process import HostProcess
+    from blackbox_proxy.host.process import HostProcess
 
     with HostProcess(models["base"], served_model_name="big", device="cpu", first_token=0.03, threads=1) as host:
         given = options(models, host.base_url)

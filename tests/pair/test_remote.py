@@ -39,8 +39,8 @@ def pairs(models: dict[str, str]) -> Callable[[str], TransformersPair]:
 @pytest.fixture(scope="module")
 def urls(models: dict[str, str]) -> Iterator[Urls]:
     """(model of the fixture, most logprobs) -> URL of a host that serves it as "m"."""
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import create_app
 
     with ExitStack() as stack:

@@ -22,15 +22,15 @@ from blackbox_proxy.cli import app
 from blackbox_proxy.dialects import findings as kept
 from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import AccessDenied, ConnectionFailed, InputError, ModelNotFound
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.probing.answers import Comparison, Spelling, comparison, greedy, overwritten, sharpened
 from blackbox_proxy.probing.verdict import paste, verdicts
 from blackbox_proxy.report.probe import findings_record
 from blackbox_proxy.serve.emulation import EMULATIONS, Emulation, emulation_of
 from blackbox_proxy.serve.engine import Engine
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.text.spelling import from_pretrained
 

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.screen.visible import escaped, shown
-from blackbox_proxy.serve.process import serve_in_thread
 
 EVIL = (
     "a\x1b[2J\x1b]8;;http://evil.example\x07link\x1b]8;;\x07\x1b]0;title\x1b\\"

@@ -120,8 +120,8 @@ def test_the_demo_and_the_benchmarks() -> None:
     from blackbox_proxy.demo.evaluate import Figures
     from blackbox_proxy.demo.run import SYSTEMS
     from blackbox_proxy.demo.run import table as demo
+    from blackbox_proxy.host.network import Network
     from blackbox_proxy.prices import Prices
-    from blackbox_proxy.serve.network import Network
 
     rows = {
         key: Figures(title, {"changed": 0.816, "unchanged": i / 7, "free": 1.0}, 0.18, ())

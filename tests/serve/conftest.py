@@ -12,9 +12,9 @@ from openai import AsyncOpenAI
 from tiny import build_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from blackbox_proxy.door.running import serve_in_thread
+from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.serve.engine import Engine
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 
 

@@ -14,11 +14,11 @@ from openai import AsyncOpenAI
 from tiny import END_TEXT, plain
 from transformers import AutoTokenizer
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.engine import open_engine
+from blackbox_proxy.host.prompts import Prompts
 from blackbox_proxy.serve.engine import TextWanted
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
-from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import create_app
 
 # -- chat -----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from hosting import KEY, SOUP, client_of, get, post
 from openai import AsyncOpenAI
 from tiny import TEXTS
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import InputError, ModelUnavailable, ServerFailed
+from blackbox_proxy.host.process import HostProcess
+from blackbox_proxy.host.run import run_host
 from blackbox_proxy.serve.engine import Engine
-from blackbox_proxy.serve.host import run_host
-from blackbox_proxy.serve.process import HostProcess, serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 
 # -- the rest of the server -----------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_run_host_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_importing_the_routes_loads_no_torch() -> None:
     code = (
-        "import sys, blackbox_proxy.serve, blackbox_proxy.serve.host, blackbox_proxy.serve.process, "
+        "import sys, blackbox_proxy.serve, blackbox_proxy.host.run, blackbox_proxy.host.process, "
         "blackbox_proxy.serve.routes\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
@@ -140,7 +141,7 @@ def test_a_host_that_takes_too_long_is_ended(folder: Path) -> None:
 def test_a_host_does_not_outlive_its_parent(folder: Path) -> None:
     program = (
         "import sys\n"
-        "from blackbox_proxy.serve.process import HostProcess\n"
+        "from blackbox_proxy.host.process import HostProcess\n"
         "host = HostProcess(sys.argv[1], threads=1).start()\n"
         "print(host.url, flush=True)\n"
         "sys.stdin.read()\n"

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from hosting import KEY, get, post
 
+from blackbox_proxy.door.limits import Limits
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.engine import open_engine
+from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.serve.engine import Engine, Event, TextWanted
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.limits import Limits
-from blackbox_proxy.serve.process import HostProcess, serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.types import Usage
 

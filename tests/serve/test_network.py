@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import ConnectionFailed, InputError
+from blackbox_proxy.host.engine import open_engine
+from blackbox_proxy.host.network import Network, OverNetwork
+from blackbox_proxy.host.process import HostProcess
+from blackbox_proxy.host.run import run_host
 from blackbox_proxy.serve.engine import Engine, Event, TextWanted
-from blackbox_proxy.serve.host import open_engine, run_host
-from blackbox_proxy.serve.network import Network, OverNetwork
-from blackbox_proxy.serve.process import HostProcess, serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 from blackbox_proxy.types import Usage
 

@@ -9,8 +9,8 @@ import pytest
 from hosting import HI, KEY, SOUP, client_of, get, post
 from openai import AsyncOpenAI
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.serve.engine import Engine
-from blackbox_proxy.serve.process import serve_in_thread
 from blackbox_proxy.serve.routes import create_app
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from openai import AsyncOpenAI
 from tiny import END_TEXT, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import ConnectionFailed, InputError
+from blackbox_proxy.host.engine import open_engine
+from blackbox_proxy.host.prompts import Prompts
 from blackbox_proxy.serve.engine import Engine, Event, TextWanted
-from blackbox_proxy.serve.host import open_engine
-from blackbox_proxy.serve.process import serve_in_thread
-from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.serve.routes import Stats, create_app
 from blackbox_proxy.types import Usage
 

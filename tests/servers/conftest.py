@@ -38,8 +38,8 @@ def served(
 @pytest.fixture(scope="session")
 def host_url(toys: dict[str, str]) -> Iterator[str]:
     """This project's own `host` with the servers' weights."""
-    from blackbox_proxy.serve.host import open_engine
-    from blackbox_proxy.serve.process import serve_in_thread
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
     from blackbox_proxy.serve.routes import create_app
 
     engine = open_engine(toys["base"], top_logprobs=-1, served_model_name=MODEL, device="cpu")

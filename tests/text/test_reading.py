@@ -17,8 +17,8 @@ from blackbox_proxy.bench import run as bench
 from blackbox_proxy.cli.decoding import read_prompt
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.tasks import read_prompts, read_tasks
+from blackbox_proxy.host.prompts import read_template
 from blackbox_proxy.jobs.inputs import Defaults, InputRow, read_rows
-from blackbox_proxy.serve.prompts import read_template
 from blackbox_proxy.text.files import declared
 from blackbox_proxy.text.reading import own_text, text_lines
 from blackbox_proxy.trace import TraceFile, read_trace

@@ -11,8 +11,8 @@ from toys import train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.prompts import Prompts
 from blackbox_proxy.serve.engine import TextWanted
-from blackbox_proxy.serve.prompts import Prompts
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import Rendering
 

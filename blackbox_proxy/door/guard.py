@@ -17,8 +17,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blackbox_proxy.serve.limits import Limits
-from blackbox_proxy.serve.wire import ApiError
+from blackbox_proxy.door.limits import Limits
+from blackbox_proxy.door.refusing import ApiError
 
 _DRAINED = 16  # times the limit that is read and thrown away, so that the client comes to read why it was refused
 _DRAIN_SECONDS = 2.0

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from blackbox_proxy.door.limits import Limits, option
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.serve.emulation import Emulation, emulation_of
-from blackbox_proxy.serve.limits import Limits, option
 
 _USUAL_LOGPROBS = 5
 

@@ -1,4 +1,4 @@
-"""A host beside this program: in a process of its own (`HostProcess`), or any app in a thread (`serve_in_thread`).
+"""A host beside this program, in a process of its own.
 
 with HostProcess("path-or-hub-id", top_logprobs=5) as host:
     AsyncOpenAI(base_url=host.base_url, api_key=host.api_key)
@@ -12,22 +12,19 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from blackbox_proxy.errors import ServerFailed
-from blackbox_proxy.serve.host import bind, make_server
-from blackbox_proxy.serve.limits import Limits
-from blackbox_proxy.serve.options import HostOptions
+from blackbox_proxy.host.options import HostOptions
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    pass
 
 _PATIENCE = 5.0  # seconds a host has to end by itself
 _LINES = 40  # of its standard error that are kept for the message, should it fail
@@ -74,7 +71,7 @@ class HostProcess:
     def start(self) -> Self:
         """Start the process and wait until it answers. Raises ServerFailed with what it wrote to standard error."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "blackbox_proxy.serve.host"],
+            [sys.executable, "-m", "blackbox_proxy.host.run"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -167,25 +164,3 @@ class HostProcess:
 def _keep(pipe: IO[bytes], lines: deque[bytes]) -> None:
     """Read a pipe to its end, so that the writer never waits, and keep the last lines."""
     lines.extend(pipe)
-
-
-@contextmanager
-def serve_in_thread(
-    app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None, **how: Any
-) -> Iterator[str]:
-    """Serve an app from a thread of this process; gives its URL, without /v1. limits, how: see `make_server`."""
-    ready = threading.Event()
-    with bind(host, port) as listener:
-        server = make_server(app, ready.set, limits, **how)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        address = listener.getsockname()
-        deadline = time.monotonic() + 30
-        while not ready.wait(0.1):
-            if not thread.is_alive() or time.monotonic() > deadline:
-                raise ServerFailed("the server did not start")
-        try:
-            yield f"http://{address[0]}:{address[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
