@@ -42,6 +42,25 @@ class Background:
         return loop
 
 
+def apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of its own, on a thread of its own: a loop that runs here does not matter."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            done.append(asyncio.run(work))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
 async def side_by_side(work: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
     """`work()` so many times at once, until each has ended. An error in one ends all, and nothing goes on behind it."""
     workers = [asyncio.create_task(work()) for _ in range(count)]

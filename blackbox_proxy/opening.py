@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blackbox_proxy.decoding.pace import Drafting
     from blackbox_proxy.maths.weights import Weights
     from blackbox_proxy.protocols import Base, Pair
+    from blackbox_proxy.text.vocabulary import Vocabulary
     from blackbox_proxy.tuner import ProxyTuner
 
 
@@ -48,9 +49,15 @@ class Setup:
             raise InputError("no base is named", hint="Give --base, or model under [base] in a file for --config.")
         return model
 
-    def open_base(self) -> Base:
+    @property
+    def tokenizer(self) -> str | None:
+        """The base's, as `open_base` takes it."""
+        told = self.settings.base.tokenizer
+        return None if told == "none" else told
+
+    def open_base(self, *, asking: bool = True) -> Base:
         """The base: in this process or behind an API; within a budget and with a cache if that is wished for. What
-        comes from the cache costs nothing.
+        comes from the cache costs nothing. asking: whether its server may be asked for its tokenizer.
         """
         from blackbox_proxy import BudgetedBase, CachedBase, Limiter, open_base
 
@@ -65,7 +72,7 @@ class Setup:
                 base_url=told.url,
                 api_key=self.key(),
                 dialect=told.dialect,
-                tokenizer=told.tokenizer,
+                tokenizer=self.tokenizer if asking or self.tokenizer != "auto" else None,
                 top_logprobs=told.top_logprobs,
                 rendering=told.prompt,
                 max_retry_seconds=limits.max_retry_seconds,
@@ -192,10 +199,15 @@ class Setup:
             "stop": tuple(told.stop),
         }
 
-    def what_decides_the_text(self) -> dict[str, Any]:
-        """What may not change between two parts of a run; where the base is and how it is asked may."""
+    def what_decides_the_text(self, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
+        """What may not change between two parts of a run; where the base is and how it is asked may. vocabulary: the
+        base's, once it is open: which tokenizer was found decides, not that it was looked for.
+        """
         base, equation, here = self.settings.base, self.settings.equation, self.settings.compute
-        told = [base.model, base.local, base.api, base.dialect, base.tokenizer, base.top_logprobs, base.prompt]
+        spelled = self.tokenizer
+        if spelled == "auto":
+            spelled = None if base.local or vocabulary is None else vocabulary.fingerprint
+        told = [base.model, base.local, base.api, base.dialect, spelled, base.top_logprobs, base.prompt]
         pairs: list[list[Any]] = [
             [pair.expert, pair.antiexpert, pair.expert_prompt, pair.antiexpert_prompt, here.dtype]
             + ([] if pair.expert_url is None else ["served", pair.tokenizer, pair.top_logprobs])
@@ -217,8 +229,8 @@ class Setup:
         assert self.settings.equation.weights is not None
         return asdict(read_learned(self.settings.equation.weights).weights)
 
-    def shown(self) -> dict[str, Any]:
-        """What a trace says of how its texts were made: no key and no address."""
+    def shown(self, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
+        """What a trace says of how its texts were made: no key and no address. vocabulary: the base's, once open."""
         base, pairs, prices = self.settings.base, list(self.settings.pairs.values()), self.settings.budget.prices
 
         weighed = {} if self.settings.equation.weights is None else {"weights": self._weights()}
@@ -238,7 +250,7 @@ class Setup:
             **(weighed or {"alpha": of_pairs("alpha")}),
             "tail": self.settings.equation.tail,
             "prices": None if prices is None else ",".join(map(str, prices)),
-            "decided_by": self.what_decides_the_text(),
+            "decided_by": self.what_decides_the_text(vocabulary),
         } | self.arguments()
 
 

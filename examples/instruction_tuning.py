@@ -412,7 +412,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     real.add_argument("--base", help="folder or hub id; with --base-url its name there")
     real.add_argument("--base-url", help="an OpenAI-compatible API: http://host:port/v1")
     real.add_argument("--dialect", default="auto", help="what kind of server that is, see `blackbox-proxy dialects`")
-    real.add_argument("--tokenizer", help="the base's, if it is behind an API: a folder, a hub id or a tiktoken name")
+    real.add_argument(
+        "--tokenizer", default="auto", help="the base's, if it is behind an API: a folder, a hub id or a tiktoken name"
+    )
     real.add_argument("--expert", help="folder or hub id of the small chat model; it has a chat template")
     real.add_argument("--antiexpert", help="the same before it was tuned")
     real.add_argument("--direct", help="the big chat model, if there is one: the ceiling")

@@ -51,7 +51,7 @@ class Asking:
 
     def __call__(self, model: str = "m", **arguments: Any) -> OpenAIBase:
         # Its answers are looked at, not gone on from: they count as far as they go.
-        base = open_base(model, **{"base_url": self.server.url, "trust_drafts": True, **arguments})
+        base = open_base(model, **{"base_url": self.server.url, "trust_drafts": True, "tokenizer": None, **arguments})
 
         async def sleep(seconds: float) -> None:
             self.slept.append(seconds)

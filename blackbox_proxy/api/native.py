@@ -18,12 +18,15 @@ _SAMPLING = ("top_k", "min_p", "repetition_penalty", "logit_bias", "ignore_eos",
 
 
 def own_route(base_url: str, route: str | None) -> Route | None:
+    """A route of the server's own that is asked in place of OpenAI's."""
+    return None if route is None else Route(below(base_url, route), native_request)
+
+
+def below(base_url: str, route: str) -> str:
     """A route below the root of a server whose OpenAI routes lie below `base_url`, usually …/v1."""
-    if route is None:
-        return None
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/").removesuffix("/v1") + route
-    return Route(urlunsplit((parts.scheme, parts.netloc, path, "", "")), native_request)
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
 def native_request(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,5 +3,4 @@
 opening -> openai (single: one token at a time)      over the wire, through api/
 local (showing)                                      the model's own weights, in this process
 wrapper <- cache/, budget                            around any of them
-identity                                             what decides which answers a base gives
 """

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from blackbox_proxy.api.naming import from_row, logit_bias
-from blackbox_proxy.base.identity import spelling_identity
 from blackbox_proxy.base.showing import REPEATS_SEEN, Showing
 from blackbox_proxy.errors import ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling
@@ -34,6 +33,7 @@ from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.models.trunk import Slots
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
+from blackbox_proxy.text.identity import spelling_identity
 from blackbox_proxy.text.prompts import check_text
 from blackbox_proxy.text.vocabulary import Vocabulary, VocabularyTokens, is_ids
 from blackbox_proxy.types import Draft, FinishReason, Position, Prefix, Prompt, Rendering, Token, Usage

@@ -22,7 +22,7 @@ from blackbox_proxy.api.payload import draws_what_it_shows, request
 from blackbox_proxy.api.recut import recut_of, until_recut
 from blackbox_proxy.api.sent import Sent, Settings, can_continue, carried, check, prompt_length
 from blackbox_proxy.api.streaming import Incremental, parse, reader_of, usage_of
-from blackbox_proxy.base.identity import spelling_identity
+from blackbox_proxy.api.tokenizer import Found
 from blackbox_proxy.base.single import OneToken
 from blackbox_proxy.dialects.table import PROBED
 from blackbox_proxy.errors import (
@@ -35,6 +35,7 @@ from blackbox_proxy.errors import (
     NoLogprobs,
 )
 from blackbox_proxy.protocols import Abilities, Ask
+from blackbox_proxy.text.identity import spelling_identity
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
 from blackbox_proxy.transport.connection import ENDED, Connection, Progress
@@ -56,8 +57,9 @@ class _InOnePiece:
 class OpenAIBase(OneToken):
     """A `Base` that asks an OpenAI-compatible server. Made by `open_base`, which checks what is given here.
 
-    `vocabulary` None: tokens are known by bytes or text only, and prefixes travel as text. One connection pool per
-    running event loop, so that a base can be used from several `asyncio.run` in turn.
+    `vocabulary` None: tokens are known by bytes or text only, and prefixes travel as text. found: where it is from,
+    if it was not given. One connection pool per running event loop, so that a base can be used from several
+    `asyncio.run` in turn.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class OpenAIBase(OneToken):
         max_retry_seconds: float = 600.0,
         may_lower_k: bool = False,
         limiter: Limiter | None = None,
+        found: Found | None = None,
     ) -> None:
         self.settings = settings
+        self._found = found or Found()
         self.limiter = limiter or Limiter()
         self._may_lower_k = may_lower_k
         self._asked_k = settings.top_logprobs  # before a server's limit lowered it
@@ -305,9 +309,13 @@ class OpenAIBase(OneToken):
                     sleep=self._sleep,
                 )
                 return answer, settings, refused + retries
+            except Misspelled as error:
+                self._found.doubts(error)
+                raise
             except BadRequest as error:
                 limit = named_limit(str(error), settings.top_logprobs) if self._may_lower_k else None
                 if limit is None:
+                    self._found.doubts(error)
                     raise
                 refused += 1
                 self.settings = replace(self.settings, top_logprobs=limit)
@@ -318,7 +326,12 @@ class OpenAIBase(OneToken):
         return body if self.settings.dialect.native is None else native_answer(body, arguments)
 
     def _read(self, body: object, sent: Sent, settings: Settings, more: Usage) -> Draft:
-        draft = parse(body, reader_of(sent, settings))
+        try:
+            draft = parse(body, reader_of(sent, settings))
+            self._found.check(draft)
+        except Misspelled as error:
+            self._found.doubts(error)
+            raise
         return replace(until_recut(draft, recut_of(sent, settings)), usage=draft.usage + more)
 
     async def _begin(
@@ -341,6 +354,7 @@ class OpenAIBase(OneToken):
                     if reader.unscored:
                         raise NoLogprobs("the API streams text without log probabilities")
                     if part.positions:
+                        self._found.check(part)
                         progress.made()
                         yield part
                         progress.made()  # what was made of it took its own time

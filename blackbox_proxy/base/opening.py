@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 from blackbox_proxy.api.payload import RESERVED
 from blackbox_proxy.api.sent import Settings
+from blackbox_proxy.api.tokenizer import Found, find_tokenizer
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.dialects.findings import Findings, base_dialect, load, saved
 from blackbox_proxy.dialects.guessing import AUTO, dialect_of, located
 from blackbox_proxy.dialects.table import PROBED, Api, Dialect
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.secrets import keep_secrets_of
-from blackbox_proxy.text.spelling import from_pretrained, from_tiktoken
+from blackbox_proxy.text.spelling import vocabulary_of
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
 from blackbox_proxy.transport.connection import NO_KEY
@@ -36,7 +37,7 @@ def open_base(
     base_url: str | None = None,
     api_key: str | None = None,
     dialect: str | Dialect = "auto",
-    tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
+    tokenizer: str | os.PathLike[str] | Vocabulary | None = AUTO,
     top_logprobs: int | None = None,
     rendering: Rendering = "raw",
     context: int | None = None,
@@ -48,7 +49,8 @@ def open_base(
     probe: bool | str | os.PathLike[str] | Findings = True,
     trust_drafts: bool = False,
 ) -> OpenAIBase:
-    """A base behind an OpenAI-compatible API. Sends nothing.
+    """A base behind an OpenAI-compatible API. Sends nothing, but for free questions about the tokenizer where that is
+    "auto".
 
     model: the name the server knows it by. api: "completions" (continues any text) or "chat". base_url: the API's root,
     usually ending in /v1; else OPENAI_BASE_URL, else that of the dialect's service, else OpenAI's own. api_key: else
@@ -57,7 +59,9 @@ def open_base(
     and takes any other server for one that does only what OpenAI's API does ("openai").
     tokenizer: how the model spells: a tiktoken encoding ("cl100k_base"), a Hugging Face folder or hub id, or a
     `Vocabulary`; None where it is unknown. With it tokens have ids, and prefixes travel as ids where the server takes
-    them. top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
+    them. "auto" takes the one that the server names, if that is on this machine and cuts texts as the server does, and
+    of OpenAI's own service that of tiktoken's table; it is unknown otherwise (the logger of api/tokenizer.py says what
+    it is). top_logprobs: candidates per position; by default as many as the API gives: its dialect's usual number,
     lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
     chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
     which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
@@ -92,17 +96,23 @@ def open_base(
         raise InputError(f"unknown rendering {rendering!r}", hint='Use "raw", "chat" or a function.')
     if (context is not None and context < 1) or max_attempts < 1 or not timeout > 0 or not max_retry_seconds > 0:
         raise InputError("context, timeout, max_attempts and max_retry_seconds must be positive")
+    key = key_for(api_key, url, spoken, url_given=base_url is not None)
+    extra = _checked_extra(extra_body or {})
+    k = _checked_k(top_logprobs, api, spoken)
+    if isinstance(tokenizer, str) and tokenizer == AUTO:
+        found = find_tokenizer(model, url, key, spoken, named=_named(dialect), timeout=timeout)
+    else:
+        found = Found(vocabulary_of(tokenizer))
     settings = Settings(
         model,
         api,
         spoken,
-        _checked_k(top_logprobs, api, spoken),
-        vocabulary_of(tokenizer),
+        k,
+        found.vocabulary,
         rendering,
-        _checked_extra(extra_body or {}),
+        extra,
         trust_drafts,
     )
-    key = key_for(api_key, url, spoken, url_given=base_url is not None)
     return OpenAIBase(
         settings,
         base_url=url,
@@ -113,7 +123,12 @@ def open_base(
         max_retry_seconds=max_retry_seconds,
         may_lower_k=top_logprobs is None,
         limiter=limiter,
+        found=found,
     )
+
+
+def _named(dialect: str | Dialect) -> str:
+    return dialect.name if isinstance(dialect, Dialect) else dialect
 
 
 def _as_found(
@@ -209,15 +224,3 @@ def key_for(given: str | None, url: str, dialect: Dialect, *, url_given: bool) -
             "the API key holds characters that no key has", hint=f"Check {dialect.key_variable} or api_key=…."
         )
     return key or NO_KEY
-
-
-def vocabulary_of(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
-    if tokenizer is None or isinstance(tokenizer, Vocabulary):
-        return tokenizer
-    name = os.fspath(tokenizer)
-    if not os.path.isdir(name):
-        import tiktoken
-
-        if name in tiktoken.list_encoding_names():
-            return from_tiktoken(name)
-    return from_pretrained(name)

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
 from blackbox_proxy.checks.finding import Finding, Level, failed
-from blackbox_proxy.checks.settings import check_settings
+from blackbox_proxy.checks.settings import check_settings, unknown
 from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.opening import Setup
-from blackbox_proxy.protocols import Ask
+from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.tuner import run
 from blackbox_proxy.types import Prefix
 from blackbox_proxy.version import __version__
@@ -48,10 +48,10 @@ def examine(setup: Setup, how: Examination) -> Iterator[Finding]:
     if any(found.level == "fails" for found in told):
         return
     if not setup.settings.base.local:
-        asked = ask_one_token(setup)
-        yield asked
-        if asked.level == "fails":
-            return
+        for asked in ask_the_base(setup):
+            yield asked
+            if asked.level == "fails":
+                return
         yield check_probe(setup, how.probe)
     yield from check_fit(setup, how)
 
@@ -63,25 +63,34 @@ def versions() -> Finding:
     return Finding("ok", "versions", ", ".join(parts))
 
 
-def ask_one_token(setup: Setup) -> Finding:
-    """One token of the base, asked for anew."""
+def ask_the_base(setup: Setup) -> Iterator[Finding]:
+    """Its tokenizer, where that is to be found, and one token, asked for anew."""
     cache = setup.settings.cache.model_copy(update={"use": False})
     fresh = replace(setup, settings=setup.settings.model_copy(update={"cache": cache}))
     try:
         base = fresh.open_base()
         try:
+            if setup.tokenizer == "auto":
+                yield _tokenizer(base)
             began = time.monotonic()
             draft = run(base.draft(Ask(Prefix(_PROMPTS[0]), 1)))
             seconds = time.monotonic() - began
         finally:
             run(base.aclose())
     except BlackboxError as error:
-        return failed("one token", error)
+        yield failed("one token", error)
+        return
     if not draft.positions:
-        return Finding("warns", "one token", "the base ended its text at once", "Is it the right model?")
+        yield Finding("warns", "one token", "the base ended its text at once", "Is it the right model?")
+        return
     shown = len(draft.positions[0].tokens)
     said = f"{draft.positions[0].token.text!r}, with {shown} candidates, after {seconds:.2f} s"
-    return Finding("ok", "one token", f"{said}; {draft.usage.prompt_tokens} prompt tokens were billed")
+    yield Finding("ok", "one token", f"{said}; {draft.usage.prompt_tokens} prompt tokens were billed")
+
+
+def _tokenizer(base: Base) -> Finding:
+    vocabulary = base.vocabulary
+    return unknown() if vocabulary is None else Finding("ok", "tokenizer", f"found, with {len(vocabulary):,} tokens")
 
 
 def check_probe(setup: Setup, most: int) -> Finding:
@@ -121,7 +130,7 @@ def _probed(setup: Setup, most: int) -> tuple[Findings | None, str]:
         base_url=told.url,
         api_key=setup.key(),
         dialect=told.dialect,
-        tokenizer=told.tokenizer,
+        tokenizer=setup.tokenizer,
         max_calls=most,
     )
     kept.save(found)

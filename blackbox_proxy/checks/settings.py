@@ -39,16 +39,21 @@ def check_base(setup: Setup) -> Iterator[Finding]:
         if told.local:
             yield folder("base", model)
             return
-        base = setup.open_base()
+        base = setup.open_base(asking=False)
         try:
             yield Finding("ok", "base", f"{base.name}, through its {told.api} API, dialect {told.dialect}")
-            if base.vocabulary is None:
-                hint = "With tokenizer under [base] (--tokenizer) tokens have ids, and more is exact."
-                yield Finding("warns", "tokenizer", "the base's tokenizer is not known", hint)
+            if setup.tokenizer is None:
+                yield unknown()
         finally:
             run(base.aclose())
     except BlackboxError as error:
         yield failed("base", error)
+
+
+def unknown() -> Finding:
+    """What it means that the base's tokenizer is not known."""
+    hint = "With tokenizer under [base] (--tokenizer) tokens have ids, and more is exact."
+    return Finding("warns", "tokenizer", "the base's tokenizer is not known", hint)
 
 
 def check_pair(what: str, pair: PairTable) -> Iterator[Finding]:

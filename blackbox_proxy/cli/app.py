@@ -28,7 +28,7 @@ def main() -> None:
     # With another busy process on the machine, threads that spin while they wait slow small models down tenfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    show_logs()
+    show_logs("blackbox_proxy.api.tokenizer")
     try:
         app()
     except BlackboxError as error:

@@ -49,7 +49,7 @@ def chat(
     console, note = Screen(), Screen(stderr=True)
     with parts.open() as tuner:
         conversation = Conversation(tuner, parts.arguments(), plain=transcript)
-        talk = Chat(conversation, console, note, parts.shown())
+        talk = Chat(conversation, console, note, parts.shown(tuner.base.vocabulary))
         if typing:
             seen = "a transcript" if transcript else "messages"
             note.print(f"{parts.model}, tuned; it sees {seen}. /help tells the commands.", style="dim", highlight=False)

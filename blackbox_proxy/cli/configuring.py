@@ -84,12 +84,12 @@ def check(
         blackbox-proxy config check --config proxy.toml --online
     """
     quiet_transformers()
-    from blackbox_proxy.checks.live import ask_one_token
+    from blackbox_proxy.checks.live import ask_the_base
     from blackbox_proxy.checks.settings import check_settings
 
     findings = list(check_settings(parts))
     if online and not any(found.level == "fails" and found.what == "base" for found in findings):
-        findings.append(ask_one_token(parts))
+        findings += ask_the_base(parts)
     tell(findings, as_json=as_json)
 
 

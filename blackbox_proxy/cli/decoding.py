@@ -18,6 +18,7 @@ from blackbox_proxy.text.reading import own_text
 
 if TYPE_CHECKING:
     from blackbox_proxy.jobs.run import JobReport
+    from blackbox_proxy.protocols import Base
     from blackbox_proxy.trace import TraceFile
 
 TracePath = Annotated[
@@ -43,14 +44,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def opened_trace(
-    path: Path | None, parts: DecodingOptions, seed: int | None, **how: bool
+    path: Path | None, parts: DecodingOptions, base: Base, seed: int | None, **how: bool
 ) -> AbstractContextManager[TraceFile | None]:
     """The trace to write, if one is wished for: with what decides the text, and no key and no address."""
     from blackbox_proxy.trace import TraceFile
 
     if path is None:
         return nullcontext()
-    return TraceFile(path, parts.shown() | {"seed": seed}, **how)
+    return TraceFile(path, parts.shown(base.vocabulary) | {"seed": seed}, **how)
 
 
 @app.command()
@@ -90,7 +91,7 @@ def generate(
     from blackbox_proxy.report import record, terminal
     from blackbox_proxy.trace import TracedTuner
 
-    with opened_trace(trace, parts, seed) as kept, parts.open() as opened:
+    with parts.open() as opened, opened_trace(trace, parts, opened.base, seed) as kept:
         tuner = TracedTuner(opened, kept) if kept else opened
         if as_json:
             generation = tuner.generate(text, seed=seed, **parts.arguments())
@@ -154,18 +155,18 @@ def run(
         "limit": limit,
         "shuffle": shuffle,
         "skip_bad": skip_bad,
-        "settings": parts.what_decides_the_text(),
         "seed": seed,
         **parts.arguments(),
     }
     priced = parts.prices
     note = Screen(stderr=True)
     with parts.open() as tuner:
+        work["settings"] = parts.what_decides_the_text(tuner.base.vocabulary)
         if dry_run:
             Screen().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
             return
         ended: BaseException | None = None
-        traced = opened_trace(trace, parts, seed, append=resume, overwrite=overwrite)
+        traced = opened_trace(trace, parts, tuner.base, seed, append=resume, overwrite=overwrite)
         with progress.watching(note, priced) as watch, traced as kept:
             try:
                 run_job(

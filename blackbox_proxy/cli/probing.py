@@ -57,7 +57,6 @@ def probe(
     from blackbox_proxy.report import probe as report
 
     told = parts.settings.base
-    tokenizer = told.tokenizer
     asked_for = api or (told.api if "api" in told.model_fields_set else "auto")
     console = Screen()
     with Screen(stderr=True).status("asking …") as status:
@@ -67,14 +66,14 @@ def probe(
             base_url=told.url,
             api_key=parts.key(),
             dialect=told.dialect,
-            tokenizer=tokenizer,
+            tokenizer=parts.tokenizer,
             timeout=timeout,
             max_calls=max_calls,
             told=lambda name: status.update(f"asking about: {name} …"),
         )
     where = kept.save(found, output)
     if as_json:
-        say_json(report.findings_record(found, tokenizer))
+        say_json(report.findings_record(found))
         return
     console.print(f"{found.model} at {found.url}, through its {found.api} API", style="bold", highlight=False)
     console.print(report.findings_table(found))
@@ -84,7 +83,7 @@ def probe(
     if where is not None:
         console.print(f"Kept in {where}.", style="dim", highlight=False, soft_wrap=True)
     console.print("\nTo open it:", style="bold")
-    say(paste(found, tokenizer))
+    say(paste(found))
     if where is not None:
         other = f", probe={str(output)!r}" if output is not None else ""
         console.print(f"or without a dialect{other}: the findings are used.", style="dim", highlight=False)

@@ -46,11 +46,10 @@ def _bench_near(
     exact: bool,
 ) -> None:
     """One table: a pair of weights or random ones, and the tokenizer of a base, by default two made on the spot."""
-    from blackbox_proxy.base.opening import vocabulary_of
     from blackbox_proxy.bench import near
     from blackbox_proxy.demo.spelling import big_tokenizer, small_tokenizer
     from blackbox_proxy.models.loading import load_causal_lm
-    from blackbox_proxy.text.spelling import from_pretrained, from_tokenizer
+    from blackbox_proxy.text.spelling import from_pretrained, from_tokenizer, vocabulary_of
 
     if candidates < 1 or any(n < 1 for n in lengths or ()):
         raise InputError("--length and --candidates must be at least 1", hint="Leave them out for 1, 8, 32 and 20.")

@@ -78,9 +78,9 @@ class BaseTable(Table):
         "--api-key-env",
         example="OPENAI_API_KEY",
     )
-    tokenizer: str | None = setting(
-        None,
-        "The base's tokenizer, if known: a tiktoken name, a folder or a hub id.",
+    tokenizer: str = setting(
+        "auto",
+        "The base's tokenizer: a tiktoken name, a folder or a hub id; auto: as its server tells; none: unknown.",
         "--tokenizer",
         example="cl100k_base",
         place="model",

@@ -54,6 +54,7 @@ class Findings:
     recognised: bool = True  # that, the URL or the caller did name a dialect
     listed: bool | None = None  # the model is in its list
     window: int | None = None  # tokens
+    tokenizer: str | None = None  # that it was held to: the one given, or found and held to how the server cuts texts
 
     # How many candidates.
     k: int | None = None  # the most `top_logprobs`; 0 where it shows none
@@ -203,8 +204,8 @@ def folder() -> Path | None:
     return Path(said) if said not in ("", "1") else user_data_path("blackbox-proxy") / "probes"
 
 
-def file_of(url: str, model: str, api: Api) -> str:
-    """The name of the file about an endpoint. `url` without what may be secret in it."""
+def file_of(url: str, model: str, api: Api | Literal["tokenizer"]) -> str:
+    """The name of the file about an API of an endpoint, or about its tokenizer. `url` without what may be secret."""
     host = urlsplit(url).netloc
     digest = hashlib.sha256("\n".join((url.rstrip("/"), model, api)).encode()).hexdigest()[:12]
     return f"{_plain(host)}-{_plain(model)}-{api}-{digest}.json"
@@ -220,7 +221,13 @@ def save(findings: Findings, path: Path | None = None) -> Path | None:
     if path is None and home is None:
         return None
     target = path or (home or Path()) / file_of(findings.url, findings.model, findings.api)
-    text = json.dumps({"schema": SCHEMA, **asdict(findings)}, indent=2, ensure_ascii=False)
+    write(target, {"schema": SCHEMA, **asdict(findings)})
+    return target
+
+
+def write(target: Path, said: Mapping[str, Any]) -> None:
+    """Write JSON in one step, for this user only. Raises InputError."""
+    text = json.dumps(said, indent=2, ensure_ascii=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".probe-")  # mode 0600
@@ -229,7 +236,6 @@ def save(findings: Findings, path: Path | None = None) -> Path | None:
         os.replace(name, target)
     except OSError as error:
         raise InputError(f"the findings cannot be written to {target}: {error.strerror}") from error
-    return target
 
 
 def load(path: str | os.PathLike[str]) -> Findings:

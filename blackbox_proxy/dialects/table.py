@@ -25,6 +25,8 @@ WRITTEN_HERE = "this project's own server"
 SCHEMA = "from the schema, never called"
 PROBED = "as probed on "  # and the day
 
+LIST = "/models"  # the route of the list of models
+
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
@@ -37,6 +39,22 @@ class Prefill:
     body: Mapping[str, Any] = field(default_factory=dict)
     message: Mapping[str, Any] = field(default_factory=dict)
     keeps_space: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """How a server tells which tokenizer its model has, in requests that cost nothing.
+
+    route, names: where it names a folder, hub id or file: an answer, and the fields that do, the best first. `LIST` is
+    its list of models, other routes lie below its root. cut: the route there that cuts a text into ids (`tokens` of
+    its answer), as a prompt is cut; text: the field that has the text; fields: further ones.
+    """
+
+    route: str
+    names: tuple[str, ...]
+    cut: str = "/tokenize"
+    text: str = "prompt"
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,7 @@ class Dialect:
     named: str | None = None  # the field that holds ids whose log probabilities shall be shown
     named_limit: int = 128  # how many ids it takes
     bias_keys: int = 0  # how many tokens a `logit_bias` may name; 0 where it is not honoured
+    telling: Telling | None = None  # how it tells its tokenizer; None: it does not
 
     # How it is asked.
     # Fields that make tokens come out as ids. Sent only where the tokenizer is known: an id alone would hide what the
@@ -140,6 +159,7 @@ _VLLM = Dialect(
     shown_after="nothing",  # --logprobs-mode raw_logprobs, its default
     named="logprob_token_ids",
     bias_keys=300,
+    telling=Telling(LIST, ("root", "parent"), fields={"add_special_tokens": True}),
     chat_counts_own=True,
     owners=("vllm",),
     evidence=CALLED,
@@ -156,6 +176,7 @@ _SGLANG = Dialect(
     echo=None,  # said to be incompatible with log probabilities; /generate has them
     shown_after="temperature",  # a greedy request is one of temperature 1 and top_k 1 there
     bias_keys=300,
+    telling=Telling("/get_model_info", ("tokenizer_path", "model_path"), fields={"add_special_tokens": True}),
     owners=("sglang",),
 )
 
@@ -210,6 +231,9 @@ DIALECTS: Mapping[str, Dialect] = {
             hides_parts=True,
             shown_after="nothing",
             bias_keys=300,
+            telling=Telling(
+                "/props", ("model_path",), text="content", fields={"add_special": True, "parse_special": True}
+            ),
             owners=("llamacpp",),
             evidence=CALLED,
         ),
@@ -340,6 +364,7 @@ DIALECTS: Mapping[str, Dialect] = {
             echo_streams=True,
             named=None,
             bias_keys=0,
+            telling=None,
             owners=("blackbox_proxy_serve",),
             evidence=WRITTEN_HERE,
         ),

@@ -52,6 +52,13 @@ class HostEngine:
     def about(self) -> Mapping[str, Any]:
         return {}
 
+    @property
+    def source(self) -> str:
+        return self._base.name
+
+    def cut(self, text: str) -> tuple[int, ...]:
+        return self._prompts.ids(TextWanted(text, 0))
+
     def check(self, wanted: TextWanted) -> None:
         self._base.check(self._prompts.ids(wanted), 1 if wanted.max_tokens is None else wanted.max_tokens)
         for what, ids in (("logit_bias", wanted.bias), ("logprob_token_ids", wanted.shown_ids)):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.engine import Engine, Event, TextWanted
+from blackbox_proxy.serve.engine import Cutting, Engine, Event, TextWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,13 @@ class OverNetwork:
     @property
     def about(self) -> Mapping[str, Any]:
         return self._engine.about
+
+    @property
+    def source(self) -> str:
+        return self._engine.source if isinstance(self._engine, Cutting) else ""
+
+    def cut(self, text: str) -> tuple[int, ...]:
+        return self._engine.cut(text) if isinstance(self._engine, Cutting) else ()
 
     def check(self, wanted: TextWanted) -> None:
         self._engine.check(wanted)

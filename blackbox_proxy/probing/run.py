@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from blackbox_proxy.api.native import own_route
-from blackbox_proxy.base.opening import OPENAI_URL, checked_url, given_url, key_for, vocabulary_of
+from blackbox_proxy.api.tokenizer import Found, find_tokenizer
+from blackbox_proxy.background import apart
+from blackbox_proxy.base.opening import OPENAI_URL, checked_url, given_url, key_for
 from blackbox_proxy.dialects.findings import Findings
 from blackbox_proxy.dialects.guessing import AUTO, by_models, by_url, dialect_of, located
-from blackbox_proxy.dialects.table import DIALECTS, Api, Dialect
+from blackbox_proxy.dialects.table import DIALECTS, LIST, Api, Dialect
 from blackbox_proxy.errors import (
     BadRequest,
     BadResponse,
@@ -33,6 +34,7 @@ from blackbox_proxy.errors import (
 from blackbox_proxy.probing.client import Asker, Noting, Purse, said
 from blackbox_proxy.probing.inquiry import Inquiry, Most
 from blackbox_proxy.probing.questions import ask_all, findings
+from blackbox_proxy.text.spelling import vocabulary_of
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
 from blackbox_proxy.transport.connection import Connection
@@ -42,14 +44,13 @@ MAX_CALLS = 40
 _MANY = 1000  # candidates: more than any service is known to give
 _LADDER = (20, 5, 2, 1)
 _ODD = "Zürich, 東京 and 👍🏽"  # beside such text, tokens that are no whole characters are likely
-_T = TypeVar("_T")
 
 Wanted = Literal["auto", "completions", "chat"]
 
 
 def probe(model: str, **options: Any) -> Findings:
     """`aprobe` for who waits. May be called while an event loop runs in this thread, as in a notebook."""
-    return _run(aprobe(model, **options))
+    return apart(aprobe(model, **options))
 
 
 async def aprobe(
@@ -59,7 +60,7 @@ async def aprobe(
     base_url: str | None = None,
     api_key: str | None = None,
     dialect: str = AUTO,
-    tokenizer: str | os.PathLike[str] | Vocabulary | None = None,
+    tokenizer: str | os.PathLike[str] | Vocabulary | None = AUTO,
     timeout: float = 60.0,  # noqa: ASYNC109 (of each request)
     max_calls: int = MAX_CALLS,
     max_attempts: int = 2,
@@ -69,7 +70,8 @@ async def aprobe(
 
     The arguments are those of `open_base`. api: "auto" takes completions where they give log probabilities, else chat.
     dialect: "auto" goes by the URL, else by what the server's list of models says it is, else asks as plainly as
-    possible. tokenizer: with it more can be found out: whether ids are spelled truthfully, how the end shows.
+    possible. tokenizer: with it more can be found out: whether ids are spelled truthfully, how the end shows; "auto"
+    looks for it as `open_base` does.
     max_calls: requests at most; questions that are left then stay open. told: called with the name of each question.
 
     Raises InputError, and BaseError where the endpoint cannot be asked at all: wrong URL, key or model.
@@ -86,12 +88,23 @@ async def aprobe(
     spoken = known or DIALECTS["openai"]
     url = located(checked_url(given or spoken.home or OPENAI_URL), spoken, model)
     key = key_for(api_key, url, spoken, url_given=base_url is not None)
-    endpoint = _Endpoint(model, url, key, vocabulary_of(tokenizer), timeout, Purse(max_calls), max_attempts)
+    found = await _tokenizer(tokenizer, model, url, key, spoken, named=dialect, timeout=timeout)
+    endpoint = _Endpoint(model, url, key, found, timeout, Purse(max_calls), max_attempts)
     try:
         return await _probed(endpoint, api, known, told or (lambda name: None))
     finally:
         for connection in endpoint.connections:
             await connection.aclose()
+
+
+async def _tokenizer(
+    given: str | os.PathLike[str] | Vocabulary | None, model: str, url: str, key: str, spoken: Dialect, **how: Any
+) -> Found:
+    """The tokenizer that is given, or found. Raises ModelUnavailable."""
+    if isinstance(given, str) and given == AUTO:
+        return await asyncio.to_thread(find_tokenizer, model, url, key, spoken, **how)
+    name = None if given is None or isinstance(given, Vocabulary) else os.fspath(given)
+    return Found(vocabulary_of(given), name)
 
 
 async def _probed(endpoint: _Endpoint, api: Wanted, known: Dialect | None, told: Callable[[str], None]) -> Findings:
@@ -103,6 +116,7 @@ async def _probed(endpoint: _Endpoint, api: Wanted, known: Dialect | None, told:
     chosen, most = await tried.choose(api)
     before, about = chosen.dialect, Inquiry(chosen, most, refused)
     about.found |= _about_models(models, endpoint.model) | {"claims": None if claimed is None else claimed.name}
+    about.found["tokenizer"] = endpoint.tokenizer.name
     about.found["recognised"] = known is not None or claimed is not None
     await ask_all(about, told)
     await tried.other(chosen)
@@ -116,7 +130,7 @@ class _Endpoint:
     model: str
     url: str
     key: str
-    vocabulary: Vocabulary | None
+    tokenizer: Found
     timeout: float
     purse: Purse
     max_attempts: int
@@ -140,13 +154,15 @@ class _Endpoint:
             native=own_route(self.url, spoken.native),
         )
         self.connections.append(connection)
-        return Asker(connection, api, self.model, spoken, where, self.vocabulary, self.purse, self.max_attempts)
+        return Asker(
+            connection, api, self.model, spoken, where, self.tokenizer.vocabulary, self.purse, self.max_attempts
+        )
 
 
 async def _models(asker: Asker) -> tuple[object, dict[str, str]]:
     """The list of models, or why there is none. Raises ConnectionFailed."""
     try:
-        return decode_body(await asker.connection.models(), asker.url), {}
+        return decode_body(await asker.connection.free(LIST), asker.url), {}
     except BlackboxError as error:
         if isinstance(error, ConnectionFailed):
             raise
@@ -254,22 +270,3 @@ async def _fewer(asker: Asker, limit: int | None) -> Most:
         return Most(k if count else 0, "named" if k == limit else "tried", answer)
     answer = await asker.ask(_ODD, 1, None)  # no log probabilities at all?
     return Most(0, "tried", answer)
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """On a thread of its own, so that a loop which runs here does not matter."""
-    done: list[_T] = []
-    failed: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            done.append(asyncio.run(work))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]

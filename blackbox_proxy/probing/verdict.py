@@ -163,7 +163,7 @@ def _steer(findings: Findings, dialect: Dialect) -> tuple[How, str]:
 # -- a line to paste --------------------------------------------------------------------------------------------------
 
 
-def paste(findings: Findings, tokenizer: str | None = None) -> str:
+def paste(findings: Findings) -> str:
     """Python that opens the base with all that was found, also where no findings are kept."""
     named = base_dialect(findings)
     spoken = findings.onto(named)
@@ -191,7 +191,7 @@ def paste(findings: Findings, tokenizer: str | None = None) -> str:
         told = "".join(f"        {name}={_written(value)},\n" for name, value in changes.items())
         dialect = f'replace(\n        DIALECTS["{named.name}"],\n{told}    )'
     given = [f'"{findings.model}"', f'api="{findings.api}"', f'base_url="{findings.url}"', f"dialect={dialect}"]
-    given += [f'tokenizer="{tokenizer}"'] if tokenizer else []
+    given += [f'tokenizer="{findings.tokenizer}"'] if findings.tokenizer else []
     given += [f"top_logprobs={_count(findings)}"] if findings.k else []
     listed = "".join(f"    {argument},\n" for argument in given)
     return "\n".join([*imports, "", f"base = open_base(\n{listed})"])

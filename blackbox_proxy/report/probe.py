@@ -50,10 +50,10 @@ def cost_line(findings: Findings) -> str:
     return f"{findings.calls} requests, {tokens} billed by the API's own count."
 
 
-def findings_record(findings: Findings, tokenizer: str | None = None) -> dict[str, Any]:
+def findings_record(findings: Findings) -> dict[str, Any]:
     """For JSON."""
     told = [asdict(verdict) for verdict in verdicts(findings)]
-    return {**asdict(findings), "verdict": told, "open": paste(findings, tokenizer)}
+    return {**asdict(findings), "verdict": told, "open": paste(findings)}
 
 
 # -- the rows ---------------------------------------------------------------------------------------------------------
@@ -64,6 +64,8 @@ def _rows(found: Findings) -> Iterator[tuple[str, str]]:
     for api in sorted(found.apis, key=lambda name: name != found.api):
         yield f"/{api}" if api == "completions" else "/chat/completions", found.apis[api]
     yield from _told("model list", "the model is not in it" if found.listed is False else "", found, "list of models")
+    if found.tokenizer is not None:
+        yield "tokenizer", found.tokenizer
     if found.window:
         yield "window", f"{found.window} tokens"
     yield "largest k", _largest(found)

@@ -68,7 +68,16 @@ class _Shown(logging.Formatter):
         return shown(text) if sys.stderr.isatty() else text
 
 
-def show_logs() -> None:
-    """Warnings that nobody handles go to a terminal the same way."""
+class _OnScreen(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
+
+
+def show_logs(*telling: str) -> None:
+    """Warnings that nobody handles go to a terminal the same way, and what these loggers tell at INFO."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Shown())
+    for logger in map(logging.getLogger, telling):
+        if not logger.handlers:
+            logger.addHandler(_OnScreen())
+            logger.setLevel(logging.INFO)

@@ -10,6 +10,7 @@
     emulation.py  how other servers behave, as data
     emulated.py   their requests in the terms of this one                     pure
     native.py     SGLang's own route                                          pure
+    tokenizing.py  what an engine tells of its tokenizer
 
 Nothing here does arithmetic on probabilities. `door` has the limits. Importing this package does not load starlette.
 """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from blackbox_proxy.dialects.table import ALIASES, DIALECTS, After, Api
+from blackbox_proxy.dialects.table import ALIASES, DIALECTS, After, Api, Telling
 from blackbox_proxy.errors import InputError
 
 BENDS: Mapping[str, Callable[[str, bytes], str]] = {
@@ -110,6 +110,7 @@ class Emulation:
     native: str | None = None  # the path of SGLang's own route, if it is there
     key_header: str | None = None  # the header that has the key; None: `authorization`
     owned_by: str = "blackbox_proxy"  # in the list of models
+    telling: Telling | None = DIALECTS["host"].telling  # where it tells its tokenizer
 
     @property
     def most(self) -> int:
@@ -279,4 +280,5 @@ def emulation_of(name: str) -> Emulation:
         native="/generate" if base == "sglang" else None,
         key_header=known.key_header,
         owned_by=known.owners[0] if known.owners else base,
+        telling=known.telling,
     )

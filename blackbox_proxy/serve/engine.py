@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from blackbox_proxy.dialects.table import After
 from blackbox_proxy.types import FinishReason, Position, Usage
@@ -98,4 +98,16 @@ class Engine(Protocol):
 
     def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         """The events of one text. Closing the generator stops the model. Raises BlackboxError."""
+        ...
+
+
+@runtime_checkable
+class Cutting(Protocol):
+    """An engine that tells its tokenizer. `source`: the folder or hub id that it is from."""
+
+    @property
+    def source(self) -> str: ...
+
+    def cut(self, text: str) -> tuple[int, ...]:
+        """The ids of a text as a prompt. Called from a thread."""
         ...

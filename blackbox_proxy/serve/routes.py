@@ -2,6 +2,7 @@
 
     POST /v1/completions, /v1/chat/completions      whole or streamed
     GET  /v1/models, /v1/models/{name}, /health
+    POST /tokenize, and where the tokenizer is from  as the emulated server tells it
     POST /generate                                  where SGLang is emulated
     GET  /stats                                     what was asked of this server: {"requests", "active", …}
 
@@ -44,6 +45,7 @@ from blackbox_proxy.serve.engine import Engine, Placed
 from blackbox_proxy.serve.gate import Gate
 from blackbox_proxy.serve.native import generated, read_generate
 from blackbox_proxy.serve.requests import Order, own_fields, parse, read_chat, read_completion, refuse_unknown
+from blackbox_proxy.serve.tokenizing import source_of, telling_routes
 from blackbox_proxy.serve.wire import Head, Json
 from blackbox_proxy.types import FinishReason, Usage
 
@@ -78,7 +80,8 @@ def create_app(
     if api_key:
         layers.append(Middleware(_KeyCheck, api_key=api_key, header=emulation.key_header))
     layers += [*behind, Middleware(Bodies, limits=limits)]
-    every = [*routes, Route("/health", service.health), Route("/stats", service.show_stats)]
+    every = [*routes, *telling_routes(found, emulation.telling)]
+    every += [Route("/health", service.health), Route("/stats", service.show_stats)]
     for root in emulation.roots:
         every += [
             Route(f"{root}/completions", service.completions, methods=["POST"]),
@@ -127,7 +130,7 @@ class _Service:
 
     def _described(self, engine: Engine) -> Json:
         entry = wire.model_json(engine.name, self._created, engine.context, self._emulation.owned_by)
-        return entry | dict(engine.about)
+        return entry | source_of(engine, self._emulation.telling) | dict(engine.about)
 
     async def health(self, request: Request) -> Response:
         return Response()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,31 @@ if TYPE_CHECKING:
 _FILES = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "spiece", "tekken")
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A Hugging Face tokenizer from a folder or hub id. Raises ModelUnavailable with what to do about it."""
+def vocabulary_of(tokenizer: str | os.PathLike[str] | Vocabulary | None) -> Vocabulary | None:
+    """Of a tiktoken encoding, a folder or hub id, or as it is given. Raises ModelUnavailable."""
+    if tokenizer is None or isinstance(tokenizer, Vocabulary):
+        return tokenizer
+    name = os.fspath(tokenizer)
+    if not os.path.isdir(name):
+        import tiktoken
+
+        if name in tiktoken.list_encoding_names():
+            return from_tiktoken(name)
+    return from_pretrained(name)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer from a folder or hub id. options: of `from_pretrained`. Raises ModelUnavailable."""
     from transformers import AutoTokenizer
 
     hint = "Give a folder with tokenizer.json (as saved by save_pretrained), or a Hugging Face hub id."
-    folder = Path(name)
-    if folder.is_dir() and not any(f.name.startswith(_FILES) or f.suffix == ".model" for f in folder.iterdir()):
+    files = list(Path(name).iterdir()) if not options and Path(name).is_dir() else None
+    if files is not None and not any(file.name.startswith(_FILES) or file.suffix == ".model" for file in files):
         raise ModelUnavailable(f"there is no tokenizer in {name!r}: no tokenizer.json, nor any older kind", hint=hint)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **options
+        )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError … for one and the same cause
         raise ModelUnavailable(f"no tokenizer could be loaded from {name!r}: {reason(error)}", hint=hint) from error
     except BaseException as error:
@@ -66,7 +82,7 @@ def from_pretrained(name: str, *, end_ids: Iterable[int] = (), trust_remote_code
         return found
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if digest is None and not trust_remote_code:
-        digest = files_digest(_hub_folder(name))
+        digest = files_digest(hub_folder(name))
     found = from_tokenizer(tokenizer, end_ids=ends, digest=digest)
     return _IN_USE.setdefault((digest, ends), found) if digest is not None else found
 
@@ -90,7 +106,7 @@ def files_digest(folder: Path | None) -> str | None:
     return digest_of([*versions, kind, *(part for file in files for part in (file.name, file.read_bytes()))])
 
 
-def _hub_folder(name: str) -> Path | None:
+def hub_folder(name: str) -> Path | None:
     """Where the files of a hub id lie on this machine."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -86,11 +86,16 @@ class Connection:
         self._limiter.learn(answer.headers)
         return clean(answer.content)
 
-    async def models(self) -> bytes:
-        """The body of the list of models."""
+    async def free(self, where: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """The body of an answer that costs nothing, as the list of models. where: a route below `base_url`, or a URL of
+        that server. body: what is posted there.
+        """
         async with self._limiter.request(0):
             with self.naming(), at_most(LIST):
-                answer = await self._client().get("/models", cast_to=httpx2.Response)
+                if body is None:
+                    answer = await self._client().get(where, cast_to=httpx2.Response)
+                else:
+                    answer = await self._client().post(where, body=body, cast_to=httpx2.Response)
         self._limiter.learn(answer.headers)
         return clean(answer.content)
 

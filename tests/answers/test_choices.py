@@ -299,7 +299,8 @@ def test_what_the_server_counts(models: dict[str, str], pairs: Pairs) -> None:
             ({"dialect": "host"}, [" New York", " Zürich is"], {"normalise": "bytes"}, 2, "scores"),
         ]
         for options, answers, rule, calls, by in cases:
-            base = open_base("big", base_url=f"{url}/v1", max_attempts=1, top_logprobs=5, **options)
+            options = {"tokenizer": None, "max_attempts": 1, "top_logprobs": 5, **options}
+            base = open_base("big", base_url=f"{url}/v1", **options)
             before = stats.requests
             found = ProxyTuner(base, pairs("same")).choose(PROMPT, answers, **rule)
             assert stats.requests - before == found.usage.api_calls == calls, (options, rule)

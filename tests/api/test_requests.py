@@ -157,7 +157,9 @@ async def once(dialect: Dialect, question: Question, options: dict[str, Any]) ->
     """Asks once; the name of the error that came of it."""
     url = dialect.home or (f"https://me.{dialect.hosts[0]}" if dialect.hosts else "http://127.0.0.1:9/v1")
     try:
-        base = open_base("m", base_url=url, api_key="k", dialect=dialect, max_attempts=1, **options)
+        base = open_base(
+            "m", base_url=url, api_key="k", dialect=dialect, max_attempts=1, **{"tokenizer": None, **options}
+        )
         try:
             await question(base)
         finally:

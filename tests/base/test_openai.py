@@ -138,7 +138,7 @@ def test_room(vocabulary: Vocabulary) -> None:
     assert base.room(Prefix("Hi the", (THE,) * 30)) == 0
     with pytest.raises(ContextTooLong):
         base.check("Hi the", 9)
-    assert open_base("m", base_url="http://localhost/v1", context=10).room(Prefix("Hi")) is None
+    assert open_base("m", base_url="http://localhost/v1", context=10, tokenizer=None).room(Prefix("Hi")) is None
     assert open_base("m", base_url="http://localhost/v1", tokenizer=vocabulary).room(Prefix("Hi")) is None
     assert (base.name, base.vocabulary, base.context) == ("m", vocabulary, 10)
 
@@ -284,7 +284,7 @@ async def test_a_stream_that_stalls_in_the_middle(server: Server, asking: Asking
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    base = open_base("m", base_url=url, max_attempts=1)
+    base = open_base("m", base_url=url, max_attempts=1, tokenizer=None)
     with pytest.raises(ConnectionFailed, match=url) as caught:
         await draft(base)
     assert "server runs" in caught.value.hint
@@ -390,15 +390,15 @@ def test_arguments_that_are_refused(arguments: dict[str, Any], says: str) -> Non
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    base = open_base("m")
+    base = open_base("m", tokenizer=None)
     assert (base.url, base.settings.top_logprobs, base.settings.api) == ("https://api.openai.com/v1", 5, "completions")
-    assert open_base("m", api="chat").settings.top_logprobs == 20
-    assert open_base("m", dialect="vllm").settings.top_logprobs == 20
-    assert open_base("m", dialect="vllm", top_logprobs=500).settings.top_logprobs == 500
+    assert open_base("m", api="chat", tokenizer=None).settings.top_logprobs == 20
+    assert open_base("m", dialect="vllm", tokenizer=None).settings.top_logprobs == 20
+    assert open_base("m", dialect="vllm", top_logprobs=500, tokenizer=None).settings.top_logprobs == 500
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
-    assert open_base("m").url == "http://elsewhere/v1"
+    assert open_base("m", tokenizer=None).url == "http://elsewhere/v1"
     own = Dialect("own", completions_k=7, chat_k=None)
-    assert open_base("m", dialect=own).settings.top_logprobs == 7
+    assert open_base("m", dialect=own, tokenizer=None).settings.top_logprobs == 7
 
 
 async def test_a_key_is_needed_only_by_openai(server: Server, asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +413,7 @@ async def test_a_key_is_needed_only_by_openai(server: Server, asking: Asking, mo
 
 
 def test_nothing_secret_is_shown(caplog: pytest.LogCaptureFixture) -> None:
-    base = open_base("m", base_url="http://user:hunter2@host:8000/v1?sig=hunter3")
+    base = open_base("m", base_url="http://user:hunter2@host:8000/v1?sig=hunter3", tokenizer=None)
     assert repr(base) == "OpenAIBase('m', completions at http://host:8000/v1, dialect 'openai')"
     with pytest.raises(InputError) as caught:
         open_base("m", base_url="htp//user:hunter2@host", api_key=KEY)
@@ -442,8 +442,8 @@ def test_tokenizers(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, vocabulary: 
 
         return loader
 
-    monkeypatch.setattr("blackbox_proxy.base.opening.from_tiktoken", load("tiktoken"))
-    monkeypatch.setattr("blackbox_proxy.base.opening.from_pretrained", load("folder"))
+    monkeypatch.setattr("blackbox_proxy.text.spelling.from_tiktoken", load("tiktoken"))
+    monkeypatch.setattr("blackbox_proxy.text.spelling.from_pretrained", load("folder"))
     for tokenizer in ("cl100k_base", "org/model", tmp_path, vocabulary, None):
         base = open_base("m", base_url="http://localhost/v1", tokenizer=tokenizer)
         assert base.vocabulary is (None if tokenizer is None else vocabulary)

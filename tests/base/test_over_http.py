@@ -33,7 +33,11 @@ def local(models: dict[str, str]) -> TransformersBase:
 
 @pytest.fixture
 def far(hosted: Callable[[int], str]) -> Open:
-    options = {"max_attempts": 1, "trust_drafts": True}  # what was written is looked at, not gone on from
+    options = {
+        "tokenizer": None,
+        "max_attempts": 1,
+        "trust_drafts": True,
+    }  # what was written is looked at, not gone on from
     return lambda model="big", limit=5, **more: open_base(model, base_url=hosted(limit), **{**options, **more})
 
 

@@ -225,6 +225,6 @@ def test_the_model_in_process_tells_too(models: dict[str, str], pairs: Callable[
 
 
 def test_unknown_spelling_and_no_echo_tell_nothing(hosted: Callable[[int], str]) -> None:
-    base = open_base("big", base_url=hosted(5), dialect="host")
+    base = open_base("big", base_url=hosted(5), dialect="host", tokenizer=None)
     assert base.abilities.reveals == 1, "only by text"
     assert base.abilities.biases == 0

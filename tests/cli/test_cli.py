@@ -96,7 +96,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "empty prompt": (["generate", "", "API", "PAIR"], "prompt is empty"),
     "two prompts": (["generate", "a", "-f", "b", "API", "PAIR"], "two prompts"),
     "no such file": (["generate", "-f", "nowhere.txt", "API", "PAIR"], "nowhere.txt"),
-    "unreachable": (["generate", "a", "--base", "x", "--base-url", "http://127.0.0.1:9/v1", "PAIR"], "127.0.0.1:9"),
+    "unreachable": (
+        ["generate", "a", "--base", "x", "--base-url", "http://127.0.0.1:9/v1", "PAIR", "UNKNOWN"],
+        "127.0.0.1:9",
+    ),
     "no such model": (["generate", "a", "API", "--base", "other", "PAIR"], "other"),
     "k too large": (["generate", "a", "API", "--dialect", "openai", "--top-logprobs", "50", "PAIR"], "5"),
     "pair missing": (["generate", "a", "API", "--expert", "./nowhere"], "./nowhere"),
@@ -132,7 +135,9 @@ def test_bad_input_is_one_sentence_and_a_hint(
     arguments: list[str] = []
     for word in BAD[case][0]:
         mixed = ["--expert", models["digits-expert"], "--antiexpert", models["pieces-expert"]]
-        arguments += {"API": api_options, "PAIR": pair_options, "MIXED": mixed}.get(word, [word])
+        unknown = ["--tokenizer", "none"]
+        meant = {"API": api_options, "PAIR": pair_options, "MIXED": mixed, "UNKNOWN": unknown}
+        arguments += meant.get(word, [word])
     status, out, err = run(*arguments)
     assert status != 0
     assert out == ""

@@ -239,7 +239,7 @@ def test_the_body_of_a_request(name: str, api: Api) -> None:
 
 @pytest.mark.parametrize("name", [name for name, api in ROUTES if api == "chat" and not DIALECTS[name].continues(api)])
 def test_an_api_that_cannot_continue_says_so(name: str) -> None:
-    base = open_base("m", base_url="http://127.0.0.1:9/v1", dialect=name, api="chat")
+    base = open_base("m", base_url="http://127.0.0.1:9/v1", dialect=name, api="chat", tokenizer=None)
     base.check("Hi", 1)
     with pytest.raises(CannotContinue, match=name):
         base.check("Hi", 2)
@@ -281,7 +281,7 @@ def test_an_api_without_log_probabilities_is_refused(name: str) -> None:
     ],
 )
 def test_services_are_known_by_their_urls(url: str, name: str, asked: str) -> None:
-    base = open_base("m", base_url=url, api="chat", api_key="k")
+    base = open_base("m", base_url=url, api="chat", api_key="k", tokenizer=None)
     assert base.settings.dialect.name == name
     assert located(url, dialect_of("auto", url), "m") == asked
     assert base.url == asked.partition("?")[0]

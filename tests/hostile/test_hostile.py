@@ -31,7 +31,14 @@ def pair(models: dict[str, str]) -> TransformersPair:
 
 def opened(server: RawServer, **options: Any) -> Any:
     return open_base(
-        "m", base_url=server.url, api_key=SECRET, timeout=0.3, max_attempts=2, max_retry_seconds=LIMIT, **options
+        "m",
+        base_url=server.url,
+        api_key=SECRET,
+        tokenizer=None,
+        timeout=0.3,
+        max_attempts=2,
+        max_retry_seconds=LIMIT,
+        **options,
     )
 
 

@@ -192,7 +192,7 @@ def test_the_truth_about_each_server(
 @pytest.mark.parametrize("name", ["vllm", "llama-server"])
 def test_without_a_tokenizer_the_same_is_found(name: str, serve: Callable[..., str], engine: Engine) -> None:
     emulation = emulation_of(name)
-    found = probe("big", base_url=serve(emulation))
+    found = probe("big", base_url=serve(emulation), tokenizer=None)
     expected = true_of(emulation, "completions", engine.top_logprobs) | {"wrong": None, "api": "completions"}
     del expected["end"]
     assert differs(found, expected) == {}
@@ -325,7 +325,7 @@ def test_a_base_is_opened_as_it_was_found(
     assert opened.abilities.reveals == 1  # by echo; the dialect says by name
     assert text(opened) == expected
     scope: dict[str, Any] = {}
-    exec(paste(found, models["base"]), scope)
+    exec(paste(found), scope)
     assert text(scope["base"]) == expected
     assert "probed" not in repr(open_base("big", dialect="vllm", **options))
     assert "probed" not in repr(open_base("big", probe=False, **options))

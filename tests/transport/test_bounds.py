@@ -24,7 +24,7 @@ THE = legacy((" the", -0.1, {" the": -0.1, " a": -3.0}), text=" the", finish=Non
 
 async def asked(kind: Kind, *, stream: bool = False, n: int = 4, **options: Any) -> list[Draft]:
     with raw_server(kind) as server:
-        base = open_base("m", base_url=server.url, **{"max_attempts": 1, "timeout": 1.0, **options})
+        base = open_base("m", base_url=server.url, **{"tokenizer": None, "max_attempts": 1, "timeout": 1.0, **options})
         try:
             if stream:
                 return [part async for part in base.stream(Ask(Prefix("Hi"), n))]

@@ -36,7 +36,7 @@ async def good(asked: Asked, out: Out) -> None:
 
 
 async def drafted(url: str, **options: Any) -> Any:
-    base = open_base("m", base_url=url, api_key=KEY, max_attempts=1, **options)
+    base = open_base("m", base_url=url, api_key=KEY, max_attempts=1, tokenizer=None, **options)
     try:
         return await base.draft(Ask(Prefix("Hi"), 1))
     finally:
@@ -113,7 +113,7 @@ async def test_user_and_password_in_a_redirect_change_nothing() -> None:
 
 async def test_cookies_are_not_sent_back() -> None:
     with raw_server(good) as server:
-        base = open_base("m", base_url=server.url, api_key=KEY)
+        base = open_base("m", base_url=server.url, api_key=KEY, tokenizer=None)
         for _ in range(2):
             await base.draft(Ask(Prefix("Hi"), 1))
         await base.aclose()
@@ -123,7 +123,7 @@ async def test_cookies_are_not_sent_back() -> None:
 async def test_what_a_url_holds_is_sent_as_it_was_meant() -> None:
     with raw_server(good) as server:
         url = server.url.replace("//", "//me:p%40ss@") + "?api-version=1&key=abc"
-        base = open_base("m", base_url=url)
+        base = open_base("m", base_url=url, tokenizer=None)
         await base.draft(Ask(Prefix("Hi"), 1))
         await base.aclose()
         seen = server.seen[0]
@@ -158,7 +158,7 @@ def test_a_socks_proxy_names_its_variable_and_its_extra(
     monkeypatch.setenv(variable, f"{scheme}://me:hunter22@10.1.1.1:1080")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as caught:
-        open_base("m", base_url="https://host.example/v1", api_key=KEY)
+        open_base("m", base_url="https://host.example/v1", api_key=KEY, tokenizer=None)
     said = str(caught.value)
     assert variable in said
     assert "blackbox-proxy[socks]" in said
@@ -174,8 +174,8 @@ def test_a_socks_proxy_names_its_variable_and_its_extra(
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("http_proxy", value)
     with pytest.raises(InputError, match="http_proxy"):
-        open_base("m", base_url="http://host.example/v1")
-    open_base("m", base_url="https://host.example/v1", api_key=KEY)  # is not asked through it
+        open_base("m", base_url="http://host.example/v1", tokenizer=None)
+    open_base("m", base_url="https://host.example/v1", api_key=KEY, tokenizer=None)  # is not asked through it
 
 
 @pytest.mark.parametrize(

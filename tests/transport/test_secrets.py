@@ -140,7 +140,8 @@ async def test_what_else_is_secret_is_shown_nowhere(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.DEBUG)
     with raw_server(repeats) as server:
         url = server.url.replace("//", f"//me:{password}@") + f"?api-key={query}"
-        base = open_base("m", base_url=url, extra_body={"provider": {"api_key": body}}, max_attempts=1)
+        extra = {"provider": {"api_key": body}}
+        base = open_base("m", base_url=url, extra_body=extra, max_attempts=1, tokenizer=None)
         assert body not in str(base.identity)
         asked = base.stream(Ask(Prefix(PROMPT), 1)) if stream else None
         with pytest.raises(BaseError) as caught:
