@@ -65,8 +65,10 @@ def host(folder: str) -> Iterator[Hosts]:
 def drafts(url: str, *, api: Api = "completions", dialect: str = "host", **options: Any) -> list[Draft]:
     """What the server writes after each prompt, whole and streamed, all asked by one base."""
 
+    options = {"tokenizer": None, "top_logprobs": K, **options}
+
     async def ask() -> list[Draft]:
-        base = open_base("big", base_url=url, api=api, dialect=dialect, top_logprobs=K, **options)
+        base = open_base("big", base_url=url, api=api, dialect=dialect, **options)
         try:
             asks = [Ask(Prefix(prompt), N) for prompt in PROMPTS]
             whole = [await base.draft(wanted) for wanted in asks]
