@@ -151,7 +151,8 @@ class Weigher:
         best = int(np.argmax(weighed.log_p))
         of_q, of_e, of_a = factors
         of_tail = 0.0 if equation.weights is None else equation.weights.tail
-        log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
+        with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
+            log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
         log_z += of_tail * (best >= weighed.shown)
         if not math.isfinite(log_z):
             return [int(i) for i in some]
