@@ -1,7 +1,8 @@
 """The prompt of a completion as part of the answer (`echo`), with log probabilities of the tuned model where asked for.
 
 The base must score given text. The first token has nothing before it and no log probability; nor has the second one
-where the first is the base's own beginning of a text, which a pair may not have.
+where the first is the base's own beginning of a text, which a pair may not have; nor any of the first word where a pair
+has no beginning of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.serve.engine import Event, Placed, TextWanted
-from blackbox_proxy.serve.text import echoed_part, offsets
+from blackbox_proxy.serve.text import echoed_part, offsets, written
 from blackbox_proxy.text.shown import of_ids
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.tuner import ProxyTuner
-from blackbox_proxy.types import Position, Usage
+from blackbox_proxy.types import Position, Prompt, Usage
 
 
 def check_echo(base: Base, wanted: TextWanted) -> None:
@@ -58,11 +59,25 @@ async def _scored(
 
 
 def _beginning(pairs: Sequence[Pair], vocabulary: Vocabulary, ids: Sequence[int]) -> int:
-    """How many of the first ids everything else is scored after: as few as every pair can be shown."""
-    for count in range(1, len(ids)):
-        try:
-            check_prompt(pairs, of_ids(ids[:count], vocabulary), 1)
-        except InputError:
-            continue
-        return count
-    return len(ids)
+    """How many of the first ids everything else is scored after: as few as every pair can be shown. A pair that has no
+    beginning of its own reads the first of its tokens before it can say what follows: it is shown a whole word, or it
+    would have cut the text where its tokenizer does not.
+    """
+    counts = iter(range(1, len(ids)))
+    first = next((count for count in counts if _takes(pairs, of_ids(ids[:count], vocabulary))), len(ids))
+    if first == len(ids) or _takes(pairs, "") or _ends_a_word(vocabulary, ids, first):
+        return first
+    return next((count for count in counts if _ends_a_word(vocabulary, ids, count)), first)
+
+
+def _takes(pairs: Sequence[Pair], prompt: Prompt) -> bool:
+    try:
+        check_prompt(pairs, prompt, 1)
+    except InputError:
+        return False
+    return True
+
+
+def _ends_a_word(vocabulary: Vocabulary, ids: Sequence[int], count: int) -> bool:
+    before, after = (written(part, vocabulary) for part in (ids[:count], ids[count : count + 1]))
+    return bool(before) and not before[-1:].isspace() and after[:1].isspace()

@@ -93,7 +93,7 @@ class Emulation:
     bends: Literal["all", "own", "listed"] = "all"  # the token that was written, its candidates, or both
     last_wins: bool = False  # of two candidates both written "\ufffd" a column keeps the last, not the likeliest
     # The token that ended the text: no entry, one with its text, one with an empty text; "asked": one with its text if
-    # vLLM's fields for ids were sent, else none.
+    # vLLM's fields for ids were sent, or the prompt is repeated, else none.
     end: Literal["asked", "omitted", "written", "empty"] = "asked"
 
     # -- numbers in an answer --

@@ -367,7 +367,13 @@ def _order(request: _Common, texts: list[TextWanted], *, chat: bool, logprobs: b
         for text in texts
         for choice in range(n)
     )
-    style = Style(chat, logprobs, bool(request.return_tokens_as_token_ids), bool(request.return_token_ids))
+    style = Style(
+        chat,
+        logprobs,
+        tokens_as_ids=bool(request.return_tokens_as_token_ids),
+        token_ids=bool(request.return_token_ids),
+        echo=any(text.echo for text in wanted),
+    )
     options = request.stream_options or _StreamOptions()
     include_usage = bool(options.include_usage)
     continuous = include_usage and bool(options.continuous_usage_stats)  # as vLLM: the one only with the other

@@ -5,7 +5,8 @@ Two ways, as real servers have them (an `Emulation` says where another server wr
 - **OpenAI**. Tokens are strings: the text of a token; `bytes:\\xe2\\x80` where it is no whole UTF-8 (in chat without
   the `bytes:`, and the true bytes stand beside it); special tokens as they are written, e.g. `<|endoftext|>`, and in
   chat the bytes of that. Of several candidates spelled alike a dict of completions keeps the most likely, like the
-  real one. The end token is a candidate like any other, but the one that ended the text has no entry.
+  real one. The end token is a candidate like any other, but the one that ended the text has no entry. (It has one where
+  the prompt is repeated: who takes what was generated off the end of the columns takes one token for each.)
 - **vLLM**, when `return_tokens_as_token_ids` or `return_token_ids` is sent. The end token that was generated has its
   entry and its id. `return_tokens_as_token_ids`: every token is "token_id:17", so no two candidates collide; `bytes`
   in chat stay the true bytes. `return_token_ids`: `token_ids` of what was generated in each choice, `prompt_token_ids`
@@ -42,12 +43,13 @@ class Style:
     logprobs: bool
     tokens_as_ids: bool = False
     token_ids: bool = False
+    echo: bool = False  # the prompt is part of the answer
     emulation: Emulation = field(default_factory=Emulation)
 
     @property
     def shows_end(self) -> bool:
         end = self.emulation.end
-        return self.tokens_as_ids or self.token_ids if end == "asked" else end != "omitted"
+        return self.tokens_as_ids or self.token_ids or self.echo if end == "asked" else end != "omitted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateways import Gateway
 
-from blackbox_proxy import ProxyTuner
+from blackbox_proxy import ProxyTuner, evaluate
 
 pytestmark = pytest.mark.clients
 
@@ -70,3 +73,88 @@ def test_llm_gets_the_tuned_text(running: Gateway, programs: Path, wanted: str, 
     )
     command = ["-m", "tuned", "-o", "temperature", "0", "-o", "max_tokens", "12", "--no-log", "--no-stream", QUESTION]
     assert said(str(programs / "llm"), *command, LLM_USER_PATH=str(tmp_path)) == wanted.strip()
+
+
+# -- lm-evaluation-harness: its figures are those of `eval` ----------------------------------------------------------
+
+TEXTS = [
+    {"prompt": "The mayor of New York", "text": " said that 20 people came."},
+    {"prompt": "There they", "text": " were, in 2023, with the theory."},
+    {"prompt": "A café", "text": " in the town"},
+]
+QUESTIONS = ("The mayor", "Where is the café?", "New York and", "20 people")
+LIKELIHOOD = """
+task: texts
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{text}}"
+target_delimiter: ""
+metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}]
+"""
+GENERATION = """
+task: questions
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+target_delimiter: ""
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def harness(programs: Path, folder: Path, task: str, rows: list[dict[str, str]], *how: str) -> tuple[Any, list[Any]]:
+    """What lm-evaluation-harness finds on these rows: the results of the task, and its samples in order."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "task.yaml").write_text(task.replace("FILE", str(folder / "rows.jsonl")))
+    name = task.split()[1]
+    command = ["run", "--tasks", name, "--include_path", str(folder), "--output_path", str(folder / "out")]
+    said(
+        *(str(programs / "lm-eval"), *command, "--log_samples", *how),
+        HF_HOME=str(folder / "home"),
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+    )
+    (results,) = (folder / "out").rglob("results_*.json")
+    (samples,) = (folder / "out").rglob("samples_*.jsonl")
+    found = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    return json.loads(results.read_text())["results"][name], found
+
+
+def test_the_harness_finds_the_likelihoods_of_eval(
+    running: Gateway, programs: Path, models: dict[str, str], tuner: ProxyTuner, tmp_path: Path
+) -> None:
+    model = f"model=tuned,base_url={running.url}/v1/completions,tokenizer={models['base']},num_concurrent=4"
+    figures, samples = harness(
+        programs, tmp_path, LIKELIHOOD, TEXTS, "--model", "local-completions", "--model_args", model
+    )
+    ours = evaluate(tuner, TEXTS)
+    log_p = [row.outcomes["tuned@1"].log_p[0] for row in ours.rows]
+    assert [float(sample["resps"][0][0][0]) for sample in samples] == pytest.approx(log_p, abs=1e-3)
+    assert figures["perplexity,none"] == pytest.approx(math.exp(-sum(log_p) / len(log_p)), rel=1e-3)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
+def test_the_harness_finds_the_answers_of_eval(
+    running: Gateway, programs: Path, models: dict[str, str], tuner: ProxyTuner, tmp_path: Path, chat: bool
+) -> None:
+    asked = [f"User: {question}\nAssistant:" if chat else question for question in QUESTIONS]
+    right = [tuner.generate(prompt, max_tokens=8, stop=["\n"]).text for prompt in asked]
+    answers = [right[0], "another", right[2], "another"]
+    rows = [{"question": q, "answer": a} for q, a in zip(QUESTIONS, answers, strict=True)]
+    route = "chat/completions" if chat else "completions"
+    how = ["--model", f"local-{'chat-' if chat else ''}completions", *(["--apply_chat_template"] if chat else [])]
+    model = f"model=tuned,base_url={running.url}/v1/{route},num_concurrent=4"
+    model += ",eos_string=</s>" if chat else f",tokenizer={models['base']}"
+    figures, samples = harness(programs, tmp_path, GENERATION, rows, *how, "--model_args", model)
+    tasks = [{"prompt": prompt, "answer": a} for prompt, a in zip(asked, answers, strict=True)]
+    ours = evaluate(tuner, tasks, max_tokens=8)
+    assert [sample["resps"][0][0].strip() for sample in samples] == [row.outcomes["tuned@1"].said for row in ours.rows]
+    line = ours.table("question").result("tuned@1")
+    assert line is not None
+    assert figures["exact_match,none"] == line.value == 0.5

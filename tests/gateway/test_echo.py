@@ -45,6 +45,24 @@ async def test_an_echo_has_what_score_says(running: Gateway, tuner: ProxyTuner) 
     assert longer.choices[0].logprobs.text_offset[len(ids)] == len(PROMPT)
 
 
+async def test_the_first_word_is_what_a_pair_without_a_beginning_starts_from(
+    running: Gateway, tuner: ProxyTuner, models: dict[str, str]
+) -> None:
+    """The base cuts the first word; the pair, which must have read a token, is not made to cut it there."""
+    vocabulary = running.base.vocabulary
+    assert vocabulary is not None
+    word, rest = "There", " they were, in 2023"
+    count = len(vocabulary.prompt_ids(word))
+    assert count > 1
+    async with running.client() as client:
+        answer: Any = await client.completions.create(
+            model="tuned", prompt=word + rest, max_tokens=0, echo=True, logprobs=1, temperature=0
+        )
+    found = answer.choices[0].logprobs.token_logprobs
+    assert found[:count] == [None] * count
+    assert found[count:] == pytest.approx([token.log_p for token in tuner.score(word, rest).tokens], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("inside", "outside", "exact"),
     [("digits", "same", True), ("same", "digits", False), ("same", "digits", True), ("same", "pieces", True)],

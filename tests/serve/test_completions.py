@@ -231,9 +231,13 @@ async def test_echo_goes_on_into_the_answer(client: AsyncOpenAI) -> None:
     assert choice.text == f"The dog{SOUP}"
     assert choice.logprobs is not None
     assert choice.logprobs.text_offset is not None
-    assert b"".join(map(spelled, choice.logprobs.tokens or [])) == choice.text.encode()
+    *tokens, end = choice.logprobs.tokens or []
+    assert end == END_TEXT, "who takes what was generated off the end takes one token for each"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == len(tokens) + 1
+    assert b"".join(map(spelled, tokens)) == choice.text.encode()
     written = b""
-    for token, offset in zip(choice.logprobs.tokens or [], choice.logprobs.text_offset, strict=True):
+    for token, offset in zip([*tokens, end], choice.logprobs.text_offset, strict=True):
         assert offset == len(written.decode("utf-8", "ignore"))
         written += spelled(token)
     bare = await client.completions.create(model="tiny", prompt="The dog", max_tokens=60, temperature=0, echo=True)
