@@ -40,12 +40,14 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
     return np.flatnonzero(contend & (bar > 0.0))
 
 
-def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int) -> NDArray[np.intp]:
+def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int, temperature: float = 0.0) -> NDArray[np.intp]:
     """Candidates that decide how much of the hidden mass each token of the tail gets: it is spread over what the first
-    `shown` leave of all mass, and beside a " " that was only the beginning of words nothing would be left. Wanted where
-    a token of the tail is near the likeliest. log_mass (c,): the spread's.
+    `shown` leave of all mass, and beside a " " that was only the beginning of words nothing would be left. Once that is
+    known better a token of the tail gets less; so wanted where one could be the likeliest, or, sampled, is near it.
+    log_mass (c,): the spread's.
     """
-    if shown == len(log_p) or np.max(log_p[shown:]) < np.max(log_p) - _NEAR:
+    least = np.max(log_p - bar) - _MARGIN if temperature == 0.0 else np.max(log_p) - _NEAR
+    if shown == len(log_p) or np.max(log_p[shown:]) < least:
         return np.empty(0, dtype=np.intp)
     return np.flatnonzero((np.exp(log_mass) > _SPREADS) & (bar > 0.0))
 

@@ -131,7 +131,7 @@ class Weigher:
             spread = log_spread(self.pairs[:1], weighed.scores[:1], equation.spread)
             wanted = [
                 *contenders(weighed.log_p, bar, self.temperature),
-                *spreading(weighed.log_p, bar, spread, weighed.shown),
+                *spreading(weighed.log_p, bar, spread, weighed.shown, self.temperature),
                 *self._beginnings(weighed, equation, scored.place, bar),
             ]
             for i in wanted:
@@ -148,14 +148,15 @@ class Weigher:
         if not len(some):
             return []
         log_e, log_a = scores.log_expert, scores.log_antiexpert
-        best = int(np.argmax(weighed.log_p))
+        known = np.isfinite(log_e) & np.isfinite(log_a) & np.isfinite(weighed.log_p)
+        if not known.any():
+            return [int(i) for i in some]
+        best = int(np.argmax(np.where(known, weighed.log_p, -np.inf)))
         of_q, of_e, of_a = factors
         of_tail = 0.0 if equation.weights is None else equation.weights.tail
         with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
             log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
         log_z += of_tail * (best >= weighed.shown)
-        if not math.isfinite(log_z):
-            return [int(i) for i in some]
         outside = maths.uncovered(log_a[: weighed.shown])
         bound = hidden_bound(log_e[some], log_a[some], factors, weighed.log_hidden, weighed.most, math.log(outside))
         reached = matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)

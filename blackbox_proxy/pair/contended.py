@@ -34,16 +34,19 @@ _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
-    """How a token is written after the tail: its path from where the tail starts, and the text at each of its nodes."""
+    """How a token is written after the tail: its path from where the tail starts, the text at each of its nodes, and
+    whether it is on the way to a longer token of the base.
+    """
 
     token: bytes
     path: Path
     texts: tuple[bytes, ...]
+    goes_on: bool
 
     @property
     def nodes(self) -> list[Path]:
-        """Where something has to be known: at each place on the way, and behind the token."""
-        return [self.path[:end] for end in range(len(self.path) + 1)]
+        """Where something has to be known: at each place on the way, and behind what may go on."""
+        return [self.path[:end] for end in range(len(self.path) + self.goes_on)]
 
 
 def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way]:
@@ -56,7 +59,7 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way
         texts = [b""]
         for index in path:
             texts.append(texts[-1] + (spelling[index] or b""))
-        found.append(Way(token, path, tuple(texts)))
+        found.append(Way(token, path, tuple(texts), alignment.goes_on(token)))
     return found
 
 
@@ -166,9 +169,9 @@ class Bridges:
 
     def _goes(self, way: Way) -> Going:
         whole, onward = dict[bytes, float](), dict[bytes, float]()
-        following = self._alignment.following(way.token)
-        if not following:
+        if not way.goes_on:
             return Going(whole, onward)
+        following = self._alignment.following(way.token)
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
         values = np.exp(values[values > _LOG_LEAST])

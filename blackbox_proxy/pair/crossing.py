@@ -31,8 +31,8 @@ _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class Relations(NamedTuple):
-    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above), the first id
-    of its usual spelling (-1 where it has none), and whether the local tokenizer goes on from it to write a longer
+    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above; nothing leads to
+    what is usually one local token), the first id of its usual spelling (-1 where it has none), and whether the local tokenizer goes on from it to write a longer
     token of the base ("2" before "23").
     """
 
@@ -66,7 +66,8 @@ class Crossing:
                 known = self._known = {}  # whoever reads the old one goes on with it
                 missing = list(dict.fromkeys(tokens))
             for token, begins in zip(missing, self._begins(missing), strict=True):
-                known[token] = Relations(self._covering(token), self._leading(token), begins, self._goes_on(token))
+                leading = _NONE if self.local.id_of(token) == begins else self._leading(token)
+                known[token] = Relations(self._covering(token), leading, begins, self._goes_on(token))
         return [known[token] for token in tokens]
 
     def codes(self, ids: Sequence[Ids]) -> tuple[list[Ids], Sequence[bytes]]:
