@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -68,11 +68,11 @@ class Adapted:
             if config.is_prompt_learning:
                 raise ValueError(f"{config.peft_type} writes into the prompt, and cannot be switched")
             weights = _without_copies(load_file(path))
-            _resize(model, weights)
+            self._exchanged = _resize(model, weights, config.modules_to_save or ())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about how it was trained, which is over
                 wrapped = peft.get_peft_model(model, config)
-            self._exchanged = _taken_whole(model, weights)
+            self._exchanged += _taken_whole(model, weights)
             found = peft.set_peft_model_state_dict(wrapped, weights)
         except Exception as error:  # peft raises ValueError, KeyError, RuntimeError … for one and the same cause
             raise ModelUnavailable(
@@ -137,13 +137,41 @@ def _without_copies(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return weights
 
 
-def _resize(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Give the model as many ids as the adapter was trained with. Without it, its rows for new ones mean nothing."""
+_Exchanged = list[tuple[Any, str, Any, Any]]
+"""(module, name, without, with the adapter)."""
+
+
+def _resize(model: Any, weights: dict[str, torch.Tensor], own_modules: Collection[str]) -> _Exchanged:
+    """Give the model as many ids as the adapter was trained with. Without it, its rows for new ones mean nothing.
+
+    Where the adapter brings all of these rows they are taken from `weights` and put in place, without a copy; the
+    base's are kept beside them only where they differ. own_modules: what peft keeps twice by itself.
+    """
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
-    names = {name for name, module in model.named_modules() if any(module is end for end in ends)}
+    names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     rows = {len(w) for key, w in weights.items() if key.startswith(_INSIDE) and _holder(key, "weight") in names}
-    if rows and max(rows) != model.get_input_embeddings().weight.shape[0]:
+    if not rows or max(rows) == model.get_input_embeddings().weight.shape[0]:
+        return []
+    keys = [f"{_INSIDE}{name}.weight" for name in names]
+    copied = any(name.split(".")[-1] in own_modules for name in names)
+    biased = any(getattr(module, "bias", None) is not None for module in names.values())
+    if copied or biased or len(rows) > 1 or not all(key in weights for key in keys):
         model.resize_token_embeddings(max(rows), mean_resizing=False)
+        return []
+    exchanged: _Exchanged = []
+    made: dict[int, Any] = {}
+    for key, module in zip(keys, names.values(), strict=True):
+        before, found = module.weight, weights.pop(key)
+        after = made.get(id(before))
+        if after is None:  # else it is tied, and given twice
+            after = made[id(before)] = torch.nn.Parameter(found.to(before.device, before.dtype), requires_grad=False)
+        if not torch.equal(after[: len(before)], before):
+            exchanged.append((module, "weight", before, after))
+        module.weight = after
+        setattr(module, "num_embeddings" if isinstance(module, torch.nn.Embedding) else "out_features", len(after))
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.vocab_size = max(rows)
+    return exchanged
 
 
 def _holder(key: str, weight: str) -> str:
@@ -155,8 +183,8 @@ def _holder(key: str, weight: str) -> str:
     return ""
 
 
-def _taken_whole(model: Any, weights: dict[str, torch.Tensor]) -> list[tuple[Any, str, Any, Any]]:
-    """Take from `weights` those that stand in place of the model's own: (module, name, without, with the adapter)."""
+def _taken_whole(model: Any, weights: dict[str, torch.Tensor]) -> _Exchanged:
+    """Take from `weights` those that stand in place of the model's own; of equal ones the model's are kept."""
     own = dict(model.named_parameters(remove_duplicate=False))
     places = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
     exchanged, given = [], set()
@@ -165,7 +193,8 @@ def _taken_whole(model: Any, weights: dict[str, torch.Tensor]) -> list[tuple[Any
         found = weights.pop(key).to(before.device, before.dtype)
         if found.shape != before.shape:
             raise ValueError(f"{key} is {tuple(found.shape)} there and {tuple(before.shape)} in the model")
-        if id(before) not in given:  # tied weights are one, and are exchanged wherever they stand
+        # Tied weights are one, and are exchanged wherever they stand.
+        if id(before) not in given and not torch.equal(found, before):
             after = torch.nn.Parameter(found, requires_grad=False)
             exchanged += [(module, name, before, after) for module, name, p in places if p is before]
             given.add(id(before))

@@ -40,14 +40,24 @@ KINDS: dict[str, dict[str, Any]] = {
     "with a head and an embedding": {"modules_to_save": ["lm_head", "embed_tokens"]},
     "on the embedding": {"target_modules": [*TARGETS, "embed_tokens"]},
     "more words": {"words": ["<think>", "</think>"]},
+    "more words, the others as they were": {"words": ["<think>", "</think>"], "moved": False},
     "more words, saved as modules": {"words": ["<think>"], "modules_to_save": ["lm_head", "embed_tokens"]},
     "some tokens of its own": {"trainable_token_indices": {"embed_tokens": [5, 6, 222]}},
     "pissa": {"init_lora_weights": "pissa"},
 }
 
 
-def adapter(base: str, folder: Path, words: list[str] | None = None, tokenizer: bool = True, **options: Any) -> str:
-    """An adapter as training leaves it, and beside it (…-merged) the model that it is when merged."""
+def adapter(
+    base: str,
+    folder: Path,
+    words: list[str] | None = None,
+    tokenizer: bool = True,
+    moved: bool = True,
+    **options: Any,
+) -> str:
+    """An adapter as training leaves it, and beside it (…-merged) the model that it is when merged. words: that it has
+    more than the base; moved: and the rows of the others are trained, too.
+    """
     model = AutoModelForCausalLM.from_pretrained(base)
     own = AutoTokenizer.from_pretrained(base)
     if words:
@@ -58,7 +68,7 @@ def adapter(base: str, folder: Path, words: list[str] | None = None, tokenizer: 
     tuned: Any = get_peft_model(model, config)
     with torch.no_grad():
         for name, weight in tuned.named_parameters():
-            if weight.requires_grad or (words and name.endswith(("embed_tokens.weight", "lm_head.weight"))):
+            if weight.requires_grad or (words and moved and name.endswith(("embed_tokens.weight", "lm_head.weight"))):
                 weight.add_(0.1 * torch.randn_like(weight))
     tuned.save_pretrained(folder)
     if tokenizer:
@@ -109,11 +119,14 @@ def test_the_expert_is_the_merged_model_and_the_antiexpert_the_base(kind: str, b
     assert torch.allclose(Trunk(expert).advance(ids), merged.advance(ids), atol=1e-4)
 
 
-def test_the_weights_are_there_once(base: str, tmp_path: Path) -> None:
-    folder = adapter(base, tmp_path / "adapter")
+@pytest.mark.parametrize("kind", ["lora", "more words, the others as they were"])
+def test_the_weights_are_there_once(kind: str, base: str, tmp_path: Path) -> None:
+    """As tensors; `pytest -m slow tests/pair/test_adapter_memory.py` measures what a process takes."""
+    folder = adapter(base, tmp_path / "adapter", **KINDS[kind])
     (expert, _), (antiexpert, _) = TransformersPair(folder, base, device="cpu").models
 
     def size(lm: CausalLM) -> dict[int, int]:
+        lm.plain([5, 6, 7])  # its own weights are in place
         return {w.data_ptr(): w.numel() for w in lm.model.parameters()}
 
     single = sum(w.numel() for w in AutoModelForCausalLM.from_pretrained(base).parameters())
