@@ -1,9 +1,10 @@
 """The gateway's app: the routes of `serve` over tuned engines, with a queue, keys, metrics and a door that closes.
 
-GET /health     it runs                       open
-GET /ready      it takes requests             open; 503 once it is ending
-GET /metrics    Prometheus                    behind the key, where there are keys
-GET /           the page that shows two models side by side (page.py), if wanted; open, what it asks is not
+GET /health         it runs                   open
+GET /ready          it takes requests         open; 503 once it is ending
+GET /metrics        Prometheus                behind the key, where there are keys
+GET /openapi.json   the routes, described     behind the key, where there are keys
+GET /               the page that shows two models side by side (page.py), if wanted; open, what it asks is not
 """
 
 from __future__ import annotations
@@ -26,14 +27,29 @@ from blackbox_proxy.gateway.metrics import CONTENT_TYPE, Metrics
 from blackbox_proxy.gateway.page import page_routes
 from blackbox_proxy.gateway.places import Places
 from blackbox_proxy.gateway.watch import Watched, caller_in, note, record_of
+from blackbox_proxy.serve.description import describe
 from blackbox_proxy.serve.emulation import Emulation
 from blackbox_proxy.serve.engine import Engine, Event
 from blackbox_proxy.serve.gate import Gate
 from blackbox_proxy.serve.requests import Order
 from blackbox_proxy.serve.routes import create_app
+from blackbox_proxy.serve.wire import Json
 from blackbox_proxy.types import Usage
+from blackbox_proxy.version import __version__
 
 OWNER = "blackbox_proxy_serve"  # by which the dialect "serve" is known
+
+_OWN_FIELDS: dict[str, Json] = {
+    "alpha": {"type": "number", "description": "Within what the operator allows (`--alpha-range`)."},
+    "tail": {"type": "string", "description": "The model's own policy, or one that the operator allows (`--tails`)."},
+    "steps": {"type": "integer", "description": "Candidates of each token that `logprobs.steps` tells about."},
+}
+_OTHERS = {
+    "/health": "It runs",
+    "/ready": "Whether it takes requests",
+    "/metrics": "Counts and times, for Prometheus",
+    "/openapi.json": "This description",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +144,12 @@ def create_gateway(
     async def metrics(request: Request) -> Response:
         return Response(porter.metrics.text(), media_type=CONTENT_TYPE)
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(described)
+
+    names: Json = {"type": "string", "enum": [engine.name for engine in engines]}
+    described = describe(__version__, {"model": names, **_OWN_FIELDS}, _OTHERS)
+    more = [Route("/ready", ready), Route("/metrics", metrics), Route("/openapi.json", openapi)]
     return create_app(
         engines,
         middleware=[Middleware(Watched, metrics=porter.metrics)],
@@ -136,5 +158,5 @@ def create_gateway(
         gate=porter,
         limits=limits,
         strict=True,
-        routes=[Route("/ready", ready), Route("/metrics", metrics), *(page_routes() if page else ())],
+        routes=[*more, *(page_routes() if page else ())],
     )

@@ -7,6 +7,7 @@
     text.py       stop strings, whole characters, text offsets                pure
     answering.py  an order, answered: whole or as a stream
     routes.py     the Starlette app
+    description.py  the routes for tools that read OpenAPI                    pure
     emulation.py  how other servers behave, as data
     emulated.py   their requests in the terms of this one                     pure
     native.py     SGLang's own route                                          pure

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from blackbox_proxy.bench.measure import WAYS, Measured
 from blackbox_proxy.bench.run import read_prompts, run_bench, summary, table
+from blackbox_proxy.bench.serving import run_serve
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.prices import Prices
@@ -78,3 +79,25 @@ def test_what_is_measured_can_be_chosen_and_a_wrong_name_is_refused(tmp_path: Pa
         read_prompts(tmp_path / "empty")
     (tmp_path / "two").write_text("Q: who?\\nA:\nonce")
     assert read_prompts(tmp_path / "two") == ["Q: who?\nA:", "once"]
+
+
+@pytest.mark.serve
+def test_serve_is_measured_with_one_client_and_with_many(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, many = run_serve(
+        Console(width=120),
+        base=models["base"],
+        expert=models["digits-expert"],
+        antiexpert=models["digits-antiexpert"],
+        prompts=["The mayor", "New York"],
+        network=Network(0.02, 0.01),
+        clients=4,
+        max_tokens=4,
+    )
+    assert (alone.clients, many.clients) == (1, 4)
+    assert many.tokens == 16
+    assert len(set(many.texts)) > 1
+    assert all(second > 0.0 for second in (*many.first, *many.between))
+    shown = capsys.readouterr().out
+    assert f"{many.tokens_per_second / alone.tokens_per_second:.1f} times the tokens per second of one" in shown

@@ -56,8 +56,8 @@ def wanted(tuner: ProxyTuner) -> str:
 def said(*command: str, **environment: str) -> str:
     known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     known |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "none", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=known, check=False)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=known, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout.strip()
 
 
@@ -158,3 +158,16 @@ def test_the_harness_finds_the_answers_of_eval(
     line = ours.table("question").result("tuned@1")
     assert line is not None
     assert figures["exact_match,none"] == line.value == 0.5
+
+
+# -- schemathesis: requests that fit the served description, and requests that do not ---------------------------------
+
+
+def test_no_request_that_schemathesis_thinks_of_is_a_failure(running: Gateway, programs: Path, tmp_path: Path) -> None:
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = ["run", f"{running.url}/openapi.json", "--checks", checks, "--max-examples", "40", "--seed", "1"]
+    command += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "30", "--continue-on-failure"]
+    told = said(
+        str(programs / "schemathesis"), *command, "--warnings", "off", HYPOTHESIS_STORAGE_DIRECTORY=str(tmp_path)
+    )
+    assert "No issues found" in told

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import urllib.request
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 from gateways import Gateway
+from hosting import get, post
 from openai import AsyncOpenAI
 
 from blackbox_proxy import ProxyTuner
@@ -219,3 +223,18 @@ async def test_tools_and_formats_are_refused_and_harmless_fields_are_not(running
         assert await chat(user="me", metadata={"a": "b"}, store=False, parallel_tool_calls=True, tool_choice="none")
         with pytest.raises(openai.NotFoundError, match="does not exist"):
             await chat(model="another")
+
+
+def test_the_description_names_the_routes_and_their_fields(running: Gateway) -> None:
+    told = get(f"{running.url}/openapi.json")
+    for path, does in told["paths"].items():
+        if "get" in does:
+            with urllib.request.urlopen(running.url + path.format(name="tuned"), timeout=10) as answer:
+                assert answer.status == 200
+        else:
+            assert post(running.url + path, b"{}")[0] == 400
+    fields = told["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert fields["model"]["enum"] == ["tuned", "half", "base"]
+    assert fields.keys() > {"prompt", "logprobs", "echo", "stream", "alpha", "tail", "steps"}
+    named = {word.rpartition("/")[2] for word in re.findall(r'"(#/components/schemas/\w+)"', json.dumps(told))}
+    assert named <= told["components"]["schemas"].keys()

@@ -18,6 +18,7 @@ from hosting import KEY, get, post
 from blackbox_proxy.door.limits import Limits
 from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.gateway.app import Porter, Room, create_gateway
 from blackbox_proxy.host.engine import open_engine
 from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.serve.engine import Engine, Event, TextWanted
@@ -61,9 +62,14 @@ class Idle:
             self.open -= 1
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with serve_in_thread(create_app(Idle(), limits=TIGHT), limits=TIGHT) as url:
+@pytest.fixture(scope="module", params=["host", "gateway"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What `host` and `serve` stand behind."""
+    if request.param == "host":
+        app = create_app(Idle(), limits=TIGHT)
+    else:
+        app = create_gateway([Idle()], Porter(Room()), limits=TIGHT)
+    with serve_in_thread(app, limits=TIGHT) as url:
         yield url
 
 
