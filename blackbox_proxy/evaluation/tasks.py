@@ -144,7 +144,7 @@ def task_of(record: Any, index: int = 0, place: str = "row 1") -> Task:
     given = {str(name): value for name, value in record.items() if value is not None}
     name = given.get("id", given.get("question_id"))
     if isinstance(name, bool) or not isinstance(name, (str, int, type(None))):
-        raise InputError('"id" is text or a whole number', hint=_SHAPE)
+        raise InputError(f'"id" is text or a whole number, not {json.dumps(name)[:40]}', hint=_SHAPE)
     kind = _kind(given)
     if kind == "choice":
         return _choice(given, index, place, name)

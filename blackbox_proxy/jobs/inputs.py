@@ -159,7 +159,9 @@ def _digest(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    if type(value) in (int, float):
+        return repr(value)
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     return kinds.get(type(value), "nothing" if value is None else type(value).__name__)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +132,12 @@ class _Loader:
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # else it refers to a report that the commands do not print
                 )
             model = model.to(self.device)
         except Exception as error:  # transformers raises OSError, ValueError, ImportError … for one and the same cause
             raise _unavailable(name, method, error) from error
+        _check_shapes(name, report["mismatched_keys"])
         _check_whole(name, report["missing_keys"], report["unexpected_keys"])
         return model
 
@@ -161,11 +163,32 @@ def _unavailable(name: str, method: str | None, error: BaseException) -> ModelUn
             f"the weights of {name!r} are quantised ({method}) and cannot be loaded here: {reason(error)}",
             hint=f"{install} the weights before they were quantised.",
         )
+    if "Unrecognized configuration class" in str(error):
+        kind = declared(name, "config.json").get("model_type")
+        return ModelUnavailable(
+            f"{name!r} is no causal language model, but a {kind}",
+            hint="Give a model that writes text; of one that reads images, too, the language model saved alone.",
+        )
     return ModelUnavailable(
         f"no causal language model could be loaded from {name!r}: {reason(error)}",
         hint="It needs config.json and model.safetensors (pickled weights are not loaded); "
         "code of the model's own runs only with trust_remote_code.",
     )
+
+
+def _check_shapes(name: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Raise ModelUnavailable where weights are of another shape than the configuration says. mismatched: each with its
+    shape in the checkpoint and in the model.
+    """
+    found = sorted(mismatched)
+    if found:
+        named = ", ".join(f"{key} is {tuple(there)} and not {tuple(here)}" for key, there, here in found[:_NAMED])
+        more = " …" if len(found) > _NAMED else ""
+        raise ModelUnavailable(
+            f"{len(found)} weights in the checkpoint of {name!r} have not the shape that its config.json says: "
+            f"{named}{more}",
+            hint="The weights and config.json are not of the same model: save both again with save_pretrained.",
+        )
 
 
 def _check_whole(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:

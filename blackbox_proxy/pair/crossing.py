@@ -31,9 +31,9 @@ _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class Relations(NamedTuple):
-    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above; nothing leads to
-    what is usually one local token), the first id of its usual spelling (-1 where it has none), and whether the local tokenizer goes on from it to write a longer
-    token of the base ("2" before "23").
+    """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above; nothing leads
+    to what is usually one local token), the first id of its usual spelling (-1 where it has none), and whether the
+    local tokenizer goes on from it to write a longer token of the base ("2" before "23").
     """
 
     covering: Ids

@@ -28,6 +28,7 @@ from blackbox_proxy.errors import (
     ServerFailed,
 )
 from blackbox_proxy.secrets import take_out
+from blackbox_proxy.transport.proxies import on_the_way
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -65,6 +66,12 @@ def translated(error: Exception, *, model: str, url: str) -> BlackboxError:
         return BadResponse(f"{url} answered something unexpected: {_cut(str(error))}", hint="Check base_url.")
     if isinstance(error, (openai.APIConnectionError, httpx2.HTTPError, httpx2.InvalidURL)):
         reason = str(error.__cause__ or "") or str(error) or type(error).__name__
+        proxy = on_the_way(url)
+        if proxy:
+            return ConnectionFailed(
+                f"no connection to {url} through {proxy}: {_cut(reason)}",
+                hint="Check that proxy, base_url and the server; NO_PROXY names servers to ask without it.",
+            )
         return ConnectionFailed(
             f"no connection to {url}: {_cut(reason)}", hint="Check base_url, that the server runs, and the network."
         )

@@ -21,11 +21,25 @@ def proxy_for(url: str) -> str | None:
 
     Raises InputError, which names the variable, for a proxy that cannot be used.
     """
+    return _named(url)[0]
+
+
+def on_the_way(url: str) -> str:
+    """The proxy between this machine and `url` in words for a message, with what names it; "" without one."""
+    try:
+        proxy, where = _named(url)
+    except InputError:  # set since: what was asked was not asked through it
+        return ""
+    return "" if proxy is None else f"the proxy {shown_url(proxy)} of {where}"
+
+
+def _named(url: str) -> tuple[str | None, str]:
+    """The proxy, and where its name stands."""
     parts = urlsplit(url)
     found = getproxies()
     scheme = next((name for name in (parts.scheme, "all") if found.get(name)), None)
     if scheme is None or proxy_bypass(parts.netloc.rpartition("@")[2]) or _in_a_network(parts.hostname, found):
-        return None
+        return None, ""
     given = found[scheme].strip()
     variable = next((name for name in (f"{scheme}_proxy", f"{scheme}_PROXY".upper()) if os.environ.get(name)), None)
     where = f"the environment variable {variable}" if variable else "the system's settings"
@@ -50,7 +64,7 @@ def proxy_for(url: str) -> str | None:
         )
     if named.username or named.password:
         basic(unquote(named.username or ""), unquote(named.password or ""))
-    return f"{kind}://{rest}"
+    return f"{kind}://{rest}", where
 
 
 def _in_a_network(host: str | None, found: Mapping[str, str]) -> bool:

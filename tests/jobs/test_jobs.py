@@ -118,6 +118,7 @@ BAD_ROWS = {
     "seed": '{"prompt": "a", "seed": 1.5}',
     "stop": '{"prompt": "a", "stop": [""]}',
     '"id"': '{"prompt": "a", "id": [1]}',
+    '"id" is text or a whole number, not 1.0': '{"prompt": "a", "id": 1.0}',
     "no NaN": '{"prompt": "a", "x": NaN}',
     "half a character": '{"prompt": "\\ud83d"}',
 }
@@ -138,12 +139,12 @@ def test_bad_rows_are_named_before_anything_is_sent_or_left_out(tmp_path: Path) 
         assert not out.exists()
     source = rows_file(tmp_path / "in.jsonl", *BAD_ROWS.values(), {"prompt": "fine", "temperature": 1.0})
     source.write_bytes(b"\xff\xfe\n" + source.read_bytes())
-    with pytest.raises(InputError, match=r"^17 of the rows in .*line 1: .* UTF-8.*line 10: .*; and 7 more$"):
+    with pytest.raises(InputError, match=r"^18 of the rows in .*line 1: .* UTF-8.*line 10: .*; and 8 more$"):
         run_job(Fake(), source, out)
     report = run_job(Fake(), source, out, skip_bad=True)
-    assert (report.total, report.done, report.bad, len(report.bad_rows)) == (1, 1, 17, 10)
-    assert results(out)[0]["index"] == 17
-    assert results(out)[0]["seed"] == row_seed(0, 17)
+    assert (report.total, report.done, report.bad, len(report.bad_rows)) == (1, 1, 18, 10)
+    assert results(out)[0]["index"] == 18
+    assert results(out)[0]["seed"] == row_seed(0, 18)
 
 
 def test_prompts_that_do_not_fit_a_model_are_bad_rows(tmp_path: Path) -> None:

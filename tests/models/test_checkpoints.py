@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toys import save, tiny_model, train_tokenizer
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlavaConfig
 
 from blackbox_proxy.errors import ModelUnavailable
 from blackbox_proxy.models.loading import load_causal_lm
@@ -49,6 +50,16 @@ INCOMPLETE: dict[str, tuple[Callable[[Weights], Weights], str, str]] = {
     "peft": (prefixed("base_model.model."), "21 weights", "PEFT"),
     "parallel": (prefixed("module."), "21 weights", "parallel wrapper"),
     "fsdp": (prefixed("_fsdp_wrapped_module."), "21 weights", "FSDP"),
+    "a smaller norm": (
+        lambda weights: {**weights, "model.norm.weight": torch.ones(16)},
+        r"1 weights .* not the shape .*: model.norm.weight is \(16,\) and not \(32,\)",
+        "not of the same model",
+    ),
+    "a larger vocabulary": (
+        lambda weights: {**weights, "model.embed_tokens.weight": torch.ones(999, 32)},
+        r"1 weights .* not the shape .*embed_tokens.weight is \(999, 32\)",
+        "not of the same model",
+    ),
     "an adapter not merged": (
         lambda weights: {**weights, "model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 32)},
         "1 weights .* belong to an adapter",
@@ -64,6 +75,39 @@ def test_a_checkpoint_without_all_of_its_weights_is_refused(kind: str, folder: P
     with pytest.raises(ModelUnavailable, match=message) as caught:
         load_causal_lm(folder, device="cpu")
     assert hint in caught.value.hint
+
+
+def image_and_text(kind: Any) -> Any:
+    """The configuration of a tiny model that reads images, too, and says its end only in the part that writes."""
+    text = tiny_model("llama", len(TOKENIZER), 1).config.to_dict() | {"head_dim": 8, "eos_token_id": 1}
+    keep = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return kind(
+        text_config={name: text[name] for name in (*keep, "num_key_value_heads", "eos_token_id")},
+        vision_config={**eye, "image_size": 28, "patch_size": 14},
+        image_token_index=3,
+    )
+
+
+def test_a_model_that_reads_images_too_is_its_language_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = Gemma3ForConditionalGeneration(image_and_text(Gemma3Config)).eval()
+    whole.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    assert "eos_token_id" not in json.loads((tmp_path / "config.json").read_text())
+    lm = load_causal_lm(tmp_path, device="cpu")
+    assert lm.vocabulary.end_ids == {1}
+    with torch.inference_mode():
+        logits = whole(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert torch.allclose(Trunk(lm).advance([5, 6, 7])[-1], lm.normalised(logits), atol=1e-4)
+
+
+def test_a_model_that_is_no_language_model_is_said_to_be_none(folder: Path) -> None:
+    image_and_text(LlavaConfig).save_pretrained(folder)
+    with pytest.raises(ModelUnavailable, match="is no causal language model, but a llava") as caught:
+        load_causal_lm(folder, device="cpu")
+    assert "saved alone" in caught.value.hint
 
 
 def test_what_is_too_much_or_tied_does_no_harm(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from raw_server import Asked, Kind, Out, raw_server
 from blackbox_proxy.api.scorer import Scorer
 from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.dialects.table import DIALECTS
-from blackbox_proxy.errors import BadResponse, BaseError, InputError
+from blackbox_proxy.errors import BadResponse, BaseError, ConnectionFailed, InputError
 from blackbox_proxy.protocols import Ask
 from blackbox_proxy.transport.proxies import proxy_for
 from blackbox_proxy.types import Prefix
@@ -195,6 +196,20 @@ async def test_a_proxy_is_asked_with_its_password(monkeypatch: pytest.MonkeyPatc
         (seen,) = proxy.seen
     assert seen.path == "http://host.example/v1/completions"
     assert seen.headers["proxy-authorization"] == "Basic bWU6c2VjcmV0OTk="
+
+
+async def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("ALL_PROXY", f"http://me:hunter22@127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(ConnectionFailed, match=r"through the proxy http://.*ALL_PROXY") as caught:
+            await drafted("http://host.example/v1")
+        assert "NO_PROXY" in caught.value.hint
+        assert "hunter22" not in str(caught.value)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with pytest.raises(ConnectionFailed) as caught:
+            await drafted(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
+        assert "proxy" not in str(caught.value).lower()
 
 
 async def test_a_socks_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
