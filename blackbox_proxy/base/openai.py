@@ -348,7 +348,7 @@ class OpenAIBase(OneToken):
                 yield _InOnePiece(decode_body(await answer.body(), self.url))
                 return
             try:
-                progress = Progress(self._timeout)
+                progress = Progress(min(self._timeout, self._max_retry_seconds))
                 while (chunk := await answer.next_of(progress)) is not ENDED:
                     part = reader.feed(chunk)
                     if reader.unscored:

@@ -65,7 +65,7 @@ def open_base(
     lowered where the server refuses that and names its limit. rendering: how a completions model is shown a prompt (a
     chat API renders by itself). context: the window in tokens. timeout: seconds without a byte from the server, after
     which a request has failed. max_attempts: requests per draft, retries included; max_retry_seconds: after so long no
-    further one is begun, and one that has brought nothing to go on with is given up. extra_body: further fields of
+    further one is begun, and one that has brought nothing for so long is given up. extra_body: further fields of
     every request. limiter: requests and tokens per minute and requests at a time, shared by all bases that are given
     the same `Limiter`; by default what the API's headers say.
     probe: True takes what `probe` found out about this URL, model and API, if that was kept and dialect is "auto";

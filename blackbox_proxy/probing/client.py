@@ -6,10 +6,10 @@ the connection, so that the key stays secret, and its patience with a busy serve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from blackbox_proxy.api.entries import malformed
 from blackbox_proxy.api.native import native_answer
@@ -26,6 +26,7 @@ from blackbox_proxy.transport.limits import Limiter
 from blackbox_proxy.transport.retry import with_retries
 from blackbox_proxy.types import Prompt, Usage
 
+_T = TypeVar("_T")
 _ODDITIES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
@@ -73,6 +74,7 @@ class Asker:
     vocabulary: Vocabulary | None
     purse: Purse
     max_attempts: int
+    patience: float  # seconds that an answer may take, however steadily it drips in
     spelling: Spelling = field(default_factory=Spelling)
     writing: Writing = field(default_factory=Writing)
     misspelled: bool = False  # tokens were seen that do not spell the text beside them
@@ -114,7 +116,7 @@ class Asker:
                 body, _ = await with_retries(
                     lambda arguments=arguments: self._send(arguments),  # type: ignore[misc]
                     max_attempts=self.max_attempts,
-                    max_seconds=60.0,
+                    max_seconds=self.patience,
                 )
                 return arguments, body
             except BadRequest as refusal:
@@ -160,6 +162,14 @@ class Asker:
         """
         self.purse.count()
         arguments = self.arguments(prompt, n, k, 0.0, fields) | {"stream": True}
+        return await self.in_time(lambda: self._streamed(arguments))
+
+    async def in_time(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """What comes of one request. Raises ConnectionFailed where it takes too long."""
+        found, _ = await with_retries(call, max_attempts=1, max_seconds=self.patience)
+        return found
+
+    async def _streamed(self, arguments: dict[str, Any]) -> tuple[int, int, bool]:
         events = rows = 0
         usage: Usage | None = None
         async with self.connection.open(arguments) as answer:

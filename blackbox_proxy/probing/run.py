@@ -41,6 +41,7 @@ from blackbox_proxy.transport.connection import Connection
 from blackbox_proxy.transport.failures import decode_body, named_limit
 
 MAX_CALLS = 40
+_PATIENCE = 60.0  # seconds for an answer
 _MANY = 1000  # candidates: more than any service is known to give
 _LADDER = (20, 5, 2, 1)
 _ODD = "Zürich, 東京 and 👍🏽"  # beside such text, tokens that are no whole characters are likely
@@ -155,14 +156,22 @@ class _Endpoint:
         )
         self.connections.append(connection)
         return Asker(
-            connection, api, self.model, spoken, where, self.tokenizer.vocabulary, self.purse, self.max_attempts
+            connection,
+            api,
+            self.model,
+            spoken,
+            where,
+            self.tokenizer.vocabulary,
+            self.purse,
+            self.max_attempts,
+            min(_PATIENCE, 10 * self.timeout),
         )
 
 
 async def _models(asker: Asker) -> tuple[object, dict[str, str]]:
     """The list of models, or why there is none. Raises ConnectionFailed."""
     try:
-        return decode_body(await asker.connection.free(LIST), asker.url), {}
+        return decode_body(await asker.in_time(lambda: asker.connection.free(LIST)), asker.url), {}
     except BlackboxError as error:
         if isinstance(error, ConnectionFailed):
             raise
