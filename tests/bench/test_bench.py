@@ -82,7 +82,7 @@ def test_what_is_measured_can_be_chosen_and_a_wrong_name_is_refused(tmp_path: Pa
 
 
 @pytest.mark.serve
-def test_serve_is_measured_with_one_client_and_with_many(
+def test_64_clients_get_four_times_the_tokens_of_one(
     models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, many = run_serve(
@@ -90,14 +90,12 @@ def test_serve_is_measured_with_one_client_and_with_many(
         base=models["base"],
         expert=models["digits-expert"],
         antiexpert=models["digits-antiexpert"],
-        prompts=["The mayor", "New York"],
-        network=Network(0.02, 0.01),
-        clients=4,
-        max_tokens=4,
+        prompts=["The mayor", "New York", "theory and", "20 people"],
+        network=Network(0.3, 0.02),
+        max_tokens=16,
     )
-    assert (alone.clients, many.clients) == (1, 4)
-    assert many.tokens == 16
-    assert len(set(many.texts)) > 1
-    assert all(second > 0.0 for second in (*many.first, *many.between))
-    shown = capsys.readouterr().out
-    assert f"{many.tokens_per_second / alone.tokens_per_second:.1f} times the tokens per second of one" in shown
+    assert (alone.clients, many.clients) == (1, 64)
+    assert len(set(many.texts)) > 3
+    times = many.tokens_per_second / alone.tokens_per_second
+    assert times >= 4.0
+    assert f"{times:.1f} times the tokens per second of one" in capsys.readouterr().out

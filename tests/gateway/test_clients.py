@@ -53,10 +53,10 @@ def wanted(tuner: ProxyTuner) -> str:
     return tuner.generate(f"User: {QUESTION}\nAssistant:", max_tokens=12).text
 
 
-def said(*command: str, **environment: str) -> str:
+def said(*command: str, at: Path | None = None, **environment: str) -> str:
     known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     known |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "none", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=known, check=False)
+    done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=300, env=known, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout.strip()
 
@@ -167,7 +167,5 @@ def test_no_request_that_schemathesis_thinks_of_is_a_failure(running: Gateway, p
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = ["run", f"{running.url}/openapi.json", "--checks", checks, "--max-examples", "40", "--seed", "1"]
     command += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "30", "--continue-on-failure"]
-    told = said(
-        str(programs / "schemathesis"), *command, "--warnings", "off", HYPOTHESIS_STORAGE_DIRECTORY=str(tmp_path)
-    )
+    told = said(str(programs / "schemathesis"), *command, "--warnings", "off", at=tmp_path)
     assert "No issues found" in told

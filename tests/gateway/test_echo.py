@@ -65,7 +65,7 @@ async def test_the_first_word_is_what_a_pair_without_a_beginning_starts_from(
 
 @pytest.mark.parametrize(
     ("inside", "outside", "exact"),
-    [("digits", "same", True), ("same", "digits", False), ("same", "digits", True), ("same", "pieces", True)],
+    [("digits", "same", True), ("same", "digits", False), ("same", "pieces", True)],
 )
 def test_a_proxy_of_a_proxy_is_two_pairs(
     models: dict[str, str], pairs: Pairs, hosted: Callable[[int], str], inside: str, outside: str, exact: bool
@@ -84,9 +84,9 @@ def test_a_proxy_of_a_proxy_is_two_pairs(
         )
         near = open_base("big", base_url=hosted(-1), dialect="vllm", tokenizer=models["base"], top_logprobs=400)
         try:
-            outer = ProxyTuner(base, second, 0.7).generate(PROMPT, max_tokens=6)
-            both = ProxyTuner(near, [first, second], [1.0, 0.7]).generate(PROMPT, max_tokens=6)
-            draft = run(base.draft(Ask(Prefix(PROMPT), 4)))
+            outer = ProxyTuner(base, second, 0.7).generate(PROMPT, max_tokens=2)
+            both = ProxyTuner(near, [first, second], [1.0, 0.7]).generate(PROMPT, max_tokens=2)
+            draft = run(base.draft(Ask(Prefix(PROMPT), 1)))
         finally:
             run(base.aclose())
             run(near.aclose())
