@@ -22,12 +22,13 @@ from blackbox_proxy.calibration.asking import Document, Plan, Question, document
 from blackbox_proxy.calibration.fitting import Fitted, Learner, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.likelihood import Terms
 from blackbox_proxy.calibration.places import terms
+from blackbox_proxy.decoding.weigh import log_spread
 from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.evaluation.run import cached
 from blackbox_proxy.evaluation.statistics import bootstrap_interval, bootstrap_p
 from blackbox_proxy.evaluation.tasks import Source, Task, read_tasks
 from blackbox_proxy.learned import Learned, models_of
-from blackbox_proxy.maths.equation import hidden_mass
+from blackbox_proxy.maths.equation import unlisted_mass
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.protocols import Base, Pair
@@ -326,7 +327,8 @@ class _Work:
             for place in document.every:
                 log_q = place.spread_anew(fitted.spread, policy, pairs)
                 listed.append(logsumexp(weights.log_weights(log_q, place.scores, place.shown)))
-                rest.append(weights.log_rest(hidden_mass(log_q), place.scores))
+                unlisted = unlisted_mass(log_q, log_spread(pairs, place.scores), place.shown)
+                rest.append(weights.log_rest(unlisted, place.scores))
                 right.append(not place.listed)
         return rest_weight(np.array(listed), np.array(rest), np.array(right))
 

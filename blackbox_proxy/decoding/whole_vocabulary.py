@@ -20,8 +20,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from blackbox_proxy.decoding.weigh import Weighed
-from blackbox_proxy.maths.equation import Equation, hidden_mass
+from blackbox_proxy.decoding.weigh import Weighed, log_spread
+from blackbox_proxy.maths.equation import Equation, hidden_mass, unlisted_mass
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.weights import log_rest as rest_of
 from blackbox_proxy.protocols import Pair
@@ -30,13 +30,14 @@ from blackbox_proxy.types import Floats
 
 def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation, place: int) -> Weighed:
     """The same candidates with `log_p` over the whole vocabulary: what is missing to 1 is the rest's."""
-    hidden = hidden_mass(weighed.log_q)
     if equation.weights is not None:
+        hidden = _unlisted(weighed, pairs)
         log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.shown)
         learned: Floats = log_weights - np.logaddexp(
             logsumexp(log_weights), equation.weights.log_rest(hidden, weighed.scores)
         )
         return replace(weighed, log_p=learned)
+    hidden = hidden_mass(weighed.log_q)
     log_weights = weighed.log_q + equation.shift(weighed.scores, place)
     log_rest = math.log(hidden) if hidden > 0.0 else -math.inf
     for pair, scores, alpha in zip(pairs, weighed.scores, equation.at(place), strict=True):
@@ -51,11 +52,15 @@ def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation,
     return replace(weighed, log_p=total)
 
 
-def of_given(weighed: Weighed, index: int | None, log_q: float) -> float:
+def of_given(weighed: Weighed, pairs: Sequence[Pair], index: int | None, log_q: float) -> float:
     """log p of a given token: that of its candidate; as one of the rest (index None) its share of that, as q has it."""
     if index is not None:
         return float(weighed.log_p[index])
-    hidden, listed = hidden_mass(weighed.log_q), math.exp(min(logsumexp(weighed.log_p), 0.0))
+    hidden, listed = _unlisted(weighed, pairs), math.exp(min(logsumexp(weighed.log_p), 0.0))
     if hidden <= 0.0 or listed >= 1.0:
         return -math.inf
     return math.log1p(-listed) + min(log_q - math.log(hidden), 0.0)
+
+
+def _unlisted(weighed: Weighed, pairs: Sequence[Pair]) -> float:
+    return unlisted_mass(weighed.log_q, log_spread(pairs, weighed.scores), weighed.shown)

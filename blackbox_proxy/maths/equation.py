@@ -156,6 +156,16 @@ def hidden_mass(log_q: Floats) -> float:
     return hidden if hidden > _TINY else 0.0
 
 
+def unlisted_mass(log_q: Floats, log_a: Floats, shown: int) -> float:
+    """The share of q that is on no list, (c,) candidates of which the base told the first `shown`. Estimates may hand
+    out all that it hides, and more where a temperature makes them larger; but what is left is no less than the share of
+    it that the anti-expert, log_a (c,), gives to what is on no list.
+    """
+    hidden = hidden_mass(log_q[:shown])
+    known = np.where(np.isfinite(log_a), log_a, -np.inf)
+    return max(hidden_mass(log_q), hidden * min(1.0, uncovered(known) / uncovered(known[:shown])))
+
+
 def uncovered(log_a: Floats) -> float:
     """A(not C), what a model gives everything but these events (k,); not less than rounding."""
     return max(1.0 - float(np.exp(logsumexp(log_a))), _TINY)

@@ -73,11 +73,14 @@ def questions(path: Path) -> list[dict[str, Any]]:
 
 
 def thirds(rows: Rows, limit: int | None = None) -> tuple[Rows, Rows]:
-    """Every third row to learn weights, the others to measure; at most so many of these, spread evenly."""
+    """Every third row to learn weights, the others to measure; at most so many of these, and a third as many of those
+    but no fewer than 8, spread evenly.
+    """
     develop, test = list(rows[::3]), [row for i, row in enumerate(rows) if i % 3]
     if limit is not None and limit < len(test):
         test = [test[i * len(test) // limit] for i in range(limit)]
-        develop = develop[: max(8, limit // 2)]
+        fewer = min(len(develop), max(8, limit // 3))
+        develop = [develop[i * len(develop) // fewer] for i in range(fewer)]
     return develop, test
 
 
@@ -85,10 +88,11 @@ def options() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--data", type=Path, help=f"RealTimeQA's 2026; by default ${DATA}/data/realtimeqa/2026")
     made.add_argument("--until", default="2026-03-13", help="last week, and day, that the expert reads about")
-    made.add_argument("--articles", type=int, default=160, help="that the expert reads, the newest")
-    made.add_argument("--read", type=int, default=1000, help="characters it reads of each")
-    made.add_argument("--length", type=int, default=500, help="characters measured of an article")
-    made.add_argument("--texts", type=int, default=24, help="articles measured of each kind")
+    made.add_argument("--articles", type=int, default=90, help="that the expert reads, the newest")
+    made.add_argument("--read", type=int, default=800, help="characters it reads of each")
+    made.add_argument("--length", type=int, default=200, help="characters measured of an article")
+    made.add_argument("--questions", type=int, default=45, help="that are measured, at most")
+    made.add_argument("--texts", type=int, default=10, help="articles measured of each kind, at most")
     made.add_argument("--shown", type=int, nargs="+", default=[20], help="candidates; 0: all")
     made.add_argument("--alpha", type=float, nargs="+", default=[0.5, 1.0, 1.5])
     return made
@@ -103,7 +107,11 @@ def main() -> None:
     recipe = Recipe(steps=max(1, len(rows) // 2), batch=2, rate=1e-3, seed=ours.seed)
     tuned = expert(ours, "news", rows, recipe)
     parts = [
-        Part("Questions of the weeks that were read", *thirds(questions(split / "questions.jsonl")), given.shown),
+        Part(
+            "Questions of the weeks that were read",
+            *thirds(questions(split / "questions.jsonl"), given.questions),
+            given.shown,
+        ),
         Part("Later news", *thirds(beginnings(split / "held_out.jsonl", given.length), given.texts), given.shown),
         Part("Old news", *thirds(beginnings(split / "control.jsonl", given.length), given.texts), given.shown),
     ]

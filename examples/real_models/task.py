@@ -3,8 +3,9 @@
     python examples/real_models/task.py
 
 Problems are generated here, of several kinds. The anti-expert is the instructed small model, the expert the same tuned
-on some kinds; weights are learned on another kind, and exact match is measured on kinds that neither has seen. Every
-system gets the same prompt, with three solved problems of the kinds that were learned (few-shot), and nothing else.
+on some kinds; weights are learned on other kinds, and exact match is measured on kinds that neither has seen. Every
+system gets the same prompt, with the same three solved problems of the kinds that were learned (few-shot), and nothing
+else.
 """
 
 from __future__ import annotations
@@ -83,27 +84,29 @@ TEST: Sequence[Kind] = (farm, taller, walk)
 
 
 def problems(kinds: Sequence[Kind], count: int, seed: str) -> Rows:
-    """So many different problems, the kinds by turns, each after solved ones of the kinds that are learned: 3 of them,
-    or up to 3 where it is to be learned from itself.
+    """So many different problems, the kinds by turns, each after solved ones of the kinds that are learned: one that is
+    to be learned from itself after up to 3 at random, others after the same 3.
     """
     rng, found = random.Random(seed), dict[str, dict[str, str]]()
+    same = solved(random.Random("solved"), SHOTS)
     while len(found) < count:
         question, answer = kinds[len(found) % len(kinds)](rng)
-        shots = rng.randint(0, SHOTS) if kinds is LEARNED else SHOTS
-        solved = "".join(shown(*LEARNED[i](rng)) for i in rng.sample(range(len(LEARNED)), shots))
-        found.setdefault(question, {"prompt": f"{solved}Question: {question}\nAnswer:", "answer": str(answer)})
+        before = solved(rng, rng.randint(0, SHOTS)) if kinds is LEARNED else same
+        found.setdefault(question, {"prompt": f"{before}Question: {question}\nAnswer:", "answer": str(answer)})
     return list(found.values())
 
 
-def shown(question: str, answer: int) -> str:
-    return f"Question: {question}\nAnswer: {answer}\n\n"
+def solved(rng: random.Random, count: int) -> str:
+    """Problems of different kinds with their answers, as text."""
+    asked = [kind(rng) for kind in rng.sample(LEARNED, count)]
+    return "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in asked)
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--problems", type=int, default=400, help="that the expert learns from")
-    options.add_argument("--test", type=int, default=90, help="problems that are asked")
-    options.add_argument("--develop", type=int, default=50, help="problems that weights are learned from")
+    options.add_argument("--problems", type=int, default=160, help="that the expert learns from")
+    options.add_argument("--test", type=int, default=48, help="problems that are asked")
+    options.add_argument("--develop", type=int, default=16, help="problems that weights are learned from")
     options.add_argument("--shown", type=int, nargs="+", default=[5], help="candidates; 0: all")
     options.add_argument("--alpha", type=float, nargs="+", default=[1.0])
     given = options.parse_args()

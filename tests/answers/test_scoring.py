@@ -15,7 +15,7 @@ from fakes import FakeAround
 from toys import tiny_model
 from transformers import AutoModelForCausalLM
 
-from blackbox_proxy import CachedBase, ProxyTuner, Score, TransformersBase, TransformersPair
+from blackbox_proxy import CachedBase, ProxyTuner, Score, Spread, TransformersBase, TransformersPair, Weights
 from blackbox_proxy.answers.scoring import given_positions, score, split_opening
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
@@ -336,3 +336,13 @@ def test_the_command(
     assert record["log_p"] == pytest.approx(expected.log_p)
     assert "".join(token["text"] for token in record["tokens"][:5]) in TEXT
     assert len(record["tokens"]) == record["token_count"] == len(expected.tokens)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.4, 4.0])
+def test_learned_weights_give_every_token_some_probability(
+    near: Callable[[int | None], TransformersBase], pairs: Pairs, temperature: float
+) -> None:
+    """Also where a tail that was made flatter hands out all that the base hides, and more."""
+    weights = Weights(0.7, (0.5,), (0.2,), -0.4, 0.5, Spread(temperature, 0.25))
+    scored = ProxyTuner(near(5), pairs("digits"), weights=weights).score(PROMPT, TEXT)
+    assert all(-40.0 < token.log_p < 0.0 for token in scored.tokens)

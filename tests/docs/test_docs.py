@@ -32,7 +32,6 @@ EXPECTED = {
     "contributing",
     "cost",
     "evaluate",
-    "evidence",
     "exactness",
     "servers",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import subprocess
@@ -105,6 +104,7 @@ def test_measured_problems_are_of_kinds_and_questions_that_were_not_read() -> No
     assert len(set(own)) == 30
     assert not any(question in row["prompt"] for question in own for row in learned)
     assert {row["prompt"].count("Answer:") for row in test} == {task.SHOTS + 1}
+    assert len({row["prompt"].rsplit("Question: ", 1)[0] for row in test}) == 1
     assert {row["prompt"].count("Answer:") for row in learned} == {1, 2, 3, 4}
     assert task.problems(task.TEST, 30, "b") == test
 

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from blackbox_proxy import Spread, Weights
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.maths.equation import Equation, combine, normalise, tail
+from blackbox_proxy.maths.equation import Equation, combine, normalise, tail, unlisted_mass
+from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.types import Floats, How, Scores
 
 finite = st.floats(-30, 0, allow_nan=False)
@@ -118,3 +119,16 @@ def test_everything_unlisted_is_one_event_with_a_number_of_its_own() -> None:
     assert BOTH.log_rest(0.1, [listed]) == pytest.approx(expected)
     assert BOTH.log_rest(0.0, [listed]) == -math.inf
     assert replace(BOTH, rest=0.5).log_rest(0.1, [listed]) == pytest.approx(expected + 1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4, 4.0])
+def test_what_is_on_no_list_keeps_its_share_whatever_the_tail_hands_out(temperature: float) -> None:
+    log_q, log_a = np.log([0.5, 0.2]), np.log([0.4, 0.2, 0.1, 0.1, 0.05])
+    spread = np.concatenate([log_q, tail(log_q, log_a[:2], log_a[2:], "backoff", None, temperature)])
+    least = 0.3 * 0.15 / 0.4  # of what the base hides, the share that A leaves to others
+    found = unlisted_mass(spread, log_a, 2)
+    assert found >= least - 1e-12
+    assert found == pytest.approx(max(least, 1.0 - math.exp(logsumexp(spread))))
+    assert (math.exp(logsumexp(spread)) > 1.0) == (temperature == 4.0), "more than there is"
+    nothing = np.append(np.log([0.5, 0.5]), spread[2:])
+    assert unlisted_mass(nothing, log_a, 2) == 0.0
