@@ -116,8 +116,9 @@ class Chat:
                 out.write(json.dumps(record, ensure_ascii=True, indent=1) + "\n")
         except FileExistsError:
             raise InputError(f"{rest} is there already", hint="Name another file.") from None
-        except OSError as error:
-            raise InputError(f"{rest} cannot be written: {error.strerror or error}", hint="Name another.") from None
+        except (OSError, ValueError) as error:  # the latter for a name that no file can have
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{rest} cannot be written: {why}", hint="Name another.") from None
         self._note.print(f"{rest} is written", highlight=False, soft_wrap=True)
 
     def _reset(self, rest: str) -> None:

@@ -63,7 +63,7 @@ def counting(models: dict[str, str]) -> Iterator[tuple[list[str], Callable[[], i
         yield options(models, f"{url}/v1"), lambda: stats.requests
 
 
-def options(models: dict[str, str], url: str) -> list[str]:
+def options(models: dict[str, str], url: str, *, known: bool = True) -> list[str]:
     base = [
         "--base",
         "big",
@@ -72,7 +72,7 @@ def options(models: dict[str, str], url: str) -> list[str]:
         "--dialect",
         "host",
         "--tokenizer",
-        models["base"],
+        models["base"] if known else "none",
         "--top-logprobs",
         "5",
     ]
@@ -80,8 +80,10 @@ def options(models: dict[str, str], url: str) -> list[str]:
     return [*base, *pair, "-n", "6", "--draft", "4", "--concurrency", "4"]
 
 
-def killed(arguments: list[str], out: Path, seconds: float, *, after: int) -> None:
-    """Begin a run and kill it when it has written `after` more lines and so many seconds more have passed."""
+def killed(arguments: list[str], out: Path, seconds: float, *, after: int) -> bool:
+    """Begin a run and kill it when it has written `after` more lines and so many seconds more have passed: whether that
+    was in mid-work, behind the first line and before the end.
+    """
     before = out.read_bytes().count(b"\n") if out.exists() else 0
     process = begin(arguments)
     try:
@@ -91,6 +93,7 @@ def killed(arguments: list[str], out: Path, seconds: float, *, after: int) -> No
     finally:
         process.kill()  # SIGKILL
         process.join()
+    return process.exitcode == -signal.SIGKILL and out.exists() and b"\n" in out.read_bytes()
 
 
 def test_a_run_through_the_command(command: Command, models: dict[str, str], tmp_path: Path) -> None:
@@ -138,8 +141,9 @@ def check_kills(
         out = tmp_path / f"{way}.jsonl"
         arguments = [str(source), "-o", str(out), *given, *cache, "--resume"]
         before = requests()
+        amid = 0
         for kill in range(kills):
-            killed(arguments, out, moments.uniform(0.0, 0.15), after=moments.choice((0, 1, 1, 2)))
+            amid += killed(arguments, out, moments.uniform(0.0, 0.15), after=moments.choice((0, 1, 1, 2)))
             if kill == 0 and out.exists():
                 out.write_bytes(out.read_bytes() + b'{"index": 0, "id": "r')  # as if it had torn
         status, _, told = command(*arguments)
@@ -150,7 +154,10 @@ def check_kills(
             shown = [{**line, "usage": None} for line in results(out)]
             assert shown == [{**line, "usage": None} for line in results(tmp_path / "whole.jsonl")]
         spent = requests() - before
-        counts.append(f"{way}: {kills} kills, {spent} requests, {undisturbed} undisturbed")
+        assert amid >= 0.8 * kills - 1
+        counts.append(
+            f"{way}: {kills} kills, {amid} of them behind the first line, {spent} requests, {undisturbed} undisturbed"
+        )
         assert undisturbed <= spent <= undisturbed + kills * 4 * lost
     print("", *counts, sep="\n")
 
@@ -162,11 +169,12 @@ def test_a_killed_run_goes_on(command: Command, models: dict[str, str], tmp_path
 
 
 @pytest.mark.slow
-def test_fifty_kills(command: Command, models: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_fifty_kills(known: bool, command: Command, models: dict[str, str], tmp_path: Path) -> None:
     from blackbox_proxy.host.process import HostProcess
 
     with HostProcess(models["base"], served_model_name="big", device="cpu", first_token=0.03, threads=1) as host:
-        given = options(models, host.base_url)
+        given = options(models, host.base_url, known=known)
         check_kills(command, given, lambda: host.stats()["requests"], tmp_path, rows=120, kills=50, seed=2)
 
 

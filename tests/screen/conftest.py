@@ -9,11 +9,31 @@ import struct
 import sys
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from evil import hostile
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from blackbox_proxy.door.running import serve_in_thread
 
 OnTerminal = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="session")
+def evil_url() -> Iterator[str]:
+    with serve_in_thread(Starlette(routes=[Route("/{path:path}", hostile, methods=["GET", "POST"])])) as url:
+        yield f"{url}/v1"
+
+
+@pytest.fixture
+def options(evil_url: str, models: dict[str, str]) -> list[str]:
+    return [
+        *("--base-url", evil_url, "--api-key", "none", "--no-stream", "--no-local-drafts", "--no-cache"),
+        *("--max-retry-seconds", "2", "--device", "cpu"),
+        *("--expert", models["digits-expert"], "--antiexpert", models["digits-antiexpert"]),
+    ]
 
 
 @pytest.fixture

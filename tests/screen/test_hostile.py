@@ -3,67 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_answers import legacy
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from evil import EVIL, SGR, check_harmless
 
-from blackbox_proxy.door.running import serve_in_thread
 from blackbox_proxy.screen.visible import escaped, shown
 
-EVIL = (
-    "a\x1b[2J\x1b]8;;http://evil.example\x07link\x1b]8;;\x07\x1b]0;title\x1b\\"
-    "\x9b31m\x90q\x9c\x00\x08\x7f\r\x0b\x0c\u202etxt\u2066\u2028\u200b\ue000[red]b[/red]:bomb:\U000e0041z"
-)
-SGR = re.compile(r"\x1b\[[0-9;]*m")
-LIVE = re.compile(r"\x1b\[(?:\?25[lh]|2K|\d*A)|\r")  # a line that is drawn again: spinners and bars
 OnTerminal = Callable[..., tuple[int, str]]
-
-
-async def hostile(request: Request) -> Response:
-    if request.method == "GET":
-        return JSONResponse({"data": [{"id": "m", "owned_by": EVIL}]})
-    body = json.loads(await request.body())
-    if body["model"] == "refuses" or body.get("echo"):
-        answer = {"error": {"message": f"no: {EVIL}", "type": EVIL, "code": EVIL, "param": EVIL}}
-        return JSONResponse(answer, 400, {"x-request-id": "\x9b31m", "retry-after": "0"})
-    if body["model"] == "html":
-        return Response(f"<html>{EVIL}", 502 if "502" in str(body["prompt"]) else 404)
-    n = body.get("max_tokens") or 1
-    rows = [(EVIL, -0.1, {EVIL: -0.1, " b": -3.0, "\x1b[31m": -4.0})] * n
-    return JSONResponse(legacy(*rows, text=EVIL * n))
-
-
-@pytest.fixture(scope="module")
-def evil_url() -> Iterator[str]:
-    with serve_in_thread(Starlette(routes=[Route("/{path:path}", hostile, methods=["GET", "POST"])])) as url:
-        yield f"{url}/v1"
-
-
-@pytest.fixture
-def options(evil_url: str, models: dict[str, str]) -> list[str]:
-    return [
-        *("--base-url", evil_url, "--api-key", "none", "--no-stream", "--no-local-drafts", "--no-cache"),
-        *("--max-retry-seconds", "2", "--device", "cpu"),
-        *("--expert", models["digits-expert"], "--antiexpert", models["digits-antiexpert"]),
-    ]
-
-
-def check_harmless(came: str, *, live: bool = False) -> str:
-    """What arrived without our own styles, if that is all there was."""
-    plain = SGR.sub("", came)
-    plain = LIVE.sub("", plain) if live else plain
-    bad = {c for c in plain if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
-    assert not bad, (bad, came)
-    return plain
 
 
 def test_what_a_model_writes(on_terminal: OnTerminal, options: list[str]) -> None:
