@@ -66,3 +66,13 @@ def test_a_text_ends(name: str, stream: bool, pair: TransformersPair) -> None:
         assert text == TEXT
     else:
         assert right(text)
+
+
+@pytest.mark.parametrize("name", _some)
+def test_a_base_is_opened(name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Asked for its tokenizer, it tells none, or there is an end to it."""
+    monkeypatch.setattr("blackbox_proxy.api.tokenizer._PATIENCE", LIMIT)
+    with raw_server(KINDS[name]) as server, bounded(server):
+        base = open_base("m", base_url=server.url, api_key=SECRET, timeout=0.3)
+        assert base.vocabulary is None
+    assert SECRET not in caplog.text

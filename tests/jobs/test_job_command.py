@@ -175,7 +175,7 @@ def test_fifty_kills(known: bool, command: Command, models: dict[str, str], tmp_
 
     with HostProcess(models["base"], served_model_name="big", device="cpu", first_token=0.03, threads=1) as host:
         given = options(models, host.base_url, known=known)
-        check_kills(command, given, lambda: host.stats()["requests"], tmp_path, rows=120, kills=50, seed=2)
+        check_kills(command, given, lambda: host.stats()["requests"], tmp_path, rows=160, kills=50, seed=2)
 
 
 def test_ctrl_c_keeps_what_is_done(command: Command, models: dict[str, str], tmp_path: Path) -> None:
