@@ -264,6 +264,9 @@ class _AlignedRow:
         """
         for masses, value in zip(self._masses, values, strict=True):
             with self._session.lock:
+                usual = self._alignment.canonical(masses.nodes.tail + token)
+                if usual is None or not masses.knows({usual[:-1]}):
+                    return False  # found without its other ways, of which there may be many
                 own = self._alignment.own_paths(masses.nodes.tail, token)
                 if not masses.knows(own):
                     return False
