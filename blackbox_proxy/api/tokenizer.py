@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 """Says which tokenizer was found, or why none was: at INFO what is in order, at WARNING what is not."""
 
 _SECONDS = 5.0  # without a byte
-_PATIENCE = 10.0  # seconds for all that is asked
+_PATIENCE = 10.0
 _OWN_WAY = "it counts as unknown; tokenizer=… (--tokenizer) names it"
 _NOT_IT = "Name the model's tokenizer, or say that it is unknown: tokenizer=None (--tokenizer none)."
 _said: set[str] = set()
@@ -78,6 +78,11 @@ class _Server:
     def where(self) -> str:
         return shown_url(self.url)
 
+    @property
+    def patience(self) -> float:
+        """Seconds for all that is asked."""
+        return min(_PATIENCE, 10 * self.timeout)
+
     def connection(self) -> Connection:
         return Connection(
             "completions",
@@ -107,7 +112,7 @@ def find_tokenizer(model: str, url: str, key: str, spoken: Dialect, *, named: st
     try:
         telling, names, cuts = apart(_asked(server, spoken.telling))
     except (BaseError, TimeoutError) as error:
-        why = str(error) or f"no answer after {_PATIENCE:g} s"
+        why = str(error) or f"no answer after {server.patience:g} s"
         what = f"{server.where} does not tell its tokenizer"
         _say(logging.WARNING, f"{what}, {_OWN_WAY} ({why})", once=what)
         return Found()
@@ -118,7 +123,7 @@ async def _asked(server: _Server, telling: Telling | None) -> tuple[Telling | No
     """How it tells its tokenizer, what it names, and how it cuts texts. Raises BaseError, TimeoutError."""
     connection, models = server.connection(), None
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(server.patience):
             if telling is None:
                 telling, models = await telling_of(connection)
             if telling is None:

@@ -205,6 +205,27 @@ def test_a_gguf_needs_its_reader(tmp_path: Path, host: Callable[..., Watched], m
     assert opened(host("llama-server").url, "llama-server").vocabulary is None
 
 
+def test_a_gguf_is_read(tmp_path: Path, models: dict[str, str]) -> None:
+    gguf = pytest.importorskip("gguf", reason="reads GGUF files: pip install gguf")
+    told = json.loads((Path(models["base"]) / "tokenizer.json").read_bytes())
+    words = sorted(told["model"]["vocab"], key=told["model"]["vocab"].get)
+    special = {word["content"] for word in told["added_tokens"]}
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(str(path), "gpt2")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word in special else 1 for word in words])
+    writer.add_token_merges([" ".join(pair) for pair in told["model"]["merges"]])
+    writer.add_block_count(1)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    found, right = tokenizer_here(str(path)), from_pretrained(models["base"])
+    assert found is not None
+    assert found.spells_like(right)
+    assert [found.prompt_ids(text) for text in TEXTS[:4]] == [right.prompt_ids(text) for text in TEXTS[:4]]
+
+
 # -- what does not hold -----------------------------------------------------------------------------------------------
 
 
