@@ -50,7 +50,7 @@ def open_base(
     trust_drafts: bool = False,
 ) -> OpenAIBase:
     """A base behind an OpenAI-compatible API. Sends nothing, but for free questions about the tokenizer where that is
-    "auto".
+    "auto": their answers are waited for, ten seconds at most.
 
     model: the name the server knows it by. api: "completions" (continues any text) or "chat". base_url: the API's root,
     usually ending in /v1; else OPENAI_BASE_URL, else that of the dialect's service, else OpenAI's own. api_key: else
