@@ -350,7 +350,7 @@ def _token(scored: Scored, i: int) -> ScoredToken:
     weighed = over_everything(scored.under(i), weigher.pairs, weigher.equations[i], scored.place)
     index = weighed.index_of(token)
     learned = weigher.equations[i].weights is not None
-    log_p = -math.inf if index is None and not learned else of_given(weighed, weigher.pairs, index, log_q)
+    log_p = -math.inf if index is None and not learned else of_given(weighed, index, log_q)
     scores = weighed.scores[0] if index is not None else scored.rows[0].score([token])
     return ScoredToken(
         token.bytes or b"",

@@ -39,7 +39,7 @@ def _position(scored: Scored, k: int) -> Position:
     equation = weigher.equations[0]
     weighed = over_everything(scored.under(0), weigher.pairs, equation, scored.place)
     index = weighed.index_of(scored.position.token)
-    log_p = -math.inf if index is None and equation.weights is None else of_given(weighed, weigher.pairs, index, log_q)
+    log_p = -math.inf if index is None and equation.weights is None else of_given(weighed, index, log_q)
     order = np.argsort(-weighed.log_p, kind="stable")[:k]
     order = order[np.isfinite(weighed.log_p[order])]
     return Position(scored.position.token, log_p, [weighed.tokens[int(i)] for i in order], weighed.log_p[order])

@@ -27,11 +27,13 @@ from blackbox_proxy.maths.weights import log_rest as rest_of
 from blackbox_proxy.protocols import Pair
 from blackbox_proxy.types import Floats
 
+_ROUNDING = math.log(1e-6)
+
 
 def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation, place: int) -> Weighed:
     """The same candidates with `log_p` over the whole vocabulary: what is missing to 1 is the rest's."""
     if equation.weights is not None:
-        hidden = _unlisted(weighed, pairs)
+        hidden = unlisted_mass(weighed.log_q, log_spread(pairs, weighed.scores), weighed.shown)
         log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.shown)
         learned: Floats = log_weights - np.logaddexp(
             logsumexp(log_weights), equation.weights.log_rest(hidden, weighed.scores)
@@ -52,15 +54,13 @@ def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation,
     return replace(weighed, log_p=total)
 
 
-def of_given(weighed: Weighed, pairs: Sequence[Pair], index: int | None, log_q: float) -> float:
-    """log p of a given token: that of its candidate; as one of the rest (index None) its share of that, as q has it."""
+def of_given(weighed: Weighed, index: int | None, log_q: float) -> float:
+    """log p of a given token: that of its candidate; as one of the rest (index None) a share of that, as large as its
+    share of all that the base did not tell: no estimate of what is listed of it makes these shares more than 1.
+    """
     if index is not None:
         return float(weighed.log_p[index])
-    hidden, listed = _unlisted(weighed, pairs), math.exp(min(logsumexp(weighed.log_p), 0.0))
-    if hidden <= 0.0 or listed >= 1.0:
-        return -math.inf
+    hidden, listed = hidden_mass(weighed.log_q[: weighed.shown]), math.exp(min(logsumexp(weighed.log_p), 0.0))
+    if hidden <= 0.0 or listed >= 1.0:  # nothing is left but rounding
+        return min(log_q, _ROUNDING)
     return math.log1p(-listed) + min(log_q - math.log(hidden), 0.0)
-
-
-def _unlisted(weighed: Weighed, pairs: Sequence[Pair]) -> float:
-    return unlisted_mass(weighed.log_q, log_spread(pairs, weighed.scores), weighed.shown)

@@ -16,9 +16,12 @@ from toys import tiny_model
 from transformers import AutoModelForCausalLM
 
 from blackbox_proxy import CachedBase, ProxyTuner, Score, Spread, TransformersBase, TransformersPair, Weights
-from blackbox_proxy.answers.scoring import given_positions, score, split_opening
+from blackbox_proxy.answers.scoring import ask_whole, given_positions, look, score, split_opening
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
+from blackbox_proxy.decoding.rows import Scored
+from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.whole_vocabulary import of_given, over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.lm import CausalLM
@@ -339,10 +342,22 @@ def test_the_command(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.4, 4.0])
-def test_learned_weights_give_every_token_some_probability(
+def test_learned_weights_give_every_token_some_probability_and_all_together_no_more_than_there_is(
     near: Callable[[int | None], TransformersBase], pairs: Pairs, temperature: float
 ) -> None:
     """Also where a tail that was made flatter hands out all that the base hides, and more."""
-    weights = Weights(0.7, (0.5,), (0.2,), -0.4, 0.5, Spread(temperature, 0.25))
-    scored = ProxyTuner(near(5), pairs("digits"), weights=weights).score(PROMPT, TEXT)
-    assert all(-40.0 < token.log_p < 0.0 for token in scored.tokens)
+    equation = Equation(weights=Weights(0.7, (0.5,), (0.2,), -0.4, 0.5, Spread(temperature, 0.25)))
+    pair, text = pairs("digits"), " said on 12 March"
+
+    def whole(scored: Scored) -> Weighed:
+        return over_everything(scored.under(0), [pair], equation, scored.place)
+
+    weighed, _ = wait(look(near(5), [pair], PROMPT, text, [equation], whole))
+    everything, _ = wait(ask_whole(near(None), PROMPT, text))
+    for listed, position in zip(weighed, everything, strict=True):
+        found = [
+            of_given(listed, listed.index_of(token), float(log_q))
+            for token, log_q in zip(position.tokens, position.logprobs, strict=True)
+        ]
+        assert all(map(math.isfinite, found))
+        assert 0.5 < math.fsum(map(math.exp, found)) < 1.0 + 1e-6

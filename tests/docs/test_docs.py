@@ -32,6 +32,7 @@ EXPECTED = {
     "contributing",
     "cost",
     "evaluate",
+    "evidence",
     "exactness",
     "servers",
 }
