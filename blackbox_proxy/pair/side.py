@@ -7,6 +7,7 @@ be less than everything (outputs.py).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -165,10 +166,12 @@ def until_unknown(positions: Sequence[Position]) -> Sequence[Position]:
     return positions[: unknown + 1]
 
 
-def with_end(proposed: list[tuple[Token, float]], log_end: float, count: int) -> list[Token]:
+def with_end(proposed: Sequence[tuple[Token, float]], log_end: float, count: int) -> list[Token]:
+    """The end among these tokens; they come with their log masses, likeliest first."""
+    tokens = [token for token, _ in proposed]
     if np.isfinite(log_end):
-        proposed = sorted([*proposed, (END, log_end)], key=lambda pair: -pair[1])
-    return [token for token, _ in proposed[:count]]
+        tokens.insert(bisect_right(proposed, -log_end, key=lambda pair: -pair[1]), END)
+    return tokens[:count]
 
 
 def scores_of(
