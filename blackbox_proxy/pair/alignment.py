@@ -193,6 +193,12 @@ class Alignment:
             return text in self._on_the_way
         return bool(self.base.extensions(text))
 
+    def may_go_on(self, text: bytes) -> bool:
+        """The same in front of any other text: how blanks are cut hangs on what comes next ("    " alone is one token,
+        before "def" it is "   " and " def").
+        """
+        return self.goes_on(text) or (text[-1:].isspace() and bool(self.following(text)))
+
     def following(self, token: bytes) -> frozenset[bytes]:
         """The single bytes with which longer tokens of the base go on from this one."""
         found = self._following.get(token)

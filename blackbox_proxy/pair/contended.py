@@ -35,32 +35,51 @@ _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
     """How a token is written after the tail: its path from where the tail starts, the text at each of its nodes, and
-    whether it is on the way to a longer token of the base.
+    whether it is on the way to a longer token of the base. beside: other nodes at which it may be completed, and the
+    texts there: blanks at its end are cut otherwise once a word follows ("    " is "   " and " def").
     """
 
     token: bytes
     path: Path
     texts: tuple[bytes, ...]
     goes_on: bool
+    beside: tuple[tuple[Path, bytes], ...] = ()
 
     @property
     def nodes(self) -> list[Path]:
         """Where something has to be known: at each place on the way, and behind what may go on."""
-        return [self.path[:end] for end in range(len(self.path) + self.goes_on)]
+        return [*(self.path[:end] for end in range(len(self.path) + self.goes_on)), *(node for node, _ in self.beside)]
 
 
 def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way]:
     """The ways of these tokens; of one that the local vocabulary cannot spell there is none."""
     found = []
-    spelling = alignment.local.spelling
-    for token, path in zip(tokens, alignment.canonicals([tail + token for token in tokens]), strict=True):
+    paths = alignment.canonicals([tail + token for token in tokens])
+    shorter = before_a_word(alignment, [tail + token for token in tokens])
+    for token, path, other in zip(tokens, paths, shorter, strict=True):
         if path is None:
             continue
-        texts = [b""]
-        for index in path:
-            texts.append(texts[-1] + (spelling[index] or b""))
-        found.append(Way(token, path, tuple(texts), alignment.goes_on(token)))
+        beside = () if other is None else tuple(at for at in nodes_of(alignment, other) if at[0] != path[: len(at[0])])
+        texts = tuple(text for _, text in nodes_of(alignment, path))
+        found.append(Way(token, path, texts, alignment.may_go_on(token), beside))
     return found
+
+
+def nodes_of(alignment: Alignment, path: Path) -> list[tuple[Path, bytes]]:
+    """Each node of a path, its end as well, and the text there."""
+    found: list[tuple[Path, bytes]] = [((), b"")]
+    for end, index in enumerate(path, 1):
+        found.append((path[:end], found[-1][1] + (alignment.local.spelling[index] or b"")))
+    return found
+
+
+def before_a_word(alignment: Alignment, texts: Sequence[bytes]) -> list[Path | None]:
+    """The paths of texts that end in two blanks, up to where the last of them is left to the word that follows (GPT-2's
+    pattern and all that came of it); None for others.
+    """
+    blank = {i: text[:-1] for i, text in enumerate(texts) if len(text) > 1 and text[-2:].isspace()}
+    found = dict(zip(blank, alignment.canonicals(list(blank.values())), strict=True)) if blank else {}
+    return [found.get(i) for i in range(len(texts))]
 
 
 class Going(NamedTuple):
@@ -79,11 +98,17 @@ class Going(NamedTuple):
 class Bridges:
     """One position under one model: what the nodes before the end of x write across it, and the rows after its nodes.
 
-    places: what the model says after each node that is known, by path; at_x: the path that spells the tail.
+    places: what the model says after each node that is known, by path; at_x: the path that spells the tail; beside:
+    the path that leaves its last blank to the word that follows.
     """
 
     def __init__(
-        self, alignment: Alignment, tail: bytes, at_x: Path, places: Mapping[Path, tuple[Outputs, int]]
+        self,
+        alignment: Alignment,
+        tail: bytes,
+        at_x: Path,
+        places: Mapping[Path, tuple[Outputs, int]],
+        beside: Path | None = None,
     ) -> None:
         self._alignment = alignment
         self._places = places
@@ -91,17 +116,18 @@ class Bridges:
         self._logs: dict[Path, float] = {(): 0.0}
         self._going: dict[Path, Going] = {}
         self._log_x = self.log_path(at_x)
-        written = 0
         self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
         self.total = 0.0
-        for end in range(len(at_x)):
-            missing = tail[written:]
-            scale = math.exp(min(self.log_path(at_x[:end]) - self._log_x, 700.0))
-            share = scale * self.across(at_x[:end], missing)
+        before = nodes_of(alignment, at_x)[:-1]
+        before += [] if beside is None else [at for at in nodes_of(alignment, beside) if at[0] != at_x[: len(at[0])]]
+        self.known = {node for node, _ in before} | {at_x}  # whose part in the masses R and these bridges have
+        for node, text in before:
+            missing = tail[len(text) :]
+            scale = math.exp(min(self.log_path(node) - self._log_x, 700.0))
+            share = scale * self.across(node, missing)
             if share > _LEAST:
-                self._before.append((at_x[:end], missing, scale))
+                self._before.append((node, missing, scale))
                 self.total += share
-            written += len(alignment.local.spelling[at_x[end]] or b"")
 
     def masses(self, tokens: Sequence[bytes]) -> Floats:
         """What the nodes before the end of x add to the mass of each token, (c,)."""
@@ -183,7 +209,7 @@ class Bridges:
         for (text, p), first in zip(likely, firsts, strict=True):
             if first != cut:
                 whole[first] = whole.get(first, 0.0) + p
-            elif self._alignment.goes_on(text):  # " Y" is cut as " " and "Y", and goes on to " Yvette"
+            elif self._alignment.may_go_on(text):  # " Y" is cut as " " and "Y", and goes on to " Yvette"
                 onward[text] = onward.get(text, 0.0) + p
         return Going(whole, onward)
 
@@ -192,16 +218,14 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
     """The mass of a token by that of x. estimate: R + what `bridges` add. others: receives what nodes off
     the tail's own spelling write across the end of x.
     """
-    at_x, path, total = bridges.at_x, way.path, estimate
-    for end, text in enumerate(way.texts[:-1]):
-        node = path[:end]
+    path, total = way.path, estimate
+    for node, text in (*((path[:end], text) for end, text in enumerate(way.texts[:-1])), *way.beside):
         missing, after = tail[len(text) :], text[len(tail) :]
-        known = node == at_x[:end]  # R and the bridges have it
         scale = bridges.scale(node)
-        if missing and not known:
-            others[node] = scale * bridges.across(node, missing)
-        if not known:
+        if node not in bridges.known:
+            if missing:
+                others[node] = scale * bridges.across(node, missing)
             total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
-        if end + 1 == len(path):
-            total -= scale * float(bridges.probability(node, [path[end]])[0]) * bridges.going(way).share
+        if node == path[:-1]:
+            total -= scale * float(bridges.probability(node, [path[-1]])[0]) * bridges.going(way).share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

@@ -40,6 +40,7 @@ class Relations(NamedTuple):
     leading: Ids
     begins: int
     goes_on: bool
+    blanks: int
 
 
 class Crossing:
@@ -48,7 +49,7 @@ class Crossing:
     def __init__(self, alignment: Alignment) -> None:
         self.local = alignment.local
         self.base = base = alignment.base
-        self._goes_on = alignment.goes_on
+        self._goes_on = alignment.may_go_on
         self._known: dict[bytes, Relations] = {}
         self._order, self._starts = _NONE, dict[bytes, tuple[int, int]]()
         self._events: list[bytes] = []
@@ -66,8 +67,10 @@ class Crossing:
                 known = self._known = {}  # whoever reads the old one goes on with it
                 missing = list(dict.fromkeys(tokens))
             for token, begins in zip(missing, self._begins(missing), strict=True):
-                leading = _NONE if self.local.id_of(token) == begins else self._leading(token)
-                known[token] = Relations(self._covering(token), leading, begins, self._goes_on(token))
+                alone = self.local.id_of(token) == begins and not token[-1:].isspace()
+                leading = _NONE if alone else self._leading(token)
+                blanks = min(len(token) - len(token.rstrip()), 2)
+                known[token] = Relations(self._covering(token), leading, begins, self._goes_on(token), blanks)
         return [known[token] for token in tokens]
 
     def codes(self, ids: Sequence[Ids]) -> tuple[list[Ids], Sequence[bytes]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.alignment import Alignment
-from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
+from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, contended_mass, ways
 from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimates import Known, estimate, written
 from blackbox_proxy.pair.learned import Bases
@@ -39,12 +39,14 @@ _PROPOSED = 64  # tokens of a place that are proposed and estimated with its can
 @dataclass(slots=True, eq=False)
 class _View:
     """One position in one model: where its tail starts, as a path from what is read, the tail, and its usual spelling
-    (None where the vocabulary cannot write it). `places`: node -> what the model says there. `ways`: what is summed.
+    (None where the vocabulary cannot write it). `beside`: another, of a tail that ends in blanks. `places`: node ->
+    what the model says there. `ways`: what is summed.
     """
 
     root: Path
     tail: bytes
     at_x: Path | None
+    beside: Path | None = None
     places: dict[Path, tuple[Outputs, int]] = field(default_factory=dict)
     ways: dict[bytes, Way] = field(default_factory=dict)
 
@@ -63,16 +65,17 @@ class _Pass:
         self._tree = TokenTree()
         self._tree.add(self._chain)
         for view in views:
-            self._tree.add(view.root + (view.at_x or ()))
+            for path in (view.at_x, view.beside):
+                self._tree.add(view.root + (path or ()))
         self._outputs: Outputs | None = None
 
     def run(self, side: Side, views: Sequence[_View]) -> None:
         """Over the draft: what the model says at each node of each position."""
         outputs = self._outputs = side.text.branch(self._read, self._tree.parents, self._tree.tokens)
         for view in views:
-            at_x = view.at_x or ()
-            for end in range(len(at_x) + 1):
-                view.places[at_x[:end]] = (outputs, self._tree.add(view.root + at_x[:end]))
+            for path in (view.at_x or (), view.beside or ()):
+                for end in range(len(path) + 1):
+                    view.places[path[:end]] = (outputs, self._tree.add(view.root + path[:end]))
 
     def run_more(self, side: Side, views: Sequence[_View]) -> int:
         """Over the nodes of the views' ways that are not known yet; how many there were. They hang on the draft's own
@@ -119,7 +122,7 @@ class EstimatedSession:
         drafted = [position.token for position in positions]
         with self.lock:
             known = self._bases.at(issued, positions)
-            laid: dict[bytes, list[tuple[Path, bytes, Path | None]]] = {}
+            laid: dict[bytes, list[tuple[Path, bytes, Path | None, Path | None]]] = {}
             views: list[list[_View]] = []
             self._passes = []
             for side in self._sides:
@@ -186,8 +189,10 @@ class EstimatedSession:
 
 def _lay_out(
     side: Side, known: Sequence[tuple[Crossing, Alignment]], rest: bytes, drafted: Sequence[bytes]
-) -> list[tuple[Path, bytes, Path | None]]:
-    """For each position the place where its own tail starts, as a path from what is read, the tail, its spelling."""
+) -> list[tuple[Path, bytes, Path | None, Path | None]]:
+    """For each position the place where its own tail starts, as a path from what is read, the tail, its spelling, and
+    the one of a tail that ends in blanks before a word.
+    """
     tails: list[tuple[Path, bytes]] = []
     root: Path = ()
     for j in range(len(known)):
@@ -197,8 +202,11 @@ def _lay_out(
         settled, rest = side.settle(rest)
         root += tuple(settled)
         tails.append((root, rest))
-    paths = known[0][1].canonicals([tail for _, tail in tails])
-    return [(root, tail, path) for (root, tail), path in zip(tails, paths, strict=True)]
+    alignment = known[0][1]
+    paths = alignment.canonicals([tail for _, tail in tails])
+    others = before_a_word(alignment, [tail for _, tail in tails])
+    laid = zip(tails, paths, others, strict=True)
+    return [(root, tail, path, beside) for (root, tail), path, beside in laid]
 
 
 def propose(rows: Sequence[EstimatedRow]) -> None:
@@ -231,7 +239,7 @@ class EstimatedRow:
         self.alignment = alignment
         self._ends = ends
         self.known = Known(len(views))
-        self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places) for view in views]
+        self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places, view.beside) for view in views]
         self.bridged = any(bridges.total for bridges in self.bridges)
         # One for all tokens of the row, so that what else is summed here moves none against another.
         self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)

@@ -31,6 +31,7 @@ _ENDS = 0.02
 _GOES_ON = 0.2
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
+_BLANKS = 6.0  # of one that ends in several blanks, most of which is written with a word behind it
 # The same of a mass by itself, which has all that both models agree about.
 _ENDS_APART = 0.05
 _GOES_ON_APART = 2.0
@@ -117,7 +118,9 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     summed = np.min(sums, axis=0) > 0.0
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
-    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES)
+    blanks = np.array([found.blanks for found in relations])
+    tails = np.repeat([row.views[0].tail[-1:].isspace() for row in rows], sizes)
+    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES) + _BLANKS * ((blanks > 0) & (blanks + tails > 1))
     with np.errstate(divide="ignore"):
         masses = np.where(summed, np.log(np.stack(sums)), np.stack(firsts))
     start = 0
