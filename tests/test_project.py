@@ -31,7 +31,8 @@ def test_types_and_lint(command: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("base", "from blackbox_proxy.pair.alignment import Alignment"),
+        ("base", "from blackbox_proxy.pair.side import Side"),
+        ("aligning", "import torch"),
         ("base", "from blackbox_proxy.maths import equation"),
         ("pair", "from blackbox_proxy.base.local import TransformersBase"),
         ("pair", "import openai"),

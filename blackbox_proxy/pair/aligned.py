@@ -11,13 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
+from blackbox_proxy.aligning.alignment import BUDGET, Alignment, Nodes
+from blackbox_proxy.aligning.learned import Bases
+from blackbox_proxy.aligning.tree import Path, TokenTree
 from blackbox_proxy.background import checkpoint
-from blackbox_proxy.pair.alignment import BUDGET, Alignment, Nodes
-from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.masses import Masses
 from blackbox_proxy.pair.outputs import Outputs, Rows
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
-from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Cutter
 from blackbox_proxy.types import How, Position, Scores, Token

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from blackbox_proxy.aligning.alignment import Alignment
+from blackbox_proxy.aligning.crossing import Crossing
+from blackbox_proxy.aligning.learned import Bases
+from blackbox_proxy.aligning.tree import Path, TokenTree
 from blackbox_proxy.background import checkpoint
-from blackbox_proxy.pair.alignment import Alignment
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, contended_mass, ways
-from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimates import Known, estimate, written
-from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
-from blackbox_proxy.pair.tree import Path, TokenTree
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, utf8_prefix
 from blackbox_proxy.types import Position, Scores, Token

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.aligning.crossing import Crossing, Relations
 from blackbox_proxy.pair.contended import TOP
-from blackbox_proxy.pair.crossing import Crossing, Relations
 from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats, Token

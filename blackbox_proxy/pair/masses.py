@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.aligning.alignment import Alignment, Nodes
+from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.pair.alignment import Alignment, Nodes
-from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.text.vocabulary import Ids
 
 

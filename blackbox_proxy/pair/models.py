@@ -10,12 +10,12 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from blackbox_proxy.aligning.alignment import Alignment, Segmentations
+from blackbox_proxy.aligning.crossing import Crossing
+from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.pair.aligned import AlignedSession
-from blackbox_proxy.pair.alignment import Alignment, Segmentations
-from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimated import EstimatedSession
-from blackbox_proxy.pair.learned import Bases
 from blackbox_proxy.pair.plain import PlainSession
 from blackbox_proxy.pair.sharing import mismatch
 from blackbox_proxy.pair.side import Model, Side

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from blackbox_proxy.aligning.alignment import Segmentations
 from blackbox_proxy.api.scorer import Logprobs, Scorer, Text
 from blackbox_proxy.background import Background
 from blackbox_proxy.errors import (
@@ -35,7 +36,6 @@ from blackbox_proxy.errors import (
     VocabularyMismatch,
 )
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.outputs import Outputs, Shown
 from blackbox_proxy.pair.side import Wanted

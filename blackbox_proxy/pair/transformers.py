@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blackbox_proxy.aligning.alignment import Segmentations
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_both, load_causal_lm
 from blackbox_proxy.models.trunk import Slots, Trunk
-from blackbox_proxy.pair.alignment import Segmentations
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.outputs import Logits, Outputs
 from blackbox_proxy.pair.sharing import shared

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from blackbox_proxy import tuner as tuners
+from blackbox_proxy.aligning.alignment import Alignment
+from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.answers import scoring
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.run import cached
 from blackbox_proxy.evaluation.tasks import Source, Task, read_tasks
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
-from blackbox_proxy.pair.alignment import Alignment
-from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.text.prompts import guessed_tokens
 from blackbox_proxy.tuning.examples import Example, example_of

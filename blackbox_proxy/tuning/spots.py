@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.pair.crossing import Crossing
+from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.tuning.examples import Example
 from blackbox_proxy.types import Floats, Position
 

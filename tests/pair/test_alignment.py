@@ -11,8 +11,8 @@ import pytest
 import torch
 from toys import toy_lm, toy_vocabulary
 
+from blackbox_proxy.aligning import alignment
 from blackbox_proxy.models.lm import CausalLM
-from blackbox_proxy.pair import alignment
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Token

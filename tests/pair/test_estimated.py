@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toys import tiny_model, train_tokenizer
 
+from blackbox_proxy.aligning.alignment import Alignment
+from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.models.lm import CausalLM
-from blackbox_proxy.pair.alignment import Alignment
-from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.pair.estimated import EstimatedSession
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.text.spelling import from_tokenizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blackbox_proxy.aligning import alignment, crossing
 from blackbox_proxy.bench.near import own_text, positions_of, random_models
-from blackbox_proxy.pair import alignment, crossing
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.text import vocabulary
 from blackbox_proxy.text.spelling import from_pretrained

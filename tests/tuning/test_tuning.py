@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, tune
+from blackbox_proxy.aligning.alignment import Alignment
+from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.answers.scoring import ask_whole
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.tasks import task_of
 from blackbox_proxy.models.loading import load_causal_lm
-from blackbox_proxy.pair.alignment import Alignment
-from blackbox_proxy.pair.crossing import Crossing
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.tuning.examples import example_of
 from blackbox_proxy.tuning.losses import combination_losses, masses

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from blackbox_proxy.pair.alignment import Alignment
+from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.text.kept import digest, kept
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, utf8_prefix
 from blackbox_proxy.types import Token

@@ -33,8 +33,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.errors import PairError
-from blackbox_proxy.pair.tree import Path
 from blackbox_proxy.text.memo import Memo
 from blackbox_proxy.text.vocabulary import Cutter, Ids, Vocabulary, is_unfinished, utf8_prefix
 

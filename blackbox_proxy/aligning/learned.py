@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blackbox_proxy.pair.alignment import Alignment, Segmentations
-from blackbox_proxy.pair.crossing import Crossing
+from blackbox_proxy.aligning.alignment import Alignment, Segmentations
+from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.text.vocabulary import LearnedVocabulary, Vocabulary
 from blackbox_proxy.types import Position, Token
 
