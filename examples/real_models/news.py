@@ -31,6 +31,7 @@ from blackbox_proxy.tuning.train import Recipe
 DATA = "BLACKBOX_PROXY_TEST_DATA"
 PREPARE = Path(__file__).parents[1] / "temporal_adaptation" / "prepare.py"
 LETTERS = "ABCD"
+PARTS = {"questions": "Questions of the weeks that were read", "later": "Later news", "old": "Old news"}
 
 
 def data(given: Path | None) -> Path:
@@ -95,6 +96,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--texts", type=int, default=10, help="articles measured of each kind, at most")
     made.add_argument("--shown", type=int, nargs="+", default=[20], help="candidates; 0: all")
     made.add_argument("--alpha", type=float, nargs="+", default=[0.5, 1.0, 1.5])
+    made.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
     return made
 
 
@@ -106,16 +108,12 @@ def main() -> None:
     rows = [{"text": row["text"]} for row in beginnings(split / "train.jsonl", given.read)[-given.articles :]]
     recipe = Recipe(steps=max(1, len(rows) // 2), batch=2, rate=1e-3, seed=ours.seed)
     tuned = expert(ours, "news", rows, recipe)
-    parts = [
-        Part(
-            "Questions of the weeks that were read",
-            *thirds(questions(split / "questions.jsonl"), given.questions),
-            given.shown,
-        ),
-        Part("Later news", *thirds(beginnings(split / "held_out.jsonl", given.length), given.texts), given.shown),
-        Part("Old news", *thirds(beginnings(split / "control.jsonl", given.length), given.texts), given.shown),
-    ]
-    compare(ours, tuned, parts, given.alpha)
+    found = {
+        "questions": thirds(questions(split / "questions.jsonl"), given.questions),
+        "later": thirds(beginnings(split / "held_out.jsonl", given.length), given.texts),
+        "old": thirds(beginnings(split / "control.jsonl", given.length), given.texts),
+    }
+    compare(ours, tuned, [Part(PARTS[name], *found[name], given.shown) for name in given.part], given.alpha)
 
 
 if __name__ == "__main__":

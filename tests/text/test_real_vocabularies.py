@@ -79,7 +79,8 @@ def test_no_candidate_is_dropped(language: str, base: Vocabulary, pair: Transfor
         assert np.isfinite(row.score(proposed).offset).all()
         how.update(scores.how)
         issued.append(base.token_of(index))
-    assert how["exact"] > 0.97 * how.total()
+    assert how["exact"] > 0.5 * how.total()
+    assert how["exact"] + how["estimated"] > 0.97 * how.total(), "what hangs on the other candidates says estimated"
     assert how["neutral"] == 0
 
 
