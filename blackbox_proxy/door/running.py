@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 
+@contextmanager
+def needing_server() -> Iterator[None]:
+    """Around imports of what serving needs. Raises InputError where the extra is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"serving needs the package {error.name}, which is not installed",
+            hint="pip install 'blackbox-proxy[server]'",
+        ) from error
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet: nobody connects before there is an answer. Raises InputError."""
     try:

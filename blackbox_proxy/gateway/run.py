@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blackbox_proxy.door.limits import Limits
-from blackbox_proxy.door.running import bind, make_server
+from blackbox_proxy.door.running import bind, make_server, needing_server
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.gateway.engine import Model, models_of
 from blackbox_proxy.gateway.prompts import Reader
@@ -76,14 +76,9 @@ def run_gateway(
 
     announce: called with host and port once requests are answered. Raises InputError (port taken, extra not installed).
     """
-    try:
+    with needing_server():
         from blackbox_proxy.gateway.app import Porter, Room, create_gateway
         from blackbox_proxy.gateway.keys import Keys
-    except ImportError as error:
-        raise InputError(
-            f"serving needs the package {error.name}, which is not installed",
-            hint="pip install 'blackbox-proxy[server]'",
-        ) from error
     keys = None if operation.keys is None else Keys.read(operation.keys)
     porter = Porter(Room(active=operation.active, waiting=operation.waiting))
     with bind(operation.host, operation.port) as listener, _logged(), _ending_well():

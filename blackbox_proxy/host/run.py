@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from blackbox_proxy.door.running import bind, make_server
-from blackbox_proxy.errors import BlackboxError, InputError
+from blackbox_proxy.door.running import bind, make_server, needing_server
+from blackbox_proxy.errors import BlackboxError
 from blackbox_proxy.host.engine import engine_of
 from blackbox_proxy.host.options import HostOptions
 
@@ -39,15 +39,10 @@ def run_host(
     """
     told = HostOptions(model=os.fspath(model), **options)
     emulation = told.emulation
-    try:
+    with needing_server():
         import uvicorn  # noqa: F401
 
         from blackbox_proxy.serve.routes import create_app
-    except ImportError as error:
-        raise InputError(
-            f"serving needs the package {error.name}, which is not installed",
-            hint="pip install 'blackbox-proxy[server]'",
-        ) from error
     with bind(told.host, told.port) as listener:  # before the model is loaded: a taken port is said at once
         app = create_app(engine_of(told), api_key=told.api_key, middleware=middleware, emulation=emulation, limits=told)
         server = make_server(app, lambda: announce(*listener.getsockname()[:2]) if announce else None, limits=told)
