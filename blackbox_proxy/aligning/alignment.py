@@ -76,6 +76,7 @@ class Alignment:
         self.base = base
         self.segmentations = segmentations
         self._sets: Memo[tuple[bytes, bytes, bytes], Ids] = Memo(_CACHED_SETS)
+        self._completing: Memo[tuple[bytes, bytes, bytes], Ids] = Memo(_CACHED_SETS)
         self._masks: Memo[bytes, tuple[NDArray[np.bool_], bool]] = Memo(_CACHED_MASKS)
         self._tables: Memo[tuple[bytes, bytes], Ids] = Memo(_CACHED_SETS)
         self._following: Memo[bytes, frozenset[bytes]] = Memo(_CACHED_SETS)
@@ -134,11 +135,30 @@ class Alignment:
         else:  # F may fall back behind what is written ("ab" + "c" cut as "a", "bc")
             ids = self._changing(after)
             ids = ids if self._is_exact(ids) else _NO_IDS
-        if len(ids):
-            spelling = self.local.spelling
-            added = [after + (spelling[int(i)] or b"")[len(missing) :] for i in ids]
-            ids = ids[[first == token for first in self.base.first(added)]]
-        return self._sets.keep(key, ids)
+        return self._sets.keep(key, self.making(ids, missing, after, token))
+
+    def completing(self, missing: bytes, after: bytes, token: bytes) -> Ids | None:
+        """Local ids that begin with missing + the rest of the token and make it the base's first one; None where too
+        many begin so for all of them to be cut.
+        """
+        key = (missing, after, token)
+        found = self._completing.get(key)
+        if found is None:
+            ids = self.local.beginning_with(missing + token[len(after) :])
+            if len(ids) > _EXACT_LIMIT:
+                return None
+            found = self._completing.keep(key, self.making(ids, missing, after, token))
+        return found
+
+    def making(self, ids: Ids, missing: bytes, after: bytes, token: bytes) -> Ids:
+        """Those of the ids that, at a node with `after` written and `missing` still to write, make `token` the base's
+        first one.
+        """
+        if not len(ids):
+            return ids
+        spelling = self.local.spelling
+        firsts = self.base.first([after + (spelling[index] or b"")[len(missing) :] for index in ids.tolist()])
+        return ids[[first == token for first in firsts]]
 
     def staying(self, after: bytes, row: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which local ids t (V,) leave F(after + t) = F(after): the base's first token is settled, not lengthened.

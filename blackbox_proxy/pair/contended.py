@@ -133,8 +133,11 @@ class Bridges:
         """What the nodes before the end of x add to the mass of each token, (c,)."""
         total = np.zeros(len(tokens))
         for node, missing, scale in self._before:
-            for j, token in enumerate(tokens):
-                total[j] += scale * math.fsum(p for _, p in self.completing(node, missing, b"", token))
+            sets = [self._completing(node, missing, b"", token) for token in tokens]
+            places = np.repeat(np.arange(len(sets)), [len(ids) for ids in sets])
+            if len(places):
+                values = self.probability(node, np.concatenate(sets))
+                total += scale * np.bincount(places, values, len(tokens))
         return total
 
     def likely(self, count: int) -> list[tuple[bytes, float]]:
@@ -161,6 +164,14 @@ class Bridges:
             found = self._logs[path] = self.log_path(path[:-1]) + math.log(max(step, 1e-300))
         return found
 
+    def started(self, path: Path) -> float:
+        """The mass, by that of x, of as much of a path as is known, and one token more: no less than all of it has."""
+        end = 0
+        while end < len(path) and path[: end + 1] in self._places:
+            end += 1
+        mass = self.scale(path[:end])
+        return mass if end == len(path) else mass * float(self.probability(path[:end], path[end : end + 1])[0])
+
     def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]
         found: Floats = np.exp(outputs.gather(place, np.asarray(ids, dtype=np.int64)))
@@ -173,18 +184,20 @@ class Bridges:
         exact = local.id_of(missing)
         return float(self.probability(path, ids[ids != exact] if exact is not None else ids).sum())
 
-    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> list[tuple[int, float]]:
-        """The ids that, at this node, complete x and make `token` the base's first one, with their probability."""
-        ids = self._alignment.local.beginning_with(missing + token[len(after) :])
-        if not len(ids):
-            return []
-        found = self.probability(path, ids)
-        order = np.argsort(-found, kind="stable")[:TOP]
-        likely = order[: max(_ALWAYS, int(np.count_nonzero(found[order] > _LEAST)))]
-        spelling = self._alignment.local.spelling
-        texts = [after + (spelling[int(ids[i])] or b"")[len(missing) :] for i in likely]
-        firsts = self._alignment.base.first(texts)
-        return [(int(ids[i]), float(found[i])) for i, first in zip(likely, firsts, strict=True) if first == token]
+    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> float:
+        """The probability that this node completes x and makes `token` the base's first one."""
+        ids = self._completing(path, missing, after, token)
+        return float(self.probability(path, ids).sum()) if len(ids) else 0.0
+
+    def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> Ids:
+        found = self._alignment.completing(missing, after, token)
+        if found is not None:
+            return found
+        ids = self._alignment.local.beginning_with(missing + token[len(after) :])  # so many: the likely ones are cut
+        values = self.probability(path, ids)
+        order = np.argsort(-values, kind="stable")[:TOP]
+        likely = ids[order[: max(_ALWAYS, int(np.count_nonzero(values[order] > _LEAST)))]]
+        return self._alignment.making(likely, missing, after, token)
 
     def going(self, way: Way) -> Going:
         """What follows a token at its own node and makes a longer token of the base of it, or is on its way there."""
@@ -225,7 +238,7 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
         if node not in bridges.known:
             if missing:
                 others[node] = scale * bridges.across(node, missing)
-            total += scale * math.fsum(p for _, p in bridges.completing(node, missing, after, way.token))
+            total += scale * bridges.completing(node, missing, after, way.token)
         if node == path[:-1]:
             total -= scale * float(bridges.probability(node, [path[-1]])[0]) * bridges.going(way).share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

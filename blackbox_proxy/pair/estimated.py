@@ -29,7 +29,7 @@ from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, utf8_prefix
-from blackbox_proxy.types import Position, Scores, Token
+from blackbox_proxy.types import Floats, Position, Scores, Token
 
 _ONWARD = 4  # local tokens that are followed from a beginning to the longer tokens of the base that it becomes
 _FOLLOWED = 0.02  # of the expert's mass: a beginning with less is not followed
@@ -284,6 +284,18 @@ class EstimatedRow:
         at_x = self.views[0].at_x or ()
         return (self.alignment.canonical(text) or ())[: len(at_x)] != at_x
 
+    def begun_ways(self, token: bytes) -> Floats:
+        """How the two ways to write blanks begin, as masses by that of x, (ways, models): as usual, and where the last
+        of them is left to the word behind it.
+        """
+        with self.lock:
+            text = self.views[0].tail + token
+            paths = [self.alignment.canonical(text), *before_a_word(self.alignment, [text])]
+        begun = [
+            [bridges.started(path) for bridges in self.bridges] for path in paths if path and path != self.views[0].at_x
+        ]
+        return np.array(begun).reshape(len(begun), len(self.bridges))
+
     def propose(self, count: int, model: int = 0) -> list[Token]:
         model = min(model, len(self.views) - 1)
         if not self.spelled:
@@ -374,5 +386,4 @@ class EstimatedRow:
 
     def _before_sums(self, token: bytes, model: int) -> float:
         """The mass of a token by that of x, as far as it was found without a node of its own."""
-        place = self.known.place[token]
-        return math.exp(self.known.masses[model, place]) if self.known.summed[place] else 0.0
+        return float(self.known.sums[model, self.known.place[token]])

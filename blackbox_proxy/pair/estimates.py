@@ -31,7 +31,8 @@ _ENDS = 0.02
 _GOES_ON = 0.2
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
-_BLANKS = 6.0  # of one that ends in several blanks, most of which is written with a word behind it
+_BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
+_PART = 0.01  # of all that a token could have: a way with less is none
 # The same of a mass by itself, which has all that both models agree about.
 _ENDS_APART = 0.05
 _GOES_ON_APART = 2.0
@@ -43,24 +44,24 @@ Bools = NDArray[np.bool_]
 
 class Known:
     """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error (2, c): by
-    how much their difference may be off, nats, and each of them by itself; summed: whether they are sums, or only what
-    the first of the token's pieces has; exact: whether they are the sums over all ways.
+    how much their difference may be off, nats, and each of them by itself; sums: R and what bridges the end of x, no
+    log, 0 where no local token covers one; exact: whether the masses are the sums over all ways.
     """
 
     def __init__(self, models: int) -> None:
         self.place: dict[bytes, int] = {}
         self.masses: Floats = np.empty((models, 0))
         self.error: Floats = np.empty((2, 0))
-        self.summed: Bools = np.empty(0, dtype=np.bool_)
+        self.sums: Floats = np.empty((models, 0))
         self.exact: Bools = np.empty(0, dtype=np.bool_)
 
-    def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, summed: Bools) -> None:
+    def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
         """New tokens, as estimated."""
-        count = len(self.summed)
+        count = len(self.exact)
         self.place.update(zip(tokens, range(count, count + len(tokens)), strict=True))
         self.masses = np.concatenate([self.masses, masses], axis=1)
         self.error = np.concatenate([self.error, error], axis=1)
-        self.summed = np.concatenate([self.summed, summed])
+        self.sums = np.concatenate([self.sums, sums], axis=1)
         self.exact = np.concatenate([self.exact, np.zeros(len(tokens), dtype=np.bool_)])
 
     def set_exact(self, token: bytes, masses: Sequence[float]) -> None:
@@ -115,19 +116,52 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
         firsts.append(np.where(begins >= 0, said.gather(places, np.maximum(begins, 0)), -np.inf))
         sums.append(total)
         shares.append(lead / np.maximum(total, 1e-300))
-    summed = np.min(sums, axis=0) > 0.0
+    of_all = np.stack(sums)
+    summed = np.min(of_all, axis=0) > 0.0
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
+    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES)
+    with np.errstate(divide="ignore"):
+        masses = np.where(summed, np.log(of_all), np.stack(firsts))
     blanks = np.array([found.blanks for found in relations])
     tails = np.repeat([row.views[0].tail[-1:].isspace() for row in rows], sizes)
-    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES) + _BLANKS * ((blanks > 0) & (blanks + tails > 1))
-    with np.errstate(divide="ignore"):
-        masses = np.where(summed, np.log(np.stack(sums)), np.stack(firsts))
+    _blanks(rows, blocks, np.flatnonzero((blanks > 0) & (blanks + tails > 1)), summed, masses, errors)
     start = 0
     for row, block in zip(rows, blocks, strict=True):
         end = start + len(block)
-        row.known.add(block, masses[:, start:end], errors[:, start:end], summed[start:end])
+        row.known.add(block, masses[:, start:end], errors[:, start:end], np.where(summed, of_all, 0.0)[:, start:end])
         start = end
+
+
+def _blanks(
+    rows: Sequence[EstimatedRow],
+    blocks: Sequence[Sequence[bytes]],
+    found: Ids,
+    summed: Bools,
+    masses: Floats,
+    errors: Floats,
+) -> None:
+    """Estimate tokens that end in several blanks anew, those at `found`, in masses (models, c) and errors (2, c).
+
+    Most of their mass is written with a word behind them, "   " and " def", and the known nodes show only how that
+    begins. How E is to A on that way and on the others bounds the offset, whatever their shares are.
+    """
+    texts = [(row, text) for row, block in zip(rows, blocks, strict=True) for text in block] if len(found) else []
+    for j in found.tolist():
+        row, text = texts[j]
+        errors[1, j] += _BLANKS
+        if not row.spelled:
+            continue
+        begun = row.begun_ways(text)
+        parts = np.concatenate([np.exp(masses[:, j])[None], begun]) if summed[j] else begun
+        if len(masses) == 1 or not len(parts) or not (parts > 0.0).all():  # a mass by itself hangs on the shares
+            errors[0, j] += _BLANKS
+            continue
+        parts = parts[(parts > _PART * parts.sum(axis=0)).any(axis=1)]
+        offsets = np.log(parts[:, 0] / parts[:, -1])
+        low, high = offsets.min(), offsets.max()
+        errors[0, j] = _IN_PIECES + (high - low) / 2.0
+        masses[:-1, j] = masses[-1, j] + (low + high) / 2.0
 
 
 def _suspects(
