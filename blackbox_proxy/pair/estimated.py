@@ -23,6 +23,7 @@ from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path, TokenTree
 from blackbox_proxy.background import checkpoint
+from blackbox_proxy.pair.ahead import read_ahead
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, contended_mass, ways
 from blackbox_proxy.pair.estimates import Known, estimate, written
 from blackbox_proxy.pair.outputs import Outputs
@@ -59,14 +60,14 @@ class _View:
 class _Pass:
     """What one model has said of one draft."""
 
-    def __init__(self, read: list[int], views: Sequence[_View]) -> None:
+    def __init__(self, read: list[int], views: Sequence[_View], ahead: Sequence[Sequence[Path]]) -> None:
         self._read = read
         self._chain = views[-1].root + (views[-1].at_x or ())
         self._tree = TokenTree()
         self._tree.add(self._chain)
-        for view in views:
-            for path in (view.at_x, view.beside):
-                self._tree.add(view.root + (path or ()))
+        for view, nodes in zip(views, ahead, strict=True):
+            for path in (view.at_x or (), view.beside or (), *nodes):
+                self._tree.add(view.root + path)
         self._outputs: Outputs | None = None
 
     def run(self, side: Side, views: Sequence[_View]) -> None:
@@ -122,15 +123,21 @@ class EstimatedSession:
         drafted = [position.token for position in positions]
         with self.lock:
             known = self._bases.at(issued, positions)
+            ahead = read_ahead(positions, [crossing for crossing, _ in known])
             laid: dict[bytes, list[tuple[Path, bytes, Path | None, Path | None]]] = {}
+            nodes: dict[bytes, list[list[Path]]] = {}
             views: list[list[_View]] = []
             self._passes = []
             for side in self._sides:
                 read, rest = side.text_after(issued)
                 if rest not in laid:  # both models usually stand at the same text
                     laid[rest] = _lay_out(side, known, rest, [token.bytes or b"" for token in drafted])
+                    nodes[rest] = [
+                        [node for way in ways(alignment, tail, some) for node in way.nodes] if some and at_x else []
+                        for (_, alignment), (_, tail, at_x, _), some in zip(known, laid[rest], ahead, strict=False)
+                    ]
                 views.append([_View(*place) for place in laid[rest]])
-                self._passes.append(_Pass(list(read), views[-1]))
+                self._passes.append(_Pass(list(read), views[-1], nodes[rest]))
         for side, one, own in zip(self._sides, self._passes, views, strict=True):
             one.run(side, own)
         rows = [

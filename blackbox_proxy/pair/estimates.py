@@ -32,6 +32,8 @@ _GOES_ON = 0.2
 _ACROSS = 0.7
 _IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
 _BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
+_LOOKED_AT = 20  # ids after x, the expert's likeliest
+_FARTHER = 2.0  # times as much as their log E and log A differ, an offset may be off
 _PART = 0.01  # of all that a token could have: a way with less is none
 # The same of a mass by itself, which has all that both models agree about.
 _ENDS_APART = 0.05
@@ -120,17 +122,34 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     summed = np.min(of_all, axis=0) > 0.0
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
-    errors = np.where(summed, np.stack([error, apart]), _IN_PIECES)
+    unlike = np.repeat(_unlike(rows), sizes)
+    pieces = np.minimum(_IN_PIECES, unlike)
+    errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, _IN_PIECES)])
     with np.errstate(divide="ignore"):
         masses = np.where(summed, np.log(of_all), np.stack(firsts))
     blanks = np.array([found.blanks for found in relations])
     tails = np.repeat([row.views[0].tail[-1:].isspace() for row in rows], sizes)
-    _blanks(rows, blocks, np.flatnonzero((blanks > 0) & (blanks + tails > 1)), summed, masses, errors)
+    _blanks(rows, blocks, np.flatnonzero((blanks > 0) & (blanks + tails > 1)), summed, masses, pieces, errors)
     start = 0
     for row, block in zip(rows, blocks, strict=True):
         end = start + len(block)
         row.known.add(block, masses[:, start:end], errors[:, start:end], np.where(summed, of_all, 0.0)[:, start:end])
         start = end
+
+
+def _unlike(rows: Sequence[EstimatedRow]) -> Floats:
+    """The most that an offset is taken to be off at each row, (r,) nats: where E and A hardly differ about what is
+    likely to come next, they do not about what comes behind it.
+    """
+    if len(rows[0].views) == 1:
+        return np.full(len(rows), np.inf)
+    expert, antiexpert = (view.after_x[0] for view in rows[0].views)
+    tops = [expert.top(row.views[0].after_x[1], _LOOKED_AT) for row in rows]
+    sizes = [len(ids) for ids, _ in tops]
+    places = np.repeat(np.array([row.views[1].after_x[1] for row in rows], dtype=np.int64), sizes)
+    log_a = antiexpert.gather(places, np.concatenate([ids for ids, _ in tops]))
+    differ = np.abs(np.concatenate([values for _, values in tops]) - log_a)
+    return _ENDS + _FARTHER * np.maximum.reduceat(differ, np.concatenate([[0], np.cumsum(sizes)[:-1]]))
 
 
 def _blanks(
@@ -139,6 +158,7 @@ def _blanks(
     found: Ids,
     summed: Bools,
     masses: Floats,
+    pieces: Floats,
     errors: Floats,
 ) -> None:
     """Estimate tokens that end in several blanks anew, those at `found`, in masses (models, c) and errors (2, c).
@@ -160,7 +180,7 @@ def _blanks(
         parts = parts[(parts > _PART * parts.sum(axis=0)).any(axis=1)]
         offsets = np.log(parts[:, 0] / parts[:, -1])
         low, high = offsets.min(), offsets.max()
-        errors[0, j] = _IN_PIECES + (high - low) / 2.0
+        errors[0, j] = pieces[j] + (high - low) / 2.0
         masses[:-1, j] = masses[-1, j] + (low + high) / 2.0
 
 

@@ -102,8 +102,8 @@ class Logits:
 
 
 def _log_norm(logits: torch.Tensor) -> torch.Tensor:
-    """log sum exp of each row of (m, V), (m,). Wide rows one by one: each stays in the processor's cache, a third of the
-    time of all at once.
+    """log sum exp of each row of (m, V), (m,). Wide rows one by one, so that each stays in the processor's cache: that
+    takes a third of the time of all at once.
     """
     if logits.device.type != "cpu" or logits.shape[1] < _WIDE or len(logits) == 0:
         return torch.logsumexp(logits, -1)
