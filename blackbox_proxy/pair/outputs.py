@@ -118,7 +118,7 @@ def _top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     if wide < 2 * count:
         values, ids = torch.topk(logits, count, dim=-1)
         return values, ids
-    folded = logits[:, : _FOLD * wide].unflatten(1, (_FOLD, wide)).amax(1)
+    folded = logits[:, : _FOLD * wide].reshape(len(logits), _FOLD, wide).amax(1)
     columns = torch.topk(folded, count, dim=-1, sorted=False).indices
     lines = wide * torch.arange(_FOLD, device=logits.device)
     rest = torch.arange(_FOLD * wide, logits.shape[1], device=logits.device).expand(len(logits), -1)
