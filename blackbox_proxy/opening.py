@@ -17,12 +17,13 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices
 
 if TYPE_CHECKING:
-    from blackbox_proxy.base.budget import Budget
+    from blackbox_proxy.base.budget import Budget, Pays
     from blackbox_proxy.base.local import TransformersBase
     from blackbox_proxy.decoding.pace import Drafting
     from blackbox_proxy.maths.weights import Weights
     from blackbox_proxy.protocols import Base, Pair
     from blackbox_proxy.text.vocabulary import Vocabulary
+    from blackbox_proxy.transport.limits import Admits
     from blackbox_proxy.tuner import ProxyTuner
 
 
@@ -55,9 +56,10 @@ class Setup:
         told = self.settings.base.tokenizer
         return None if told == "none" else told
 
-    def open_base(self, *, asking: bool = True) -> Base:
+    def open_base(self, *, asking: bool = True, limiter: Admits | None = None, pays: Pays | None = None) -> Base:
         """The base: in this process or behind an API; within a budget and with a cache if that is wished for. What
-        comes from the cache costs nothing. asking: whether its server may be asked for its tokenizer.
+        comes from the cache costs nothing. asking: whether its server may be asked for its tokenizer. limiter, pays:
+        limits and budget that other processes share, in the place of those of the settings.
         """
         from blackbox_proxy import BudgetedBase, CachedBase, Limiter, open_base
 
@@ -76,9 +78,9 @@ class Setup:
                 top_logprobs=told.top_logprobs,
                 rendering=told.prompt,
                 max_retry_seconds=limits.max_retry_seconds,
-                limiter=Limiter(limits.requests_per_minute, limits.tokens_per_minute),
+                limiter=limiter or Limiter(limits.requests_per_minute, limits.tokens_per_minute),
             )
-        budget = self.budget()
+        budget = pays or self.budget()
         opened = opened if budget is None else BudgetedBase(opened, budget)
         cached = cache.use if told.local else cache.use is not False
         return CachedBase(opened, cache.file) if cached else opened
@@ -117,14 +119,14 @@ class Setup:
 
     # -- the pairs ------------------------------------------------------------------------------------------------
 
-    def open(self) -> ProxyTuner:
-        """The tuner with all pairs; the key is looked for before a model is loaded."""
+    def open(self, *, limiter: Admits | None = None, pays: Pays | None = None) -> ProxyTuner:
+        """The tuner with all pairs; the key is looked for before a model is loaded. As `open_base` otherwise."""
         from blackbox_proxy import ProxyTuner
 
         if not self.settings.pairs:
             raise InputError("there is no pair", hint="Give --expert, or a table [pairs.NAME] in a file for --config.")
         equation = self.settings.equation
-        base = self.open_base()
+        base = self.open_base(limiter=limiter, pays=pays)
         pairs = list(self.open_pairs().values())
         return ProxyTuner(
             base,

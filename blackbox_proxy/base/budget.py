@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,18 @@ class _Spent:
     calls: int = 0
     prompt: int = 0
     output: int = 0
+
+
+class Pays(Protocol):
+    """What requests are paid from: a `Budget`, or one that many processes share (cluster/budget.py)."""
+
+    async def allow(self, prompt_tokens: int, n: int) -> int:
+        """Set aside one request; the output tokens it may ask for, 1 to n. Raises BudgetReached."""
+        ...
+
+    def settle(self, prompt_tokens: int, granted: int, used: Usage) -> None:
+        """A request that was allowed is over and has cost `used`."""
+        ...
 
 
 class Budget:
@@ -83,6 +95,10 @@ class Budget:
         """What that costs; cached prompt tokens at the full price, since no API promises them."""
         return self.prices.cost(self.usage)
 
+    async def allow(self, prompt_tokens: int, n: int) -> int:
+        """As `reserve`, at once."""
+        return self.reserve(prompt_tokens, n)
+
     def reserve(self, prompt_tokens: int, n: int) -> int:
         """Set aside one request; the output tokens it may ask for, 1 to n. Raises BudgetReached."""
         with self._lock:
@@ -128,9 +144,9 @@ def _reached(limit: str) -> BudgetReached:
 
 
 class BudgetedBase(BaseAround):
-    """A base whose requests are paid from a `Budget`. Of a stream that was cut, what had arrived is what counts."""
+    """A base whose requests are paid from a `Budget`, or another that `Pays`. Of a stream that was cut, what had arrived is what counts."""
 
-    def __init__(self, base: Base, budget: Budget) -> None:
+    def __init__(self, base: Base, budget: Pays) -> None:
         super().__init__(base)
         self.budget = budget
 
@@ -161,7 +177,7 @@ class BudgetedBase(BaseAround):
     ) -> _Answer:
         """One request for at most n tokens; `ask` is told how many the budget allows."""
         tokens = most_tokens(self.base, prefix, given)
-        granted = self.budget.reserve(tokens, n)
+        granted = await self.budget.allow(tokens, n)
         used = Usage()
         try:
             answer = await ask(granted)
@@ -173,7 +189,7 @@ class BudgetedBase(BaseAround):
     async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
         """As the base streams, at most as many tokens as the budget allows. Raises BudgetReached, BaseError."""
         tokens = most_tokens(self.base, ask.prefix, ask.given)
-        granted = self.budget.reserve(tokens, ask.n)
+        granted = await self.budget.allow(tokens, ask.n)
         used = Usage()
         try:
             async with aclosing(self.base.stream(replace(ask, n=granted))) as parts:

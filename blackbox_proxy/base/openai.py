@@ -40,7 +40,7 @@ from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
 from blackbox_proxy.transport.connection import ENDED, Connection, Progress
 from blackbox_proxy.transport.failures import decode_body, named_limit, refuses_streams
-from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.limits import Admits, Limiter
 from blackbox_proxy.transport.retry import note_break, with_retries
 from blackbox_proxy.types import Draft, Prefix, Prompt, Usage
 
@@ -73,12 +73,12 @@ class OpenAIBase(OneToken):
         max_attempts: int = 5,
         max_retry_seconds: float = 600.0,
         may_lower_k: bool = False,
-        limiter: Limiter | None = None,
+        limiter: Admits | None = None,
         found: Found | None = None,
     ) -> None:
         self.settings = settings
         self._found = found or Found()
-        self.limiter = limiter or Limiter()
+        self.limiter: Admits = limiter or Limiter()
         self._may_lower_k = may_lower_k
         self._asked_k = settings.top_logprobs  # before a server's limit lowered it
         self._query = hashlib.sha256(urlsplit(base_url).query.encode()).hexdigest()[:16]

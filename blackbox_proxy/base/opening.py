@@ -22,7 +22,7 @@ from blackbox_proxy.text.spelling import vocabulary_of
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.transport.address import shown_url
 from blackbox_proxy.transport.connection import NO_KEY
-from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.limits import Admits
 from blackbox_proxy.types import Rendering
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def open_base(
     max_attempts: int = 5,
     max_retry_seconds: float = 600.0,
     extra_body: Mapping[str, Any] | None = None,
-    limiter: Limiter | None = None,
+    limiter: Admits | None = None,
     probe: bool | str | os.PathLike[str] | Findings = True,
     trust_drafts: bool = False,
 ) -> OpenAIBase:

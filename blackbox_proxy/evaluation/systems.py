@@ -18,7 +18,7 @@ from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.decoding.text import Limits
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.tasks import Task, is_exact_match
-from blackbox_proxy.jobs.run import HOPELESS
+from blackbox_proxy.jobs.row import HOPELESS
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.weights import Weights
 from blackbox_proxy.protocols import Base, Pair

@@ -2,7 +2,8 @@
 
     run_job(tuner, "prompts.jsonl", "out.jsonl", concurrency=8, max_tokens=64)
 
-inputs.py reads and checks rows, outputs.py keeps the append-only file, run.py asks, estimate.py says what it may cost.
+inputs.py reads and checks rows, row.py answers one, outputs.py keeps the append-only file, run.py goes through all,
+estimate.py says what they may cost.
 """
 
 from blackbox_proxy.jobs.estimate import Estimate, estimate_job

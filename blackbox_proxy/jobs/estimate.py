@@ -11,7 +11,8 @@ from typing import Any
 
 from blackbox_proxy.jobs.inputs import InputRow, Source
 from blackbox_proxy.jobs.outputs import Output
-from blackbox_proxy.jobs.run import Choice, Generates, defaults_for, survey
+from blackbox_proxy.jobs.row import Generates
+from blackbox_proxy.jobs.run import Choice, defaults_for, survey
 from blackbox_proxy.text.prompts import CHARACTERS_PER_TOKEN, guessed_tokens
 from blackbox_proxy.types import Usage
 

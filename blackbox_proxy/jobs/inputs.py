@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.text.prompts import check_text, joined
-from blackbox_proxy.text.reading import cells_of, json_of, numbered_lines
+from blackbox_proxy.text.reading import cells_in, json_of, lines_in
 from blackbox_proxy.types import Prompt
 
 Source = Path | str | Sequence[str | Mapping[str, Any]]
@@ -75,10 +76,15 @@ class Defaults:
 def read_rows(source: Source, defaults: Defaults) -> Iterator[InputRow | Bad]:
     """The rows of a source, in order. Raises InputError where the source as a whole cannot be read."""
     for index, (place, record) in enumerate(_records(source)):
-        try:
-            yield _row(index, place, record() if callable(record) else record, defaults)
-        except InputError as error:
-            yield Bad(index, place, str(error))
+        yield checked_row(index, place, record, defaults)
+
+
+def checked_row(index: int, place: str, record: Record, defaults: Defaults) -> InputRow | Bad:
+    """The row that a record is, or what is wrong with it."""
+    try:
+        return _row(index, place, record() if callable(record) else record, defaults)
+    except InputError as error:
+        return Bad(index, place, str(error))
 
 
 def source_name(source: Source) -> str:
@@ -167,39 +173,51 @@ def _kind(value: Any) -> str:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
-_Record = Any | Callable[[], Any]
+Record = Any | Callable[[], Any]
 """A row as it was found, or a function that reads it and raises InputError."""
 
 
-def _records(source: Source) -> Iterator[tuple[str, _Record]]:
+def _records(source: Source) -> Iterator[tuple[str, Record]]:
     if not isinstance(source, (str, Path)):
         yield from ((f"row {number}", record) for number, record in enumerate(source, 1))
         return
     path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path} is no kind of file that rows are read from", hint=f"Give a file in {', '.join(_READERS)}."
-        )
+    reader_of(path.suffix, path)
     try:
-        yield from reader(path)
+        with path.open("rb") as file:
+            yield from records_in(file, path.suffix, path)
     except OSError as error:
         raise InputError(f"the rows cannot be read from {path}: {error.strerror or error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, _Record]]:
-    return ((f"line {number}", partial(json_of, line)) for number, line in numbered_lines(path, "the rows"))
+def records_in(file: io.BufferedReader, suffix: str, name: Path | str) -> Iterator[tuple[str, Record]]:
+    """The rows of an open file, each with its place in words. Raises OSError; InputError where it is none of rows."""
+    yield from reader_of(suffix, name)(file, name)
 
 
-def _csv(path: Path) -> Iterator[tuple[str, _Record]]:
+def reader_of(suffix: str, name: Path | str) -> Callable[[io.BufferedReader, Path | str], Iterator[tuple[str, Record]]]:
+    """How a file with this ending is read. Raises InputError where none is."""
+    reader = _READERS.get(suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{name} is no kind of file that rows are read from", hint=f"Give a file in {', '.join(_READERS)}."
+        )
+    return reader
+
+
+def _jsonl(file: io.BufferedReader, name: Path | str) -> Iterator[tuple[str, Record]]:
+    return ((f"line {number}", partial(json_of, line)) for number, line in lines_in(file, name, "the rows"))
+
+
+def _csv(file: io.BufferedReader, name: Path | str) -> Iterator[tuple[str, Record]]:
     """Cells are text; an empty one is absent."""
     limit = csv.field_size_limit(_LONGEST_CELL)
     try:
-        with cells_of(path) as lines:
+        with cells_in(file, name) as lines:
             reader = csv.DictReader(lines, restkey="")
             if not {"prompt", "messages"} & set(reader.fieldnames or ()):
                 raise InputError(
-                    f"{path} has no column of prompts", hint='Its first line names them: "prompt" or "messages".'
+                    f"{name} has no column of prompts", hint='Its first line names them: "prompt" or "messages".'
                 )
             start = reader.line_num + 1
             try:
@@ -207,7 +225,7 @@ def _csv(path: Path) -> Iterator[tuple[str, _Record]]:
                     yield f"line {start}", partial(_cells, cells)
                     start = reader.line_num + 1
             except csv.Error as error:
-                raise InputError(f"{path} is not CSV at line {reader.reader.line_num}: {error}") from error
+                raise InputError(f"{name} is not CSV at line {reader.reader.line_num}: {error}") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -229,7 +247,7 @@ def _cells(cells: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, _Record]]:
+def _parquet(file: io.BufferedReader, name: Path | str) -> Iterator[tuple[str, Record]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
@@ -237,16 +255,15 @@ def _parquet(path: Path) -> Iterator[tuple[str, _Record]]:
             "parquet files are read by pyarrow, which is not installed", hint="pip install 'blackbox-proxy[bulk]'"
         ) from error
     arrow = import_module("pyarrow")
-    path.open("rb").close()  # what the system says of a missing file is clearer than what pyarrow says
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(file) as table:
             number = 0
-            for batch in file.iter_batches(batch_size=256):
+            for batch in table.iter_batches(batch_size=256):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"row {number}", _plain(record)
     except arrow.ArrowException as error:
-        raise InputError(f"{path} is not a readable parquet file: {error}") from error
+        raise InputError(f"{name} is not a readable parquet file: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -17,33 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blackbox_proxy import tuner as tuners
-from blackbox_proxy.errors import (
-    AccessDenied,
-    BlackboxError,
-    BudgetReached,
-    InputError,
-    ModelNotFound,
-    NoLogprobs,
-    QuotaExhausted,
-)
+from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.jobs.inputs import OPTIONS, Bad, Defaults, InputRow, Source, read_rows, source_name
-from blackbox_proxy.jobs.outputs import Output, failure_line, result_line
+from blackbox_proxy.jobs.outputs import Output
+from blackbox_proxy.jobs.row import HOPELESS, Generates, answer, reason_against
 from blackbox_proxy.jobs.shuffled import Shuffled
-from blackbox_proxy.types import Generation, Prompt, Step, Usage
-
-HOPELESS = (AccessDenied, QuotaExhausted, ModelNotFound, NoLogprobs, BudgetReached)
-"""Errors that every further row would meet as well: they end the run, and their row is asked again when it goes on."""
+from blackbox_proxy.types import Prompt, Step, Usage
 
 _AHEAD = 8  # rows in hand per worker, in input order
 _SHOWN = 10  # bad rows that an error names
 _SYNC_SECONDS = 1.0
 _PATIENCE = 30.0  # seconds that an interrupted run has to put its files in order
-
-
-class Generates(Protocol):
-    """What a job needs of a tuner. Where it has `base` and `pairs`, their `check` sees every prompt before the run."""
-
-    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation: ...
 
 
 class Keeps(Protocol):
@@ -244,7 +228,7 @@ def survey(
             for row in read_rows(source, defaults):
                 if count == choice.limit:
                     return
-                if isinstance(row, InputRow) and (not choice.skip_bad or _reason(tuner, row) is None):
+                if isinstance(row, InputRow) and (not choice.skip_bad or reason_against(tuner, row) is None):
                     count += 1
                     yield row
                 elif not choice.skip_bad:
@@ -258,7 +242,7 @@ def survey(
             if stopped is not None and stopped.is_set():
                 break
             seen += 1
-            reason = row.reason if isinstance(row, Bad) else _reason(tuner, row)
+            reason = row.reason if isinstance(row, Bad) else reason_against(tuner, row)
             if reason is not None:
                 bad += 1
                 if len(named) < _SHOWN:
@@ -288,17 +272,6 @@ def survey(
 def _tell(row: InputRow, output: Output | None, left: Callable[[InputRow], None] | None) -> None:
     if (output is None or not output.has(row)) and left is not None:
         left(row)
-
-
-def _reason(tuner: Generates, row: InputRow) -> str | None:
-    """Why the models could not take this prompt, None if they can."""
-    for part in (*getattr(tuner, "pairs", ()), getattr(tuner, "base", None)):
-        if part is not None:
-            try:
-                part.check(row.prompt, row.options["max_tokens"])
-            except BlackboxError as error:
-                return str(error)
-    return None
 
 
 # -- while it runs -----------------------------------------------------------------------------------------------------
@@ -365,25 +338,17 @@ class _Job:
 
     async def _one(self, turn: int, row: InputRow) -> None:
         try:
-            generation = await self._tuner.agenerate(row.prompt, **row.options)
+            found = await answer(self._tuner, row)
         except HOPELESS as error:
             self._trace(row, error.steps, error)
             raise
-        except BlackboxError as error:
-            spent = sum((step.usage for step in error.steps), Usage())
-            try:
-                self._trace(row, error.steps, error)
-            finally:
-                self._put(turn, row, failure_line(row, error))
-            self._tell(failed=1, tokens=len(error.steps), usage=spent)
-            if self._fail_fast:
-                raise
-            return
         try:
-            self._trace(row, generation.steps)
+            self._trace(row, found.steps, found.error)
         finally:
-            self._put(turn, row, result_line(row, generation))
-        self._tell(done=1, tokens=len(generation.steps), usage=generation.usage)
+            self._put(turn, row, found.line)
+        self._tell(done=not found.error, failed=bool(found.error), tokens=len(found.steps), usage=found.usage)
+        if found.error and self._fail_fast:
+            raise found.error
 
     def _trace(self, row: InputRow, steps: Sequence[Step], error: BlackboxError | None = None) -> None:
         """Before the result: a row whose result is there is never asked again."""

@@ -35,13 +35,18 @@ def numbered_lines(
     """The lines of a file that are not blank, without what ends them, and their numbers from 1. Raises InputError."""
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(unmarked(file), 1):
-                if number == 1:
-                    _check_encoding(line, what, path)
-                if line.strip():
-                    yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+            yield from lines_in(file, path, what)
     except OSError as error:
         raise _unreadable(what, path, error, hint) from error
+
+
+def lines_in(file: Iterable[bytes], source: Path | str, what: str = "the lines") -> Iterator[tuple[int, bytes]]:
+    """The same of an open file; `source` names it in errors. Raises OSError as well."""
+    for number, line in enumerate(unmarked(file), 1):
+        if number == 1:
+            _check_encoding(line, what, source)
+        if line.strip():
+            yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def unmarked(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -59,16 +64,11 @@ def text_lines(path: Path, what: str = "the lines") -> list[str]:
     return [line.replace("\\n", "\n") for line in lines if line]
 
 
-def cells_of(path: Path, what: str = "the rows") -> IO[str]:
-    """A file to be read by `csv`, which finds its rows itself. What is not UTF-8 becomes half characters, which no
-    prompt may have. Raises OSError, and InputError for another encoding.
+def cells_in(file: io.BufferedReader, source: Path | str, what: str = "the rows") -> IO[str]:
+    """An open file to be read by `csv`, which finds its rows itself. What is not UTF-8 becomes half characters, which
+    no prompt may have. Raises OSError, and InputError for another encoding.
     """
-    file = path.open("rb")
-    try:
-        _check_encoding(file.peek(8), what, path)
-    except BaseException:
-        file.close()
-        raise
+    _check_encoding(file.peek(8), what, source)
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
@@ -103,4 +103,4 @@ def _unreadable(what: str, source: object, error: OSError, hint: str = "Give a f
 
 
 def _where(source: object) -> str:
-    return f" from {source}" if isinstance(source, Path) else ""
+    return f" from {source}" if isinstance(source, (Path, str)) else ""

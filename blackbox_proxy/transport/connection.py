@@ -23,7 +23,7 @@ from blackbox_proxy.transport.address import address_of
 from blackbox_proxy.transport.bounds import LIST, at_most, longest_answer, sent, wanted
 from blackbox_proxy.transport.client import http_client
 from blackbox_proxy.transport.failures import translated, truncated
-from blackbox_proxy.transport.limits import Limiter
+from blackbox_proxy.transport.limits import Admits
 from blackbox_proxy.transport.proxies import proxy_for
 from blackbox_proxy.transport.quiet import quieten
 
@@ -57,7 +57,7 @@ class Connection:
         base_url: str,
         key: str,
         timeout: float,
-        limiter: Limiter,
+        limiter: Admits,
         key_header: str | None = None,
         native: Route | None = None,
     ) -> None:

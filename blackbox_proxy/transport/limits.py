@@ -1,7 +1,8 @@
 """Requests and tokens per minute, and requests at a time: given, or learned from what the API says of its limits.
 
 One `Limiter` is shared by all generations of a process that ask one API with one key. Whoever comes first goes first; a
-waiting request can be cancelled; time comes from a clock that tests can set.
+waiting request can be cancelled; time comes from a clock that tests can set. `Admits` is what it is to those who ask:
+the limiter of many processes (cluster/limits.py) is another.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from blackbox_proxy.errors import InputError
 
@@ -29,6 +31,24 @@ def at_turn(tell: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _at_turn.reset(before)
+
+
+def tell_turn() -> None:
+    """The request that is made here has got its turn."""
+    if (tell := _at_turn.get()) is not None:
+        tell()
+
+
+class Admits(Protocol):
+    """What lets requests go, one after the other."""
+
+    def request(self, tokens: int) -> AbstractAsyncContextManager[Callable[[int], None]]:
+        """As `Limiter.request`."""
+        ...
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """As `Limiter.learn`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -100,8 +120,7 @@ class Limiter:
         Gives a function to call with the tokens it really had: the rest is given back.
         """
         await self._admit(tokens)
-        if (tell := _at_turn.get()) is not None:
-            tell()
+        tell_turn()
         unused = 0
 
         def used(count: int) -> None:
@@ -117,13 +136,11 @@ class Limiter:
         """Take over the limits that an answer's headers name (`x-ratelimit-limit-…`, per minute) and what is left of
         them; given limits stay as they are.
         """
+        told = told_limits(headers)
         with self._lock:
-            for kind in ("requests", "tokens"):
-                name = f"{kind}_per_minute"
-                limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
-                if limit is None or name in self._given:
+            for name, (limit, left) in told.items():
+                if name in self._given:
                     continue
-                left = _number(headers.get(f"x-ratelimit-remaining-{kind}"), least=0.0)
                 bucket = self._buckets.setdefault(name, _Bucket(limit, limit, self._now()))
                 bucket.fill(self._now())
                 bucket.size = limit
@@ -182,6 +199,16 @@ class Limiter:
             first = self._waiting[0]
             if not first.loop.is_closed():
                 first.loop.call_soon_threadsafe(first.turn.set)
+
+
+def told_limits(headers: Mapping[str, str]) -> dict[str, tuple[float, float | None]]:
+    """What an answer's headers say of requests and tokens per minute: the limit, and what is left of it, if told."""
+    told = {}
+    for kind in ("requests", "tokens"):
+        limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
+        if limit is not None:
+            told[f"{kind}_per_minute"] = limit, _number(headers.get(f"x-ratelimit-remaining-{kind}"), least=0.0)
+    return told
 
 
 def _number(text: str | None, least: float = 1e-9) -> float | None:
