@@ -120,10 +120,24 @@ class Budget:
                 if left < 1:
                     raise _reached(f"a cost of {self.max_cost:g}")
             granted = int(min(left, n))
-            self._reserved.calls += 1
-            self._reserved.prompt += prompt_tokens
-            self._reserved.output += granted
+            self._hold(prompt_tokens, granted)
             return granted
+
+    def restore(self, spent: Usage, reserved: Sequence[tuple[int, int]] = ()) -> None:
+        """Count what was spent before this process, and set aside what may still be billed (prompt and output tokens of
+        each request).
+        """
+        with self._lock:
+            self._spent.calls += spent.api_calls
+            self._spent.prompt += spent.prompt_tokens
+            self._spent.output += spent.completion_tokens
+            for prompt_tokens, granted in reserved:
+                self._hold(prompt_tokens, granted)
+
+    def _hold(self, prompt_tokens: int, granted: int) -> None:
+        self._reserved.calls += 1
+        self._reserved.prompt += prompt_tokens
+        self._reserved.output += granted
 
     def settle(self, prompt_tokens: int, granted: int, used: Usage) -> None:
         """A reserved request is over and has cost `used`."""
@@ -144,7 +158,9 @@ def _reached(limit: str) -> BudgetReached:
 
 
 class BudgetedBase(BaseAround):
-    """A base whose requests are paid from a `Budget`, or another that `Pays`. Of a stream that was cut, what had arrived is what counts."""
+    """A base whose requests are paid from a `Budget`, or from another that `Pays`. Of a stream that was cut, what had
+    arrived is what counts.
+    """
 
     def __init__(self, base: Base, budget: Pays) -> None:
         super().__init__(base)

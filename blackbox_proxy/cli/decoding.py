@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import Concurrency, DecodingOptions, Limit, SkipBad
+from blackbox_proxy.cli.options import Concurrency, DecodingOptions, EngineName, Limit, SkipBad, checked_engine
 from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.cluster.engine import Engine
 from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.screen.console import Screen, say_json
 from blackbox_proxy.text.reading import own_text
@@ -105,11 +106,13 @@ def generate(
 
 
 @app.command()
-@takes(DecodingOptions)
+@takes(DecodingOptions, Engine)
 def run(
-    prompts: Annotated[Path, typer.Argument(help="The rows: .jsonl, .csv or .parquet.")],
+    prompts: Annotated[str, typer.Argument(help="The rows: .jsonl, .csv or .parquet; with Ray a folder or URL too.")],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON line each.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The results, one JSON line each; with Ray a folder of parts.")
+    ],
     parts: DecodingOptions,
     seed: Annotated[int, typer.Option(help="Seed of the run: every sampled row without one gets its own from it.")] = 0,
     concurrency: Concurrency = 8,
@@ -129,6 +132,9 @@ def run(
         bool, typer.Option("--dry-run", help="Check the rows, say what they may cost, send nothing.")
     ] = False,
     trace: TracePath = None,
+    engine: EngineName = "local",
+    on: Engine,
+    parts_as: Annotated[str, typer.Option("--format", help="With Ray: the parts are jsonl, parquet or csv.")] = "jsonl",
 ) -> None:
     """Decode many prompts from a file, several at a time, into a file that a stopped run goes on with.
 
@@ -137,14 +143,20 @@ def run(
     that fails is a line with its reason. Results are kept as they come: after Ctrl-C, kill -9 or a power cut,
     --resume goes on without asking for them again. The exit status is 1 if a row failed, 130 after Ctrl-C.
 
+    With --engine ray the rows go to workers on the machines of a Ray cluster, within one rate limit and one budget for
+    all of them, and the results are a folder of parts.
+
     Examples:
 
         blackbox-proxy run prompts.jsonl -o out.jsonl --base big --base-url http://localhost:8000/v1 --dialect vllm \\
             --expert ./small-tuned --antiexpert ./small --prices 1.5e-6,1.5e-6,2e-6 --dry-run
 
         blackbox-proxy run prompts.jsonl -o out.jsonl --resume --retry-failed …the same options
+
+        blackbox-proxy run s3://bucket/prompts/ -o s3://bucket/out --engine ray --address auto --workers 16 …the same
     """
     quiet_transformers()
+    checked_engine(engine)
     from blackbox_proxy.jobs import estimate_job, run_job
     from blackbox_proxy.report import progress
 
@@ -160,32 +172,49 @@ def run(
     }
     priced = parts.prices
     note = Screen(stderr=True)
-    with parts.open() as tuner:
-        work["settings"] = parts.what_decides_the_text(tuner.base.vocabulary)
+    ended: BaseException | None = None
+    watch: Any
+    if engine == "ray":
+        from blackbox_proxy.cluster.run import run_on_cluster
+
+        _refuse_on_ray(shuffle=shuffle, trace=trace)
+        asked = {"concurrency": concurrency, "fail_fast": fail_fast, "kind": parts_as, **work}
+        del asked["shuffle"]
         if dry_run:
-            Screen().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
+            estimate = run_on_cluster(parts, prompts, output, on, dry_run=True, **asked)
+            Screen().print(progress.estimate_table(cast(Any, estimate), priced))
             return
-        ended: BaseException | None = None
-        traced = opened_trace(trace, parts, tuner.base, seed, append=resume, overwrite=overwrite)
-        with progress.watching(note, priced) as watch, traced as kept:
+        with progress.watching(note, priced) as watch:
             try:
-                run_job(
-                    tuner,
-                    prompts,
-                    output,
-                    concurrency=concurrency,
-                    ordered=not as_completed,
-                    fail_fast=fail_fast,
-                    keep=kept,
-                    observe=watch.saw,
-                    **work,
-                )
+                run_on_cluster(parts, prompts, output, on, observe=watch.saw, **asked)
             except (KeyboardInterrupt, BlackboxError) as error:
                 ended = error
-        report = watch.last
-        if report.total is not None:
-            note.print(progress.job_line(report, priced), style="dim", highlight=False, soft_wrap=True)
-            _advise(note, report, output, broken_off=ended is not None)
+    else:
+        with parts.open() as tuner:
+            work["settings"] = parts.what_decides_the_text(tuner.base.vocabulary)
+            if dry_run:
+                Screen().print(progress.estimate_table(estimate_job(tuner, prompts, output, **work), priced))
+                return
+            traced = opened_trace(trace, parts, tuner.base, seed, append=resume, overwrite=overwrite)
+            with progress.watching(note, priced) as watch, traced as kept:
+                try:
+                    run_job(
+                        tuner,
+                        prompts,
+                        output,
+                        concurrency=concurrency,
+                        ordered=not as_completed,
+                        fail_fast=fail_fast,
+                        keep=kept,
+                        observe=watch.saw,
+                        **work,
+                    )
+                except (KeyboardInterrupt, BlackboxError) as error:
+                    ended = error
+    report = watch.last
+    if report.total is not None:
+        note.print(progress.job_line(report, priced), style="dim", highlight=False, soft_wrap=True)
+        _advise(note, report, output, broken_off=ended is not None)
     if isinstance(ended, KeyboardInterrupt):
         raise typer.Exit(130)
     if ended is not None:
@@ -194,7 +223,13 @@ def run(
         raise typer.Exit(1)
 
 
-def _advise(note: Screen, report: JobReport, output: Path, *, broken_off: bool) -> None:
+def _refuse_on_ray(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"--{name} is not for --engine ray", hint=f"Leave out --{name}, or run it here.")
+
+
+def _advise(note: Screen, report: JobReport, output: str, *, broken_off: bool) -> None:
     """Which rows were left out, and how to go on."""
     for row in report.bad_rows:
         note.print(f"left out: {row}", markup=False, highlight=False, soft_wrap=True)

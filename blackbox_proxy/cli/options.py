@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from blackbox_proxy.cli.sharing import Options
+from blackbox_proxy.errors import InputError
 
 
 class BaseOptions(Options):
@@ -56,5 +57,13 @@ Normalise = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option(help="Rows to ask at a time.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many rows only.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Where rows are asked: local (here) or ray (a cluster).")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+def checked_engine(name: str) -> str:
+    """The engine's name. Raises InputError where there is none of it."""
+    if name not in ("local", "ray"):
+        raise InputError(f"unknown engine {name!r}", hint="Use local or ray.")
+    return name

@@ -36,6 +36,44 @@ class Estimate:
     per_token: Usage
 
 
+@dataclass(slots=True)
+class Bounds:
+    """Sums over rows to be asked: how many, tokens of their prompts once, of their texts, and what is sent again where
+    each token is a request.
+    """
+
+    rows: int = 0
+    prompts: int = 0
+    outputs: int = 0
+    again: int = 0
+
+    def add(self, length: int, most: int) -> None:
+        """One row more: a prompt of so many tokens, a text of so many at most."""
+        self.rows, self.prompts, self.outputs = self.rows + 1, self.prompts + length, self.outputs + most
+        self.again += most * length + most * (most - 1) // 2
+
+    def __add__(self, other: Bounds) -> Bounds:
+        return Bounds(
+            self.rows + other.rows,
+            self.prompts + other.prompts,
+            self.outputs + other.outputs,
+            self.again + other.again,
+        )
+
+    def estimate(self, skipped: int, bad: int, counted_by: str) -> Estimate:
+        """The two extremes."""
+        return Estimate(
+            self.rows,
+            skipped,
+            bad,
+            counted_by,
+            self.prompts,
+            self.outputs,
+            Usage(self.rows, self.prompts, self.outputs),
+            Usage(self.outputs, self.again, self.outputs),
+        )
+
+
 def estimate_job(
     tuner: Generates,
     source: Source,
@@ -53,36 +91,24 @@ def estimate_job(
     """Check all rows as `run_job` would, and say what asking them may cost. `out`: what is done there is left out."""
     defaults = defaults_for(tuner, settings, decoding)
     choice = Choice(limit=limit, shuffle=shuffle, skip_bad=skip_bad)
-    counted_by, count = _counter(tuner)
-    rows = prompts = outputs = again = 0
+    counted_by, count = counter_of(tuner)
+    bounds = Bounds()
 
     def add(row: InputRow) -> None:
-        nonlocal rows, prompts, outputs, again
-        length, most = count(row), int(row.options["max_tokens"])
-        rows, prompts, outputs = rows + 1, prompts + length, outputs + most
-        again += most * length + most * (most - 1) // 2
+        bounds.add(count(row), int(row.options["max_tokens"]))
 
     output = None
     if out is not None:
         output = Output(Path(out), resume=resume, overwrite=overwrite, retry_failed=retry_failed, ordered=True)
     try:
         with survey(tuner, source, output if resume else None, defaults, choice, add) as found:
-            return Estimate(
-                rows,
-                found.total - rows,
-                found.bad,
-                counted_by,
-                prompts,
-                outputs,
-                Usage(rows, prompts, outputs),
-                Usage(outputs, again, outputs),
-            )
+            return bounds.estimate(found.total - bounds.rows, found.bad, counted_by)
     finally:
         if output is not None:
             output.close()
 
 
-def _counter(tuner: Generates) -> tuple[str, Callable[[InputRow], int]]:
+def counter_of(tuner: Generates) -> tuple[str, Callable[[InputRow], int]]:
     """The best way at hand to count a prompt's tokens: the base's own vocabulary, the pair's, or characters."""
     base = getattr(tuner, "base", None)
     for name, part in (("the base's", base), *(("the pair's", pair) for pair in getattr(tuner, "pairs", ()))):

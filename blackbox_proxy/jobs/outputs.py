@@ -110,7 +110,7 @@ class Output:
             raise InputError(f"{path} exists already", hint="Go on with it by --resume, or --overwrite it.")
         if path.exists():
             try:
-                self._main = _locked(path.open("r+b", buffering=0), path)
+                self._main = locked(path.open("r+b", buffering=0), path)
             except OSError as error:
                 raise self._failed(error) from error
         if resume:
@@ -123,7 +123,7 @@ class Output:
     # -- what there is ------------------------------------------------------------------------------------------------
 
     def _look(self, retry: bool) -> None:
-        for stored in _stored(self.path):
+        for stored in stored_in(self.path):
             self._good = stored.start + stored.length
             if stored.index in self._done:
                 raise InputError(f"{self.path} has two results of row {stored.index}", hint="Write to another file.")
@@ -132,7 +132,7 @@ class Output:
             else:
                 self.failures += stored.failed
                 self._done[stored.index] = stored.digest
-        for stored in _stored(self._waits_at):
+        for stored in stored_in(self._waits_at):
             if not (stored.failed and retry) and stored.index not in self._done:
                 self.failures += stored.failed
                 self._held[stored.index] = stored
@@ -171,7 +171,7 @@ class Output:
         """Make the file ready to be added to: torn lines go, and with `overwrite` everything that was there."""
         try:
             if self._main is None:
-                self._main = _locked(self.path.open("x+b", buffering=0), self.path)
+                self._main = locked(self.path.open("x+b", buffering=0), self.path)
             self._waiting = self._waits_at.open("r+b" if self._held else "w+b", buffering=0)
             self._main.truncate(self._good)
             self._size = max((stored.start + stored.length for stored in self._held.values()), default=0)
@@ -189,9 +189,9 @@ class Output:
 
     def _take_out_failures(self, place: int) -> None:
         """What stands after the first failure waits for its turn again, and the failures go."""
-        for stored in list(_stored(self.path)):
+        for stored in list(stored_in(self.path)):
             if stored.start >= place and not stored.failed:
-                self._hold(stored.index, stored.digest, _read(self._main, stored))
+                self._hold(stored.index, stored.digest, read_stored(self._main, stored))
                 self._done.pop(stored.index, None)
         self.sync()
         assert self._main is not None
@@ -251,13 +251,13 @@ class Output:
 
     def _append(self, line: bytes) -> None:
         self._dirty = True
-        _write(self._main, line)
+        write_whole(self._main, line)
 
     def _hold(self, index: int, digest: str, line: bytes) -> None:
         assert self._waiting is not None
         self._dirty = True
         self._waiting.seek(self._size)
-        _write(self._waiting, line)
+        write_whole(self._waiting, line)
         self._held[index] = Stored(index, digest, False, self._size, len(line))
         self._size += len(line)
         self._live += len(line)
@@ -265,7 +265,7 @@ class Output:
     def _taken(self, index: int) -> bytes:
         stored = self._held.pop(index)
         self._live -= stored.length
-        return _read(self._waiting, stored)
+        return read_stored(self._waiting, stored)
 
     def _shrink(self) -> None:
         """Write the waiting file anew, without what has left it."""
@@ -275,7 +275,7 @@ class Output:
         place = self._waits_at.with_name(self._waits_at.name + ".new")
         self._waiting, self._size, self._live = place.open("w+b", buffering=0), 0, 0
         for stored in held:
-            self._hold(stored.index, stored.digest, _read(old, stored))
+            self._hold(stored.index, stored.digest, read_stored(old, stored))
         self.sync()
         old.close()
         os.replace(place, self._waits_at)
@@ -287,7 +287,7 @@ class Output:
         )
 
 
-def _stored(path: Path) -> Iterator[Stored]:
+def stored_in(path: Path) -> Iterator[Stored]:
     """The results in a file, without a torn last line. Raises InputError for a file of anything else."""
     if not path.exists():
         return
@@ -316,20 +316,25 @@ def _read_line(line: bytes, start: int) -> Stored | None:
         return None
 
 
-def _read(file: IO[bytes] | None, stored: Stored) -> bytes:
+def read_stored(file: IO[bytes] | None, stored: Stored) -> bytes:
+    """The line of a result."""
     assert file is not None
     file.seek(stored.start)
     return file.read(stored.length)
 
 
-def _write(file: IO[bytes] | None, line: bytes) -> None:
+def write_whole(file: IO[bytes] | None, line: bytes) -> None:
+    """All of a line, however many calls that takes."""
     assert file is not None
     while line:
         line = line[file.write(line) :]
 
 
-def _locked(file: IO[bytes], path: Path) -> IO[bytes]:
-    """Two runs into one file would ask and pay for everything twice. The lock ends with the process."""
+def locked(file: IO[bytes], path: Path) -> IO[bytes]:
+    """Two runs into one file would ask and pay for everything twice. The lock ends with the process.
+
+    Raises InputError where another run has it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

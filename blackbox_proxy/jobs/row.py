@@ -1,4 +1,4 @@
-"""One row of a bulk run: whether the models can take it, and the line that it becomes. Every way of running has this."""
+"""One row of a bulk run: whether the models can take it, and the line that it becomes, however the run is run."""
 
 from __future__ import annotations
 
