@@ -83,7 +83,7 @@ class Setup:
         budget = pays or self.budget()
         opened = opened if budget is None else BudgetedBase(opened, budget)
         cached = cache.use if told.local else cache.use is not False
-        return CachedBase(opened, cache.file) if cached else opened
+        return CachedBase(opened, cache.file, seeds=cache.seeds) if cached else opened
 
     def run_here(self, model: str, top_logprobs: int | None = None) -> TransformersBase:
         """A model in this process that is asked as the base is."""

@@ -8,6 +8,7 @@ decoded until then is kept (`error.steps`).
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ class Pays(Protocol):
         ...
 
     def settle(self, prompt_tokens: int, granted: int, used: Usage) -> None:
-        """A request that was allowed is over and has cost `used`."""
+        """A request that was allowed is over and has cost `used`: the most it can, where it was broken off."""
         ...
 
 
@@ -199,6 +200,9 @@ class BudgetedBase(BaseAround):
             answer = await ask(granted)
             used = answer.usage
             return answer
+        except asyncio.CancelledError:
+            used = Usage(1, tokens, granted)  # it may be on its way, and billed
+            raise
         finally:
             self.budget.settle(tokens, granted, used)
 
@@ -212,6 +216,9 @@ class BudgetedBase(BaseAround):
                 async for part in parts:
                     used += part.usage
                     yield part
+        except (asyncio.CancelledError, GeneratorExit):
+            used = used if used.api_calls else Usage(1, tokens, granted)
+            raise
         finally:
             self.budget.settle(tokens, granted, used)
 

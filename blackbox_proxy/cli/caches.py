@@ -61,12 +61,19 @@ def cache_export(
     parts: CacheOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
 ) -> None:
-    """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens."""
+    """Write the cache as JSON lines, one for each position: base, prompt, text so far, candidates, drafted tokens.
+
+    To a file that ends in .parquet, as a seed: what other machines begin with by --cache-seed.
+    """
     from contextlib import nullcontext
 
     from blackbox_proxy.base.cache.rows import export
+    from blackbox_proxy.base.cache.seeds import write_seed
 
     with _store(parts.settings.cache.file) as store:
+        if output is not None and output.suffix == ".parquet":
+            say(f"{write_seed(store, output)} positions written")
+            return
         try:
             with nullcontext(sys.stdout) if output is None else output.open("w", encoding="utf-8") as out:
                 for record in export(store):

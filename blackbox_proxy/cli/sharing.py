@@ -139,10 +139,12 @@ def _name(key: Key) -> str:
 def _kind(key: Key) -> Any:
     """What Typer makes of the words given: the rest, choices above all, is for `load`, whose errors have hints."""
     annotation = key.field.annotation
+    if get_origin(annotation) is list:
+        return list[str] | None
     for kind in (bool, int, float, Path):
         if kind in (annotation, *get_args(annotation)) and get_origin(annotation) is not tuple:
             return kind | None
-    return list[str] | None if get_origin(annotation) is list else str | None
+    return str | None
 
 
 def _made(group: type[Options], given: dict[str, Any], asked: typer.Context) -> Options:

@@ -42,13 +42,24 @@ class Engine:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0) or (value > 1.0 and value != int(value)):
                 raise InputError(
-                    f"{name} must be a fraction or a whole number of at least 0, not {value}", hint="Leave it out."
+                    f"{name} must be a fraction or a whole number of at least 0, not {value:g}", hint="Leave it out."
                 )
         if (self.address or "").startswith("ray://"):
             raise InputError(
                 "a run cannot be begun from outside of the cluster",
                 hint="Begin it on a machine of the cluster with --address auto, or through `ray job submit`.",
             )
+
+
+def installed() -> tuple[Any, Any]:
+    """The modules `ray` and `ray.data`. Raises InputError where they are not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return import_module("ray"), import_module("ray.data")
+    except ImportError as error:
+        raise InputError(
+            "runs on a cluster need Ray, which is not installed", hint="pip install 'blackbox-proxy[ray]'"
+        ) from error
 
 
 @contextmanager
@@ -58,13 +69,7 @@ def started(engine: Engine) -> Iterator[Any]:
     Raises InputError where Ray is not installed, not reached, or has no room.
     """
     engine.check()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray, data = import_module("ray"), import_module("ray.data")
-    except ImportError as error:
-        raise InputError(
-            "runs on a cluster need Ray, which is not installed", hint="pip install 'blackbox-proxy[ray]'"
-        ) from error
+    ray, data = installed()
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, engine)
@@ -93,8 +98,9 @@ def _connect(ray: Any, engine: Engine) -> None:
     try:
         ray.init(address=address, **how)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"there is no Ray cluster at {address}: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"there is no Ray cluster at {address}: {said}",
             hint="Begin one with `ray start --head`, or leave out --address.",
         ) from error
 
@@ -132,5 +138,7 @@ def at_heart(error: BaseException) -> BlackboxError | None:
 
 def rebuilt(kind: str, message: str, hint: str) -> BlackboxError:
     """An error that a worker told of, in its class."""
-    found = getattr(errors, kind, BlackboxError)
-    return found(message, hint) if issubclass(found, BlackboxError) else BlackboxError(message, hint)
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, BlackboxError):
+        return found(message, hint)
+    return BlackboxError(message, hint)

@@ -21,7 +21,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from blackbox_proxy.cluster.desk import Desk, Terms, Told
-from blackbox_proxy.cluster.engine import Engine, at_heart, rebuilt, started
+from blackbox_proxy.cluster.engine import Engine, at_heart, installed, rebuilt, started
 from blackbox_proxy.cluster.folder import Folder
 from blackbox_proxy.cluster.formats import Format
 from blackbox_proxy.cluster.journal import Journal
@@ -70,6 +70,7 @@ def run_on_cluster(
     Defaults(**decoding)
     setup.budget()
     manifest = Manifest(Folder(str(out)), kind)
+    installed()
     start = time.monotonic()
     with _state(manifest.folder, kept=not dry_run) as state:
         manifest.check(resume=resume, overwrite=overwrite)

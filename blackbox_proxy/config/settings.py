@@ -164,6 +164,8 @@ def _beside(fields: Mapping[str, FieldInfo], written: Any, folder: Path) -> Any:
 
 
 def _placed(value: Any, place: Place | None, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_placed(each, place, folder) for each in value]
     if not isinstance(value, str) or place is None or not value:
         return value
     path = os.path.normpath(folder / Path(value).expanduser())

@@ -253,6 +253,13 @@ class CacheTable(Table):
         example="answers.sqlite",
         place="file",
     )
+    seeds: list[Path] = setting(
+        [],
+        "Answers that `cache export -o FILE.parquet` has written, only read; may be repeated.",
+        "--cache-seed",
+        example=["seed.parquet"],
+        place="file",
+    )
 
 
 class ComputeTable(Table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 from blackbox_proxy import Drafting, ProxyTuner, TransformersPair, run_job
 from blackbox_proxy.base.budget import Budget, BudgetedBase, most_tokens
 from blackbox_proxy.base.openai import OpenAIBase
+from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.prices import Prices
-from blackbox_proxy.types import Prefix, Usage
+from blackbox_proxy.protocols import Ask
+from blackbox_proxy.types import Draft, Prefix, Usage
 
 PRICES = Prices(1.0, 1.0, 2.0)
 
@@ -124,3 +126,33 @@ def test_the_most_that_a_prompt_can_have(api_base: Callable[..., OpenAIBase]) ->
     assert most_tokens(unknown, Prefix(text)) >= len(text.encode())
     assert most_tokens(unknown, Prefix([{"role": "user", "content": text}])) >= len(text.encode())
     assert most_tokens(known, Prefix((5, 6, 7))) == 3
+
+
+async def test_a_request_that_is_broken_off_counts_as_the_most_it_can_cost(
+    api_base: Callable[..., OpenAIBase],
+) -> None:
+    """It may have been sent, and be billed: another must not be made with its money."""
+
+    class Hangs(BaseAround):
+        async def draft(self, ask: Ask) -> Draft:
+            return await asyncio.Event().wait() or Draft(())
+
+        async def stream(self, ask: Ask) -> AsyncGenerator[Draft, None]:
+            await asyncio.Event().wait()
+            yield Draft(())
+
+    budget = Budget(max_calls=2)
+    base = BudgetedBase(Hangs(api_base()), budget)
+
+    async def streamed() -> None:
+        async for _ in base.stream(Ask(Prefix("Hi"), 4)):
+            pass
+
+    for asking in (base.draft(Ask(Prefix("Hi"), 4)), streamed()):
+        task = asyncio.create_task(asking)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert (budget.usage.api_calls, budget.usage.completion_tokens) == (2, 8)
+    with pytest.raises(BudgetReached):
+        budget.reserve(1, 1)

@@ -16,12 +16,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from blackbox_proxy.base.cache.reading import Reading, Wanted, draw_of, logprob_of, root_of
 from blackbox_proxy.base.cache.rows import GREEDY, STOP, Drawn, after, digest, drawn_to, packed, reveal_key, token_to
+from blackbox_proxy.base.cache.seeds import open_seeds
 from blackbox_proxy.base.cache.store import LEASE, MAX_BYTES, Store, StoredRow, new_owner
 from blackbox_proxy.base.wrapper import BaseAround
 from blackbox_proxy.protocols import Ask, Base, Revealed
@@ -40,16 +42,27 @@ class CachedBase(BaseAround):
     file may hold; then the rows that were not used for longest are forgotten. Many threads and processes may share the
     file: what one of them is asking for, the others wait for.
 
+    seeds: files that `cache export` has written; what they have is not asked for either, and they are never written to.
+
     Greedy drafts, drafts with a seed, and given text come from the cache. Drafts without a seed are always asked for.
     Positions from the cache are counted in `Usage.cached_positions`, with no call and no tokens. A base without
     `identity` is passed through.
     """
 
     def __init__(
-        self, base: Base, path: str | os.PathLike[str] | Store | None = None, *, max_bytes: int = MAX_BYTES
+        self,
+        base: Base,
+        path: str | os.PathLike[str] | Store | None = None,
+        *,
+        max_bytes: int = MAX_BYTES,
+        seeds: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         super().__init__(base)
-        self.store = path if isinstance(path, Store) else Store(path, max_bytes=max_bytes)
+        if isinstance(path, Store):
+            self.store = path
+        else:
+            opened = open_seeds([Path(seed) for seed in seeds], None if path is None else Path(path))
+            self.store = Store(path, max_bytes=max_bytes, seeds=opened)
         self._reading = Reading(base, self.store)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,14 @@ class Store(SharedFile):
         *,
         max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.time,
+        seeds: Sequence[Store] = (),
     ) -> None:
+        """seeds: looked into for what is not here, and never written to (seeds.py)."""
         if max_bytes < 1:
             raise InputError(f"max_bytes must be at least 1, not {max_bytes}", hint="Leave it out for 1 GiB.")
         self.max_bytes = max_bytes
         self._clock = clock
+        self._seeds = tuple(seeds)
         # Nobody asked for the default file in particular: then a warning is enough.
         super().__init__(default_path() if path is None else Path(path), needed=path is not None)
 
@@ -109,8 +112,18 @@ class Store(SharedFile):
     # -- rows -----------------------------------------------------------------------------------------------------
 
     def find(self, key: bytes, draw: bytes | None = None) -> Found | None:
-        """What is known of a place, and what was drawn there in this way; None where nothing is."""
+        """What is known of a place, and what was drawn there in this way; None where nothing is. Of several files that
+        know of it, what one of them says is taken whole: the one that says most, this one if they say the same.
+        """
+        found = self._find(key, draw)
+        for seed in self._seeds:
+            if _told(found) >= (2 if draw is None else 3):
+                break
+            other = seed.find(key, draw)
+            found = other if _told(other) > _told(found) else found
+        return found
 
+    def _find(self, key: bytes, draw: bytes | None) -> Found | None:
         def work(file: sqlite3.Connection) -> Found | None:
             row = file.execute(
                 "SELECT value, used, drawn FROM rows LEFT JOIN draws ON draws.key = rows.key AND draw = ? "
@@ -155,6 +168,28 @@ class Store(SharedFile):
                 self._evict(file)
 
         self._do(work, None)
+
+    def fill(self, rows: Iterable[tuple[Root, StoredRow, dict[bytes, str]]]) -> None:
+        """Keep rows as `rows` gives them, all of them or none. Raises InputError where nothing can be written."""
+        try:
+            with self._lock, transaction(self._open()):
+                file, used = self._open(), self._clock()
+                for root, row, draws in rows:
+                    file.execute("INSERT OR IGNORE INTO roots VALUES (?, ?, ?)", root)
+                    kept = (row.key, root.root, row.place, row.before, row.token, row.value, used)
+                    file.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", kept)
+                    file.executemany(
+                        "INSERT OR REPLACE INTO draws VALUES (?, ?, ?)", [(row.key, *drawn) for drawn in draws.items()]
+                    )
+        except sqlite3.Error as error:
+            raise InputError(
+                f"the cache {self.path} cannot be written: {error}", hint="Give another file for the cache."
+            ) from error
+
+    def close(self) -> None:
+        super().close()
+        for seed in self._seeds:
+            seed.close()
 
     def drop(self, key: bytes) -> None:
         """Forget a row that turned out to be unreadable."""
@@ -287,6 +322,11 @@ class Store(SharedFile):
             for root, base, prompt, key, place, before, token, value in file.execute(query):
                 draws = dict(file.execute("SELECT draw, drawn FROM draws WHERE key = ?", (key,)))
                 yield Root(root, base, prompt), StoredRow(key, place, before, token, value), draws
+
+
+def _told(found: Found | None) -> int:
+    """How much is known of a place: nothing, what was drawn, the candidates, or both."""
+    return 0 if found is None else 2 * bool(found.value) + (found.drawn is not None)
 
 
 def new_owner() -> str:
