@@ -28,7 +28,7 @@ from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.compare import Table, table_of, warnings_of
 from blackbox_proxy.evaluation.sweep import Sweep, sweep_of
 from blackbox_proxy.evaluation.systems import ROLES, Answered, Panel, Role, System, Way
-from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, Tasks, read_tasks
+from blackbox_proxy.evaluation.tasks import METRICS, Kind, Metric, Source, Task, kinds_of, read_tasks
 from blackbox_proxy.maths.equation import alpha_at
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Base
@@ -73,6 +73,94 @@ class Evaluation:
         return {table.kind: table for table in self.tables}[kind]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is compared and how its figures are made: the arguments of `aevaluate` of these names. Can be sent to other
+    machines where the ceiling is no open model.
+    """
+
+    alphas: Sequence[float] | None = None
+    systems: Sequence[Role] | None = None
+    ceiling: str | Path | TransformersBase | None = None
+    ceiling_value: float | None = None
+    sweep: Sequence[float] | None = None
+    metric: Metric | None = None
+    max_tokens: int = 32
+    stop: str | Sequence[str] = ("\n",)
+    rule: choices.Rule | None = None
+    prices: Prices | None = None
+    confidence: float = 0.95
+    seed: int = 0
+
+    def check(self, concurrency: int) -> None:
+        """Raise InputError for what cannot be, whatever the models."""
+        if concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, not {self.max_tokens}", hint="Leave it out for 32.")
+        if not 0 < self.confidence < 1:
+            raise InputError(
+                f"confidence must lie between 0 and 1, not {self.confidence}", hint="Leave it out for 0.95."
+            )
+        if not all(self._stops):
+            raise InputError("a stop string is empty", hint="Leave out stop for the end of the line.")
+
+    @property
+    def _stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def wanted(self, tuner: ProxyTuner) -> list[System]:
+        """The lines of the table, in its order. Raises InputError for what is no system or no alpha."""
+        alphas = self.alphas if self.sweep is None else self.sweep
+        found = _systems(tuner, alphas, self.systems, self.sweep is not None)
+        return found if self.ceiling is None else [*found, System("ceiling")]
+
+    def panel(self, tuner: ProxyTuner, base: Base) -> Panel:
+        """All systems, with the models open. Raises InputError."""
+        ceiling = self.ceiling
+        if ceiling is not None and not isinstance(ceiling, TransformersBase):
+            ceiling = TransformersBase(ceiling)
+        way = Way(tuner, Limits(self.max_tokens, self._stops), self.rule or choices.Rule())
+        return Panel(base, self.wanted(tuner), way, ceiling)
+
+    def swept(self, kinds: Sequence[Kind]) -> Kind | None:
+        """The kind of task that a sweep goes by. Raises InputError where that is not clear."""
+        return _swept_kind(kinds, self.metric, self.ceiling_value, self.sweep is not None)
+
+    def evaluation(
+        self, wanted: Sequence[System], rows: Sequence[Answered], bad: Sequence[str], seconds: float
+    ) -> Evaluation:
+        """The figures of all rows that were answered, in their order. Raises BlackboxError where none has a result."""
+        if all(row.errors for row in rows):
+            reason = next(iter(rows[0].errors.values()))
+            raise BlackboxError(
+                f"no row has a result from every system; of {rows[0].task.place}: {reason}",
+                hint="Leave out the system that fails, or repair what the reason says.",
+            )
+        kinds = kinds_of(row.task for row in rows)
+        tables = tuple(
+            table_of(
+                kind,
+                rows,
+                wanted,
+                ceiling_value=self.ceiling_value,
+                prices=self.prices,
+                confidence=self.confidence,
+                seed=self.seed,
+            )
+            for kind in kinds
+        )
+        usage = sum((row.usage for row in rows), Usage())
+        chosen = None
+        swept = self.swept(kinds)
+        if swept is not None:
+            spent = sum((row.usage for row in rows if row.task.kind == swept), Usage())
+            chosen = sweep_of(next(table for table in tables if table.kind == swept), spent.api_calls)
+            alpha = chosen.best.alpha
+            tables = tuple(replace(table, warnings=tuple(warnings_of(table, alpha))) for table in tables)
+        return Evaluation(tables, tuple(rows), tuple(bad), usage, seconds, self.confidence, self.prices, chosen)
+
+
 async def aevaluate(
     tuner: ProxyTuner,
     source: Source,
@@ -109,39 +197,32 @@ async def aevaluate(
     Raises InputError before anything is spent; what no further row would survive; and the first row's error where
     every row has one.
     """
-    wanted = _systems(tuner, alphas if sweep is None else sweep, systems, sweep is not None)
-    if concurrency < 1:
-        raise InputError(f"concurrency must be at least 1, not {concurrency}", hint="Leave it out for 8.")
-    if max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, not {max_tokens}", hint="Leave it out for 32.")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, not {confidence}", hint="Leave it out for 0.95.")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(stops):
-        raise InputError("a stop string is empty", hint="Leave out stop for the end of the line.")
-    if ceiling is not None:
-        wanted.append(System("ceiling"))
-        ceiling = ceiling if isinstance(ceiling, TransformersBase) else TransformersBase(ceiling)
-    way = Way(tuner, Limits(max_tokens, stops), rule or choices.Rule())
+    compared = Comparison(
+        alphas=alphas,
+        systems=systems,
+        ceiling=ceiling,
+        ceiling_value=ceiling_value,
+        sweep=sweep,
+        metric=metric,
+        max_tokens=max_tokens,
+        stop=stop,
+        rule=rule,
+        prices=prices,
+        confidence=confidence,
+        seed=seed,
+    )
+    compared.check(concurrency)
+    if ceiling is not None and not isinstance(ceiling, TransformersBase):
+        compared = replace(compared, ceiling=TransformersBase(ceiling))
+    wanted = compared.wanted(tuner)
     async with cached(tuner.base) as base:
-        panel = Panel(base, wanted, way, ceiling)
+        panel = compared.panel(tuner, base)
         tasks = await asyncio.to_thread(read_tasks, source, skip_bad=skip_bad, check=panel.check, limit=limit)
-        swept = _swept_kind(tasks, metric, ceiling_value, sweep is not None)
+        compared.swept(tasks.kinds)
         start = time.perf_counter()
         rows = await _answer(panel, tasks.rows, concurrency, observe)
         seconds = time.perf_counter() - start
-    tables = tuple(
-        table_of(kind, rows, wanted, ceiling_value=ceiling_value, prices=prices, confidence=confidence, seed=seed)
-        for kind in tasks.kinds
-    )
-    usage = sum((row.usage for row in rows), Usage())
-    chosen = None
-    if swept is not None:
-        spent = sum((row.usage for row in rows if row.task.kind == swept), Usage())
-        chosen = sweep_of(next(table for table in tables if table.kind == swept), spent.api_calls)
-        alpha = chosen.best.alpha
-        tables = tuple(replace(table, warnings=tuple(warnings_of(table, alpha))) for table in tables)
-    return Evaluation(tables, tuple(rows), tasks.bad, usage, seconds, confidence, prices, chosen)
+    return compared.evaluation(wanted, rows, tasks.bad, seconds)
 
 
 def evaluate(tuner: ProxyTuner, source: Source, **options: Any) -> Evaluation:
@@ -155,7 +236,6 @@ def evaluate(tuner: ProxyTuner, source: Source, **options: Any) -> Evaluation:
 def _systems(
     tuner: ProxyTuner, alphas: Sequence[float] | None, roles: Sequence[Role] | None, sweep: bool
 ) -> list[System]:
-    """The lines of the table, in its order. Raises InputError for what is no system or no alpha."""
     has_antiexpert = tuner.pairs[0].has_antiexpert
     given = roles if roles is not None else [role for role in ROLES if role != "antiexpert" or has_antiexpert]
     unknown = [role for role in given if role not in ROLES]
@@ -179,9 +259,8 @@ def _systems(
     return found
 
 
-def _swept_kind(tasks: Tasks, metric: Metric | None, ceiling_value: float | None, sweep: bool) -> Kind | None:
-    """The kind of task that a sweep goes by. Raises InputError where that is not clear."""
-    kinds = {METRICS[kind]: kind for kind in tasks.kinds}
+def _swept_kind(found: Sequence[Kind], metric: Metric | None, ceiling_value: float | None, sweep: bool) -> Kind | None:
+    kinds = {METRICS[kind]: kind for kind in found}
     if ceiling_value is not None and (len(kinds) > 1 or not math.isfinite(ceiling_value)):
         raise InputError(
             "a ceiling's value is one finite number, for tasks of one kind",
@@ -240,11 +319,4 @@ async def _answer(
     if observe is not None:
         observe(told)
     await side_by_side(work, min(concurrency, len(tasks)))
-    rows = [found[place] for place in range(len(tasks))]
-    if all(row.errors for row in rows):
-        reason = next(iter(rows[0].errors.values()))
-        raise BlackboxError(
-            f"no row has a result from every system; of {rows[0].task.place}: {reason}",
-            hint="Leave out the system that fails, or repair what the reason says.",
-        )
-    return rows
+    return [found[place] for place in range(len(tasks))]

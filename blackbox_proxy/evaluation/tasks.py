@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,13 @@ class Tasks:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds there are, in the order of `KINDS`."""
-        return tuple(kind for kind in KINDS if any(task.kind == kind for task in self.rows))
+        return kinds_of(self.rows)
+
+
+def kinds_of(tasks: Iterable[Task]) -> tuple[Kind, ...]:
+    """The kinds of these tasks, in the order of `KINDS`."""
+    found = {task.kind for task in tasks}
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def read_tasks(
@@ -100,15 +106,20 @@ def read_tasks(
             rows.append(task)
         except InputError as error:
             bad.append(f"{place}: {error}")
+    check_bad(bad, skip_bad)
+    if not rows:
+        raise InputError("there are no tasks", hint=_SHAPE)
+    return Tasks(tuple(rows), tuple(bad))
+
+
+def check_bad(bad: Sequence[str], skip_bad: bool) -> None:
+    """Raise InputError that names the first rows that cannot be used, unless they are skipped."""
     if bad and not skip_bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise InputError(
             f"{len(bad)} of the rows cannot be used: {'; '.join(bad[:_SHOWN])}{more}",
             hint=f"{_SHAPE} Or leave them out with --skip-bad. Nothing was sent.",
         )
-    if not rows:
-        raise InputError("there are no tasks", hint=_SHAPE)
-    return Tasks(tuple(rows), tuple(bad))
 
 
 def read_prompts(source: Source) -> list[Prompt]:
