@@ -13,14 +13,17 @@ from blackbox_proxy.cli.app import app, quiet_transformers
 from blackbox_proxy.cli.options import (
     AsJson,
     Concurrency,
+    EngineName,
     Limit,
     Missing,
     Normalise,
     SkipBad,
     TextTokens,
     TunerOptions,
+    checked_engine,
 )
 from blackbox_proxy.cli.sharing import takes
+from blackbox_proxy.cluster.engine import Engine
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.screen.console import Screen, say_json
 
@@ -52,9 +55,11 @@ class ComparedOptions(TunerOptions):
 
 
 @app.command("eval")
-@takes(ComparedOptions)
+@takes(ComparedOptions, Engine)
 def evaluate(
-    tasks: Annotated[list[Path], typer.Argument(help="The tasks: one or several .jsonl files.")],
+    tasks: Annotated[
+        list[str], typer.Argument(help="The tasks: one or several .jsonl files; with Ray folders and URLs.")
+    ],
     *,
     parts: ComparedOptions,
     alpha: Annotated[
@@ -91,6 +96,8 @@ def evaluate(
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="The tables as Markdown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The JSON on standard output, in place of tables.")] = False,
+    engine: EngineName = "local",
+    on: Engine,
 ) -> None:
     """Compare base, expert, anti-expert and the tuned model on tasks of your own, with honest statistics.
 
@@ -107,7 +114,8 @@ def evaluate(
 
     All systems and alphas share one cache: multiple choice and given text take one request a row for all of them
     (choices of several tokens one each). A run that was stopped is begun again and goes on from the cache. The exit
-    status is 1 if a row had an error.
+    status is 1 if a row had an error. With --engine ray the tasks go to workers on the machines of a Ray cluster, each
+    machine with a cache of its own.
 
     Examples:
 
@@ -117,7 +125,9 @@ def evaluate(
         blackbox-proxy eval dev.jsonl --sweep alpha=0:2:0.25 …the same options
     """
     quiet_transformers()
+    checked_engine(engine)
     from blackbox_proxy.answers.choices import Rule
+    from blackbox_proxy.cluster.evaluation import evaluate_on_cluster
     from blackbox_proxy.evaluation.run import evaluate as evaluate_tasks
     from blackbox_proxy.evaluation.sweep import parse_sweep
     from blackbox_proxy.report import evaluation as report
@@ -131,31 +141,33 @@ def evaluate(
     for path in (output, markdown):
         _writable(path, tasks)
     note = Screen(stderr=True)
-    with parts.open() as tuner, report.watching(note) as watch:
-        try:
-            found = evaluate_tasks(
-                tuner,
-                tasks,
-                alphas=alphas,
-                systems=None if systems is None else [name.strip() for name in systems.split(",") if name.strip()],
-                ceiling=None if ceiling is None else parts.run_here(ceiling),
-                ceiling_value=ceiling_value,
-                sweep=swept,
-                metric=metric,
-                max_tokens=max_tokens,
-                stop=stop or ("\n",),
-                rule=rule,
-                concurrency=concurrency,
-                limit=limit,
-                skip_bad=skip_bad,
-                prices=priced,
-                confidence=confidence,
-                seed=seed,
-                observe=watch.saw,
-            )
-        except KeyboardInterrupt:
-            note.print("Stopped. What was answered is in the cache: the same command goes on from there.")
-            raise typer.Exit(130) from None
+    asked: dict[str, Any] = {
+        "alphas": alphas,
+        "systems": None if systems is None else [name.strip() for name in systems.split(",") if name.strip()],
+        "ceiling_value": ceiling_value,
+        "sweep": swept,
+        "metric": metric,
+        "max_tokens": max_tokens,
+        "stop": stop or ("\n",),
+        "rule": rule,
+        "concurrency": concurrency,
+        "limit": limit,
+        "skip_bad": skip_bad,
+        "prices": priced,
+        "confidence": confidence,
+        "seed": seed,
+    }
+    try:
+        if engine == "ray":
+            with report.watching(note) as watch:
+                found = evaluate_on_cluster(parts, tasks, on, ceiling=ceiling, observe=watch.saw, **asked)
+        else:
+            with parts.open() as tuner, report.watching(note) as watch:
+                asked["ceiling"] = None if ceiling is None else parts.run_here(ceiling)
+                found = evaluate_tasks(tuner, tasks, observe=watch.saw, **asked)
+    except KeyboardInterrupt:
+        note.print("Stopped. What was answered is in the cache: the same command goes on from there.")
+        raise typer.Exit(130) from None
     settings = parts.recorded() | {
         "alphas": alphas if swept is None else list(swept),
         "missing": missing,
@@ -236,12 +248,12 @@ def _tell(
         report.show(Screen(), found)
 
 
-def _writable(path: Path | None, inputs: list[Path]) -> None:
+def _writable(path: Path | None, inputs: list[str]) -> None:
     """Raise InputError for a file that cannot be written, before anything is spent."""
     if path is None:
         return
     with suppress(OSError):
-        if any(path.exists() and path.samefile(file) for file in inputs):
+        if any(path.exists() and Path(file).exists() and path.samefile(file) for file in inputs):
             raise InputError(f"{path} is an input", hint="Write the results to another file.")
     try:
         with path.open("a", encoding="utf-8"):

@@ -9,7 +9,9 @@
 | `desk` | all of these behind one door |
 | `engine` | Ray: started, found, its errors |
 | `rows` | what runs on it: reading, checking, asking, writing |
-| `run` | a bulk run, from the machine that begins it |
+| `tasks` | the same of evaluations |
+| `passes` | rows through the actors of a cluster |
+| `run`, `evaluation` | a bulk run, an evaluation, from the machine that begins it |
 
-Only `engine`, `rows` and `run` know Ray.
+Only `engine`, `rows` and `passes` know Ray.
 """

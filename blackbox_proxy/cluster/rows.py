@@ -11,9 +11,10 @@ import json
 import posixpath
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow
 import ray
@@ -31,7 +32,10 @@ from blackbox_proxy.jobs.inputs import Bad, Defaults, InputRow, checked_row, rec
 from blackbox_proxy.jobs.row import answer, reason_against
 from blackbox_proxy.opening import Setup
 from blackbox_proxy.tuner import ProxyTuner
+from blackbox_proxy.types import Usage
 from blackbox_proxy.version import __version__
+
+T = TypeVar("T")
 
 _ROWS = pyarrow.schema(
     [
@@ -42,8 +46,8 @@ _ROWS = pyarrow.schema(
         ("reason", pyarrow.string()),
     ]
 )
-_LINES = pyarrow.schema([("index", pyarrow.int64()), ("line", pyarrow.binary())])
-_FOUND = pyarrow.schema([("found", pyarrow.string())])
+LINES = pyarrow.schema([("index", pyarrow.int64()), ("line", pyarrow.binary())])
+FOUND = pyarrow.schema([("found", pyarrow.string())])
 _AT_ONCE = 1024  # rows that are read into one block
 _OTHER_MODELS = "the workers do not agree on the models: one has found another tokenizer of the base"
 _NAME_IT = "Name it with --tokenizer, in a place that every machine reads."
@@ -78,6 +82,28 @@ def counted(batch: Any) -> Any:
     return pyarrow.table({"file": list(files), "rows": list(files.values())})
 
 
+def placed(
+    batch: Any, starts: Mapping[str, int], end: int | None, *, named: bool
+) -> Iterator[tuple[int, str, Any, str | None]]:
+    """The rows of a block up to `end`: index, place in words (with the file's name if that is wished for), the record,
+    and why there is none.
+    """
+    for row in batch.to_pylist():
+        index = starts[row["file"]] + row["number"]
+        if end is None or index < end:
+            place = f"{posixpath.basename(row['file'])} {row['place']}" if named else row["place"]
+            yield index, place, None if row["record"] is None else json.loads(row["record"]), row["reason"]
+
+
+def check_version(version: str) -> None:
+    """Raise InputError where this machine has another than the one that began the run."""
+    if version != __version__:
+        raise InputError(
+            f"a machine of the cluster has blackbox-proxy {__version__}, and the run was begun by {version}",
+            hint="Install the same version on all of them.",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A run, as its workers know it.
@@ -107,24 +133,12 @@ class Job:
 
     def rows(self, batch: Any, defaults: Defaults) -> Iterator[InputRow | Bad]:
         """The rows of a block, as far as the run is about them."""
-        several = len(self.starts) > 1
-        for row in batch.to_pylist():
-            index = self.starts[row["file"]] + row["number"]
-            place = f"{posixpath.basename(row['file'])} {row['place']}" if several else row["place"]
-            if self.end is not None and index >= self.end:
-                continue
-            if row["reason"] is not None:
-                yield Bad(index, place, row["reason"])
-            else:
-                yield checked_row(index, place, json.loads(row["record"]), defaults)
+        for index, place, record, reason in placed(batch, self.starts, self.end, named=len(self.starts) > 1):
+            yield Bad(index, place, reason) if reason else checked_row(index, place, record, defaults)
 
     def check_here(self) -> None:
         """Raise InputError where this machine cannot be one of the run."""
-        if self.version != __version__:
-            raise InputError(
-                f"a machine of the cluster has blackbox-proxy {__version__}, and the run was begun by {self.version}",
-                hint="Install the same version on all of them.",
-            )
+        check_version(self.version)
         here = self.manifest.folder.here
         if here is not None and not (here / "_state").is_dir():
             raise InputError(
@@ -184,7 +198,7 @@ class Checker:
             elif isinstance(row, InputRow):
                 found.good += 1
                 self._look(row, found)
-        return pyarrow.Table.from_pylist([{"found": _packed(found)}], schema=_FOUND)
+        return pyarrow.Table.from_pylist([{"found": _packed(found)}], schema=FOUND)
 
     def _look(self, row: InputRow, found: Checked) -> None:
         held = self._held.get(row.index)
@@ -229,25 +243,76 @@ class Reached:
         getattr(self._actor, name).remote(*arguments)
 
 
+class Kept(NamedTuple):
+    """What the desk keeps of a row: see `Desk.put`. error: what ended it, where the run is to end with it."""
+
+    digest: str
+    failed: bool
+    line: bytes
+    tokens: int
+    usage: Usage
+    error: BlackboxError | None = None
+
+
+class Member:
+    """What answers on one machine: the desk, and a tuner within the limits and the budget of all."""
+
+    def __init__(self, setup: Setup, desk: Any) -> None:
+        self.desk = Reached(desk)
+        self._setup = setup
+
+    def open(self) -> ProxyTuner:
+        """The tuner. Raises InputError."""
+        pays = None if self._setup.budget() is None else SharedBudget(self.desk, uuid.uuid4().hex)
+        return self._setup.open(limiter=SharedLimiter(self.desk), pays=pays)
+
+    async def lines(
+        self, rows: Sequence[T], index: Callable[[T], int], one: Callable[[T], Awaitable[Kept]], concurrency: int
+    ) -> dict[int, bytes]:
+        """A line for every row: of those that another worker has answered before it died, the one it had."""
+        lines: dict[int, bytes] = await self.desk.ask("have", [index(row) for row in rows])
+        todo = iter([row for row in rows if index(row) not in lines])
+
+        async def work() -> None:
+            for row in todo:
+                kept = await one(row)
+                await self.desk.ask("put", index(row), *kept[:-1])
+                lines[index(row)] = kept.line
+                if kept.error is not None:
+                    raise kept.error
+
+        await side_by_side(work, min(concurrency, len(rows)))
+        return lines
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Of an error of this package the desk is told before Ray makes a text of it."""
+        try:
+            yield
+        except BlackboxError as error:
+            tuners.run(self.desk.ask("stop", type(error).__name__, str(error), error.hint))
+            raise
+
+
 class Worker:
-    """Holds one tuner and answers rows, several at a time, within the limits and the budget of all."""
+    """Holds one tuner and answers rows, several at a time."""
 
     def __init__(self, job: Job, held: Sequence[Any], desk: Any) -> None:
         self._job = job
-        self._desk = Reached(desk)
-        with self._telling():
+        self._member = Member(job.setup, desk)
+        with self._member.telling():
             job.check_here()
             self._held: Mapping[int, Held] = ray.get(held[0])
-            pays = None if job.setup.budget() is None else SharedBudget(self._desk, uuid.uuid4().hex)
-            self._tuner = job.setup.open(limiter=SharedLimiter(self._desk), pays=pays)
+            self._tuner = self._member.open()
             self._defaults = job.defaults(self._tuner)
 
     def __call__(self, batch: Any) -> Any:
-        rows = [row for row in self._job.rows(batch, self._defaults) if self._wanted(row)]
-        with self._telling():
-            lines = tuners.run(self._answered([row for row in rows if isinstance(row, InputRow)]))
+        with self._member.telling():
+            rows = [row for row in self._job.rows(batch, self._defaults) if self._wanted(row)]
+            todo = [row for row in rows if isinstance(row, InputRow)]
+            lines = tuners.run(self._member.lines(todo, lambda row: row.index, self._one, self._job.concurrency))
         return pyarrow.Table.from_pylist(
-            [{"index": index, "line": line} for index, line in sorted(lines.items())], schema=_LINES
+            [{"index": index, "line": line} for index, line in sorted(lines.items())], schema=LINES
         )
 
     def _wanted(self, row: InputRow | Bad) -> bool:
@@ -259,39 +324,11 @@ class Worker:
             return False
         raise InputError("the input has changed while it was run", hint="Run it again.")
 
-    async def _answered(self, rows: Sequence[InputRow]) -> dict[int, bytes]:
-        """A line for every row: of those that another worker has answered before it died, the one it had."""
-        lines: dict[int, bytes] = await self._desk.ask("have", [row.index for row in rows])
-        todo = iter([row for row in rows if row.index not in lines])
-
-        async def work() -> None:
-            for row in todo:
-                found = await answer(self._tuner, row)
-                tokens, failed = len(found.steps), found.error is not None
-                await self._desk.ask("put", row.index, row.digest, failed, found.line, tokens, found.usage)
-                lines[row.index] = found.line
-                if found.error is not None and self._job.fail_fast:
-                    raise found.error
-
-        await side_by_side(work, min(self._job.concurrency, len(rows)))
-        return lines
-
-    def _telling(self) -> _Telling:
-        return _Telling(self._desk)
-
-
-class _Telling:
-    """Of an error of this package the desk is told before Ray makes a text of it."""
-
-    def __init__(self, desk: Reached) -> None:
-        self._desk = desk
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BlackboxError):
-            tuners.run(self._desk.ask("stop", type(error).__name__, str(error), error.hint))
+    async def _one(self, row: InputRow) -> Kept:
+        found = await answer(self._tuner, row)
+        failed = found.error is not None
+        ends = found.error if self._job.fail_fast else None
+        return Kept(row.digest, failed, found.line, len(found.steps), found.usage, ends)
 
 
 class Parts(Datasink[list[str]]):  # type: ignore[misc]

@@ -13,7 +13,8 @@ from blackbox_proxy.cluster.folder import Folder
 from blackbox_proxy.cluster.formats import FORMATS, Format, decoded, encoded
 from blackbox_proxy.cluster.journal import Journal
 from blackbox_proxy.cluster.manifest import Manifest
-from blackbox_proxy.cluster.run import _end_of, _fold
+from blackbox_proxy.cluster.passes import end_of
+from blackbox_proxy.cluster.run import _fold
 from blackbox_proxy.errors import InputError, ServerFailed
 from blackbox_proxy.jobs.inputs import Defaults, InputRow, checked_row
 from blackbox_proxy.jobs.outputs import failure_line, result_line
@@ -170,5 +171,5 @@ def test_the_first_rows_that_are_not_bad() -> None:
         good = [i for i, fine in enumerate(rows) if fine]
         limit = rng.randint(1, 5)
         if len(good) > limit:
-            end = _end_of(limit, [i for i, fine in enumerate(rows) if not fine])
+            end = end_of(limit, [i for i, fine in enumerate(rows) if not fine])
             assert [i for i in good if i < end] == good[:limit]
