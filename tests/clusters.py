@@ -57,7 +57,7 @@ class Runs:
     def local(self, source: Path, *more: str) -> list[dict[str, Any]]:
         """The lines of a run without Ray."""
         out = self.folder / f"{source.stem}.local.jsonl"
-        status, _, told = self("run", source, "-o", out, *self.given, "--no-cache", *more)
+        status, _, told = self("run", source, "-o", out, *self.given, "--no-cache", *more, seconds=1500)
         assert status in (0, 1), told
         return lines_in(out)
 

@@ -83,14 +83,14 @@ def test_a_budget_is_one_for_all_and_a_run_that_it_ended_goes_on(runs: Runs) -> 
     assert runs.requests - undisturbed <= undisturbed + 2 * 4  # what was under way when the first error came
 
 
-def check_a_kill(runs: Runs, kind: str, rows: int, seed: int, after: int) -> None:
+def check_a_kill(runs: Runs, kind: str, rows: int, seed: int, after: int, *more: str) -> None:
     """With one process killed amid a run, the lines are those of the local one, and what was lost was under way."""
     moments = random.Random(seed)
     source, out = numbered(runs.folder / "in.jsonl", rows), runs.folder / "out"
     local, undisturbed = runs.local(source), runs.requests
     cache: list[str | Path] = ["--cache", "--cache-file", runs.folder / "cache"]
-    run = runs.begin("run", source, "-o", out, *runs.given, *cache, *ON_RAY)
-    wait_for(lambda: run.poll() is not None or runs.requests >= undisturbed + after)
+    run = runs.begin("run", source, "-o", out, *runs.given, *cache, *ON_RAY, *more)
+    wait_for(lambda: run.poll() is not None or runs.requests >= undisturbed + after, 1200)
     killed = moments.choice(processes(kind, runs.folder))
     os.kill(killed, signal.SIGKILL)
     _, told = run.communicate(timeout=1200)
@@ -103,12 +103,13 @@ def check_a_kill(runs: Runs, kind: str, rows: int, seed: int, after: int) -> Non
 
 @pytest.mark.parametrize("kind", ["MapBatches(Worker)", "Desk"])
 def test_a_killed_process_costs_what_was_under_way(runs: Runs, kind: str) -> None:
-    check_a_kill(runs, kind, rows=40, seed=1, after=70)
+    check_a_kill(runs, kind, 40, 1, 70)
 
 
 @pytest.mark.slow
 def test_two_thousand_rows_with_a_worker_killed_at_random(runs: Runs) -> None:
-    check_a_kill(runs, "MapBatches(Worker)", rows=2000, seed=2, after=random.Random(2).randrange(500, 6000))
+    after = random.Random(2).randrange(500, 6000)
+    check_a_kill(runs, "MapBatches(Worker)", 2000, 2, after, "--rows-per-part", "50")
 
 
 def test_a_killed_driver_goes_on(runs: Runs) -> None:
