@@ -2,7 +2,7 @@
 
     {"format": "blackbox-proxy weights", "version": 1, "package": "0.1.0",
      "weights": {"base": …, "experts": […], "antiexperts": […], "tail": …, "rest": …, "spread": {…}},
-     "for": {"base": …, "pairs": […], "top_logprobs": …, "tail": "backoff", "tail_size": 32}, "found": {…}}
+     "for": {"base": …, "pairs": […], "top_logprobs": …, "tail": "backoff"}, "found": {…}}
 
 Weights mean nothing for other models, another k or another treatment of the tail: what can be told apart is refused.
 """
@@ -10,7 +10,7 @@ Weights mean nothing for other models, another k or another treatment of the tai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ _WEIGHTS = {"base", "experts", "antiexperts", "tail", "rest", "spread"}
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Something is not what weights were learned for. sure: not where only names tell it, and a digest that the file
+    has could tell otherwise once a model is loaded: the same weights may lie in another folder.
+    """
+
+    text: str
+    sure: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """A file's weights. models: what they were learned for; found: what `calibrate` said of them."""
 
@@ -36,13 +46,18 @@ class Learned:
 
     def check(self, models: Mapping[str, Any], what: str = "the weights") -> None:
         """Raise InputError if these are other models, as far as that can be told."""
+        for different in self.differences(models):
+            raise InputError(
+                f"{what} were learned for {different.text}",
+                hint="Run `blackbox-proxy calibrate` with what you use now.",
+            )
+
+    def differences(self, models: Mapping[str, Any]) -> Iterator[Difference]:
+        """In what these models, k and tail are others than those that the weights were learned for."""
         for name, said in (("base", "base"), ("pairs", "pair"), ("top_logprobs", "k"), ("tail", "tail")):
             one, other = self.models.get(name), models.get(name)
             if one is not None and other is not None and not _alike(one, other):
-                raise InputError(
-                    f"{what} were learned for another {said}: {_said(one)}, not {_said(other)}",
-                    hint="Run `blackbox-proxy calibrate` with what you use now.",
-                )
+                yield Difference(f"another {said}: {_said(one)}, not {_said(other)}", not _only_named(one, other))
 
 
 def models_of(base: Base, pairs: Sequence[Pair], tail: str) -> dict[str, Any]:
@@ -71,6 +86,15 @@ def _alike(one: Any, other: Any) -> bool:
             return bool(one["digest"] == other["digest"])
         return bool(one.get("name") == other.get("name"))
     return bool(one == other)
+
+
+def _only_named(one: Any, other: Any) -> bool:
+    """Whether some model that differs by its name has a digest on one side only."""
+    if isinstance(one, list):
+        return len(one) == len(other) and all(
+            _alike(a, b) or _only_named(a, b) for a, b in zip(one, other, strict=True)
+        )
+    return isinstance(one, Mapping) and bool(one.get("digest")) != bool(other.get("digest"))
 
 
 def _said(models: Any) -> str:

@@ -48,6 +48,11 @@ def examine(setup: Setup, how: Examination) -> Iterator[Finding]:
     if any(found.level == "fails" for found in told):
         return
     if not setup.settings.base.local:
+        if setup.settings.equation.weights is not None:
+            loaded = check_learned_for(setup)
+            yield loaded
+            if loaded.level == "fails":
+                return
         for asked in ask_the_base(setup):
             yield asked
             if asked.level == "fails":
@@ -61,6 +66,19 @@ def versions() -> Finding:
     parts = [f"blackbox_proxy {__version__}", f"Python {platform.python_version()}"]
     parts += [f"{name} {version(name)}" for name in ("torch", "transformers", "openai")]
     return Finding("ok", "versions", ", ".join(parts))
+
+
+def check_learned_for(setup: Setup) -> Finding:
+    """Whether weights were learned for these very models: they are loaded, and nothing is asked of them."""
+    try:
+        base = setup.open_base()
+        try:
+            setup.weights_for(base, list(setup.open_pairs().values()))
+        finally:
+            run(base.aclose())
+    except BlackboxError as error:
+        return failed("weights", error)
+    return Finding("ok", "weights", "learned for these very models")
 
 
 def ask_the_base(setup: Setup) -> Iterator[Finding]:

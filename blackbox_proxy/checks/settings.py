@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from blackbox_proxy.checks.finding import Finding, failed
 from blackbox_proxy.config.tables import PairTable
@@ -17,12 +18,13 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
 def check_settings(setup: Setup) -> Iterator[Finding]:
-    """The base, each pair, the budget."""
+    """The base, each pair, learned weights, the budget."""
     yield from check_base(setup)
     if not setup.settings.pairs:
         yield Finding("fails", "pairs", "there is no pair", "Give --expert, or a table [pairs.NAME] in the file.")
     for name, pair in setup.settings.pairs.items():
         yield from check_pair(f"pair {name}", pair)
+    yield from check_weights(setup)
     try:
         budget = setup.budget()
         limited = "nothing is limited" if budget is None else "what may be spent is limited"
@@ -69,6 +71,49 @@ def check_pair(what: str, pair: PairTable) -> Iterator[Finding]:
         yield folder(f"{what}, anti-expert", pair.antiexpert)
         if pair.antiexpert == pair.expert:
             yield Finding("warns", what, "expert and anti-expert are one model: nothing will change", "Name two.")
+
+
+def check_weights(setup: Setup) -> Iterator[Finding]:
+    """Whether learned weights are for this base, pair, k and tail, as far as names tell: no model is loaded."""
+    from blackbox_proxy.learned import read_learned
+
+    equation = setup.settings.equation
+    if equation.weights is None:
+        return
+    try:
+        learned = read_learned(equation.weights)
+        models = _named(setup)
+    except BlackboxError as error:
+        yield failed("weights", error)
+        return
+    different = list(learned.differences(models))
+    again = "Run `blackbox-proxy calibrate` with what you use now."
+    for each in different:
+        said = f"{equation.weights} was learned for {each.text}"
+        if each.sure:
+            yield Finding("fails", "weights", said, again)
+        else:
+            hint = "It may be the same model in another folder: that is looked at when it is loaded, as `doctor` does."
+            yield Finding("warns", "weights", said, hint)
+    if not different:
+        yield Finding("ok", "weights", f"{equation.weights}, learned for models of these names, k and tail")
+
+
+def _named(setup: Setup) -> dict[str, Any]:
+    """What weights are for (see `learned.models_of`), before anything is loaded: names without digests."""
+    told = setup.settings.base
+    k, name = told.top_logprobs, setup.model
+    if not told.local:
+        base = setup.open_base(asking=False)
+        name, k = base.name, (base.identity or {}).get("top_logprobs")
+        run(base.aclose())
+    pairs = []
+    for pair in setup.settings.pairs.values():
+        kind = "TransformersPair" if pair.expert_url is None else "ServedPair"
+        names = ", ".join(each for each in (pair.expert, pair.antiexpert) if each is not None)
+        pairs.append({"name": f"{kind}({names})", "digest": None})
+    base_is = {"name": name, "digest": None}
+    return {"base": base_is, "pairs": pairs, "top_logprobs": k, "tail": setup.settings.equation.tail}
 
 
 def folder(what: str, name: str) -> Finding:

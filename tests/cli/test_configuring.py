@@ -18,6 +18,8 @@ from blackbox_proxy.cli.options import DecodingOptions
 from blackbox_proxy.config.keys import NAMED, Key, keys, tables
 from blackbox_proxy.config.settings import load
 from blackbox_proxy.config.writing import commented, in_effect, markdown
+from blackbox_proxy.learned import Learned, write_weights
+from blackbox_proxy.maths.weights import Weights
 
 Run = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -219,6 +221,44 @@ def test_doctor_goes_through_everything_and_names_the_next_command(run: Run, set
     assert status == 1
     assert "there is no folder ./nowhere" in out
     assert "one token" not in out, "nothing is asked where something fails before"
+
+
+def test_weights_for_something_else_are_found_before_anything_is_asked(
+    run: Run, settings: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
+    """By their names and numbers, which costs nothing; by the models themselves before the first request."""
+    pair = {"name": f"TransformersPair({models['digits-expert']}, {models['digits-antiexpert']})", "digest": "0" * 33}
+    known = {"base": {"name": "big", "digest": None}, "pairs": [pair], "top_logprobs": 5, "tail": "backoff"}
+    path = tmp_path / "weights.json"
+    settings = [*settings, "--top-logprobs", "5", "--weights", str(path)]
+
+    def told(command: str, changed: dict[str, Any]) -> tuple[int, list[list[str]]]:
+        write_weights(path, Learned(Weights(0.5), {**known, **changed}, {}))
+        how = ["--no-probe"] if command == "doctor" else []
+        status, out, _ = run(*command.split(), *how, "--json", *settings)
+        found = json.loads(out)
+        assert not any(each["what"] == "one token" for each in found)
+        return status, [[each["level"], each["text"]] for each in found if each["what"] == "weights"]
+
+    status, ((level, text),) = told("config check", {})
+    assert (status, level, "these names, k and tail" in text) == (0, "ok", True)
+    for changed, said in (
+        ({"top_logprobs": 20}, "another k: 20, not 5"),
+        ({"tail": "floor"}, "another tail"),
+        ({"base": {"name": "other", "digest": None}}, "another base: other, not big"),
+        ({"pairs": [pair, pair]}, "another pair"),
+    ):
+        for command in ("config check", "doctor"):
+            status, ((level, text),) = told(command, changed)
+            assert (status, level, said in text) == (1, "fails", True), text
+    status, ((level, text),) = told("config check", {"pairs": [pair | {"name": "TransformersPair(elsewhere)"}]})
+    assert (status, level, "another pair" in text) == (0, "warns", True), "it may be the same in another folder"
+    status, found = told("doctor", {})
+    assert (status, [level for level, _ in found]) == (1, ["ok", "fails"]), "the same name, and other weights"
+    assert "another pair" in found[1][1]
+    path.write_text("{}")
+    status, out, _ = run("config", "check", *settings)
+    assert (status, "fails  weights" in out) == (1, True)
 
 
 def test_flags_belong_to_one_setting_each() -> None:
