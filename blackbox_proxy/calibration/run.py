@@ -101,6 +101,11 @@ class Calibration:
         return None if not found else found[0] >= -_CARRIES
 
     @property
+    def worth_writing(self) -> bool:
+        """Better beyond chance, and on texts of another kind, where some were given, no worse."""
+        return self.better and self.carries_over is not False
+
+    @property
     def learned(self) -> Learned:
         """What a file holds."""
         found = {
@@ -108,6 +113,7 @@ class Calibration:
             "documents": self.documents,
             "places": self.places,
             "better": self.better,
+            "carries_over": self.carries_over,
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "systems": [asdict(each) for each in self.systems],
         }

@@ -33,7 +33,9 @@ def calibrate(
     learn_tail: Annotated[
         bool, typer.Option("--learn-tail/--no-learn-tail", help="Learn how hidden mass is spread, too.")
     ] = True,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Write weights that are not better beyond chance.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Write weights that are not better, or do not carry over, as well.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would ask and cost.")] = False,
     missing: Missing = "backoff",
     concurrency: Concurrency = 8,
@@ -51,8 +53,8 @@ def calibrate(
     that takes is said first. Where it cannot score given text, it is asked along the text (see --max-calls).
 
     Weights are compared with alpha 1 and the best alpha on documents that they were not fitted to, and only written
-    where they are better beyond chance; the exit status is 1 where they are not. `--weights` then uses them in other
-    commands, with these models, this k and this tail.
+    where they are better beyond chance and do not lose on --other; the exit status is 1 else. `--weights` then uses
+    them in other commands, with these models, this k and this tail.
 
     Examples:
 
@@ -104,7 +106,7 @@ def calibrate(
         say_json(report.record(found))
     else:
         report.show(Screen(), found)
-    if found.better or anyway:
+    if found.worth_writing or anyway:
         write_weights(output, found.learned)
         note.print(f"Written to {output}.", markup=False, highlight=False, soft_wrap=True)
     else:

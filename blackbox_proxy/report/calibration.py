@@ -125,7 +125,8 @@ def lines(found: Calibration) -> Iterator[str]:
             f"of the gain, that is {tail.gain:+.3f} nats ({tail.gain_low:+.3f} – {tail.gain_high:+.3f})."
         )
     if found.carries_over is False:
-        yield "They do not carry over: on the other texts they lose more than 0.005 nats against alpha 1."
+        lost = next(-each.gain for each in found.others if each.name == "alpha 1")
+        yield f"They do not carry over: on the other texts they lose {lost:.3f} nats against alpha 1."
     if not found.better:
         yield "They are not better than alpha 1 and the best alpha beyond chance."
 
@@ -141,7 +142,6 @@ def record(found: Calibration) -> dict[str, Any]:
         "alpha": found.alpha,
         "strength": found.strength,
         "unlisted": found.unlisted,
-        "carries_over": found.carries_over,
         "calls": found.usage.api_calls,
         **learned.found,
         "for": dict(learned.models),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from blackbox_proxy.calibration.likelihood import Terms
 from blackbox_proxy.calibration.run import Calibration
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.learned import models_of, read_learned, write_weights
+from blackbox_proxy.report.calibration import lines
 
 Pairs = Callable[[str], TransformersPair]
 TRUE = np.array([0.4, 0.8, 0.2, -0.3])
@@ -139,6 +140,19 @@ def test_weights_that_wrote_texts_are_better_on_texts_not_seen(found: Calibratio
     assert found.carries_over
     low, high = found.intervals["E"]
     assert low < found.weights.experts[0] < high
+
+
+def test_weights_that_lose_on_other_texts_are_told_and_not_worth_writing(found: Calibration) -> None:
+    """The limit is 0.005 nats for each place."""
+    (weights, alpha) = found.others
+    assert found.worth_writing
+    for gain, carries in ((-0.004, True), (-0.006, False)):
+        there = replace(found, others=(weights, replace(alpha, gain=gain)))
+        assert (there.better, there.carries_over, there.worth_writing) == (True, carries, carries)
+        assert there.learned.found["carries_over"] is carries
+        assert any("they lose 0.006 nats against alpha 1" in line for line in lines(there)) is not carries
+    nothing = replace(found, others=())
+    assert (nothing.carries_over, nothing.worth_writing) == (None, True)
 
 
 def test_a_file_is_for_its_models(
