@@ -4,7 +4,8 @@
 
 A base and a small model learn to write of a shop; the small one is then tuned on sums in words, plainly and through the
 base's five candidates, for the same number of steps. Printed for each seed, pair and k: -log p of the true token among
-the candidates, on documents that weights and alpha were not fitted to (nats).
+the candidates, on documents that weights and alpha were not fitted to (nats); and bits per byte of further documents,
+which can be compared between experts, since every token counts there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, calibrate, tune
+from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, calibrate, evaluate, tune
 from blackbox_proxy.tuning.train import Recipe
 
 NAMES = ["Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry"]
@@ -101,6 +102,7 @@ def measure(folder: Path, seed: int, steps: int) -> None:
     known, wanted = texts(shop, 1200, seed), [{"text": text} for text in texts(sums, 120, seed + 100)]
     dev = [{"text": text} for text in texts(sums, 40, seed + 200)]
     other = [{"text": text} for text in texts(shop, 20, seed + 300)]
+    held_out = [{"text": text} for text in texts(sums, 30, seed + 500)]
     mixed = [*known, *texts(sums, 60, seed + 400)]  # both know the words, hardly their use
     spelled = {kind: tokenizer(500, mixed, kind == "far") for kind in ("near", "far")}
     big = train(folder / "base", spelled["near"], mixed, steps, seed)
@@ -119,9 +121,13 @@ def measure(folder: Path, seed: int, steps: int) -> None:
                 figures = "  ".join(f"{each.name} {each.loss:.3f}" for each in found.systems)
                 gain = next(each for each in found.systems if each.name == "alpha 1")
                 elsewhere = next(each.gain for each in found.others if each.name == "alpha 1")
+                learned = ProxyTuner(tuner.base, pair, weights=found.weights)
+                (table,) = evaluate(learned, held_out, alphas=[1.0]).tables
+                bits = "  ".join(f"{each.system.key} {each.value:.3f}" for each in table.results)
                 print(
                     f"seed {seed} {kind:4} k {k:2} {'through' if through else 'plain':7}  {figures}  | over alpha 1: "
-                    f"{gain.gain:+.3f} ({gain.gain_low:+.3f} to {gain.gain_high:+.3f}), elsewhere {elsewhere:+.3f}",
+                    f"{gain.gain:+.3f} ({gain.gain_low:+.3f} to {gain.gain_high:+.3f}), elsewhere {elsewhere:+.3f}"
+                    f"  | bits per byte: {bits}",
                     flush=True,
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blackbox_proxy.checks.finding import Finding, failed
 from blackbox_proxy.config.tables import PairTable
@@ -102,7 +102,7 @@ def check_weights(setup: Setup) -> Iterator[Finding]:
 def _named(setup: Setup) -> dict[str, Any]:
     """What weights are for (see `learned.models_of`), before anything is loaded: names without digests."""
     told = setup.settings.base
-    k, name = told.top_logprobs, setup.model
+    name, k = setup.model, cast(object, told.top_logprobs)
     if not told.local:
         base = setup.open_base(asking=False)
         name, k = base.name, (base.identity or {}).get("top_logprobs")
@@ -112,7 +112,7 @@ def _named(setup: Setup) -> dict[str, Any]:
         kind = "TransformersPair" if pair.expert_url is None else "ServedPair"
         names = ", ".join(each for each in (pair.expert, pair.antiexpert) if each is not None)
         pairs.append({"name": f"{kind}({names})", "digest": None})
-    base_is = {"name": name, "digest": None}
+    base_is: dict[str, Any] = {"name": name, "digest": None}
     return {"base": base_is, "pairs": pairs, "top_logprobs": k, "tail": setup.settings.equation.tail}
 
 

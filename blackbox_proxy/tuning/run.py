@@ -191,7 +191,7 @@ def _card(name: str, base: Base | None, recipe: Recipe, tuned: Tuned) -> str:
     """What the folder is, for people."""
     way = (
         f"through {base.name}, so that log q + {recipe.alpha:g} (log E - log A) is right at {tuned.spots} places "
-        f"({tuned.left_out} lay inside a token of this model)"
+        f"({tuned.left_out} lay inside a token of this model), and on its own next tokens elsewhere"
         if recipe.through and base is not None
         else f"on its own next tokens, {tuned.tokens} of them"
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.aligning.crossing import Crossing
+from blackbox_proxy.maths.equation import hidden_mass
 from blackbox_proxy.tuning.examples import Example
 from blackbox_proxy.types import Floats, Position
 
@@ -24,8 +25,8 @@ _MOST = 32  # candidates of a place, the likeliest first
 @dataclass(frozen=True, slots=True, eq=False)
 class Spots:
     """The places of one example, m of them, with up to k candidates each. rows (m,): whose logits speak there. ids (n,)
-    of the small model, each for one candidate: `spot` (n,) and `column` (n,) say which. log_q (m, k): -inf where there
-    is no candidate. The first column is what stands in the text.
+    of the small model, each for one candidate: `spot` (n,) and `column` (n,) say which. log_q (m, k + 1): -inf where
+    there is no candidate. The first column is what stands in the text, the last everything that is no candidate.
     """
 
     rows: NDArray[np.int64]
@@ -73,9 +74,11 @@ def spots_of(example: Example, positions: Sequence[Position], crossing: Crossing
         rows.append(row)
         columns.append([log_q for _, log_q in kept])
     width = max(map(len, columns), default=1)
-    log_q = np.full((len(columns), width), -np.inf)
+    log_q = np.full((len(columns), width + 1), -np.inf)
     for i, values in enumerate(columns):
         log_q[i, : len(values)] = values
+        if (hidden := hidden_mass(np.array(values))) > 0.0:
+            log_q[i, -1] = np.log(hidden)
     return Spots(_array(rows), _array(ids), _array(spot), _array(column), log_q)
 
 

@@ -24,7 +24,7 @@ CHECKPOINT = "checkpoint.pt"
 class Recipe:
     """How it is trained. steps: of the optimiser, with `batch` examples each; rate: AdamW's, after a short warm-up and
     then down to a tenth on half a cosine; rank: of the adapter, which counts for 2; through: the combination's loss,
-    with this alpha. Raises InputError.
+    with this alpha, wherever the base has a place. Raises InputError.
     """
 
     steps: int = 200
@@ -67,6 +67,7 @@ class Trainer:
         self._spots = spots
         self._recipe = recipe
         self._device = lm.device
+        self._size = lm.size
         # What the untuned model says does not change: it is read once.
         self._untuned = [] if spots is None else self._read(lm.model, spots)
         torch.manual_seed(recipe.seed)
@@ -83,12 +84,15 @@ class Trainer:
     def _read(self, model: Any, spots: Sequence[Spots]) -> list[torch.Tensor]:
         with torch.inference_mode():
             return [
-                masses(model(input_ids=self._ids(example), use_cache=False).logits[0], own).clone()
+                masses(self._logits(model, example), own).clone()
                 for example, own in zip(self._examples, spots, strict=True)
             ]
 
-    def _ids(self, example: Example) -> torch.Tensor:
-        return torch.tensor([example.ids], device=self._device)
+    def _logits(self, model: Any, example: Example) -> torch.Tensor:
+        """Of the tokens that there are, (n, V): a checkpoint may have rows beyond them."""
+        ids = torch.tensor([example.ids], device=self._device)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+        return logits[:, : self._size]
 
     def run(self, folder: Path | None, every: int, told: Callable[[Stepped], None]) -> float:
         """All steps that are left; a checkpoint after `every` of them, in `folder`. The mean loss of the last tenth."""
@@ -131,10 +135,12 @@ class Trainer:
 
     def _losses(self, i: int) -> torch.Tensor:
         example = self._examples[i]
-        logits = self.model(input_ids=self._ids(example), use_cache=False).logits[0]
+        logits = self._logits(self.model, example)
         if self._spots is None:
             return next_token_losses(logits, example)
-        return combination_losses(logits, self._spots[i], self._untuned[i], self._recipe.alpha)
+        spots = self._spots[i]
+        combined = combination_losses(logits, spots, self._untuned[i], self._recipe.alpha)
+        return torch.cat([combined, next_token_losses(logits, example, spots)])
 
     # -- going on -------------------------------------------------------------------------------------------------
 

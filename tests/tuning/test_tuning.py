@@ -20,7 +20,7 @@ from blackbox_proxy.evaluation.tasks import task_of
 from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.tuner import run as wait
 from blackbox_proxy.tuning.examples import example_of
-from blackbox_proxy.tuning.losses import combination_losses, masses
+from blackbox_proxy.tuning.losses import combination_losses, masses, next_token_losses
 from blackbox_proxy.tuning.spots import Spots, spots_of
 from blackbox_proxy.tuning.train import CHECKPOINT, Recipe, Stepped, Trainer
 
@@ -32,10 +32,12 @@ def base(models: dict[str, str]) -> TransformersBase:
     return TransformersBase(models["base"], top_logprobs=5, device="cpu")
 
 
-def looked(base: TransformersBase, models: dict[str, str], kind: str) -> tuple[Any, Any, Spots]:
+def looked(
+    base: TransformersBase, models: dict[str, str], kind: str, row: dict[str, str] = ROWS[0]
+) -> tuple[Any, Any, Spots]:
     assert base.vocabulary is not None
     lm = load_causal_lm(models[f"{kind}-antiexpert"], device="cpu")
-    example = example_of(task_of(ROWS[0]), lm.vocabulary, lm.context)
+    example = example_of(task_of(row), lm.vocabulary, lm.context)
     positions, _ = wait(ask_whole(base, example.prompt, example.text))
     return lm, example, spots_of(example, positions, Crossing(Alignment(lm.vocabulary, base.vocabulary)))
 
@@ -64,19 +66,33 @@ def test_the_gradient_through_the_box_against_finite_differences(
 
 
 def test_with_one_vocabulary_the_loss_is_that_of_the_equation(base: TransformersBase, models: dict[str, str]) -> None:
-    """-log p of the text's own tokens among the candidates, as `ProxyTuner` combines them."""
+    """-log p of the text's own tokens over the whole vocabulary, as `ProxyTuner` combines base and pair."""
     lm, example, spots = looked(base, models, "same")
+    expert = load_causal_lm(models["same-expert"], device="cpu")
     with torch.inference_mode():
-        logits = lm.model(input_ids=torch.tensor([example.ids])).logits[0]
-    expert = logits.flip(-1)
-    found = combination_losses(expert, spots, masses(logits, spots), 0.5)
-    e, a = (torch.log_softmax(each[torch.from_numpy(spots.rows)], -1).double() for each in (expert, logits))
-    for j in range(len(spots)):
-        own = spots.spot == j
-        assert own.sum() == np.isfinite(spots.log_q[j]).sum(), "one id for each candidate"
-        offset = (e - a)[j, torch.from_numpy(spots.ids[own])].numpy()
-        score = spots.log_q[j, : own.sum()] + 0.5 * offset
-        assert float(found[j]) == pytest.approx(np.logaddexp.reduce(score) - score[0], abs=1e-4)
+        e, a = (each.model(input_ids=torch.tensor([example.ids])).logits[0] for each in (expert, lm))
+    a = a[:, : e.shape[1]]  # its rows beyond the vocabulary are no tokens
+    found = combination_losses(e, spots, masses(a, spots), 0.5).numpy()
+    pair = TransformersPair(models["same-expert"], models["same-antiexpert"], device="cpu")
+    score = ProxyTuner(base, pair, 0.5, tail="truncate").score(example.prompt, example.text)
+    assert len(found) == len(score.tokens)
+    assert np.allclose(found, [-token.log_p for token in score.tokens], atol=1e-4)
+    assert abs(score.log_p - score.log_q) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["same", "digits"])
+def test_every_token_of_the_small_model_is_learned_in_one_way(
+    kind: str, base: TransformersBase, models: dict[str, str]
+) -> None:
+    """At a place of the base by the combination; elsewhere, the end included, by its own loss."""
+    lm, example, spots = looked(base, models, kind, {"prompt": "It was", "text": " 12 March 1989 in New York"})
+    logits = torch.randn(len(example.ids), len(lm.vocabulary), generator=torch.Generator().manual_seed(0))
+    alone, besides = next_token_losses(logits, example), next_token_losses(logits, example, spots)
+    assert (len(alone), len(besides)) == (len(example.ids) - example.given, len(alone) - len(spots))
+    assert besides[-1] == alone[-1], "the end"
+    assert (len(besides) == 1) is (kind == "same"), "with one vocabulary nothing but the end"
+    logits[torch.from_numpy(spots.rows)] += torch.randn(len(spots), len(lm.vocabulary))
+    assert torch.equal(next_token_losses(logits, example, spots), besides)
 
 
 def test_an_untuned_expert_has_the_loss_of_the_base(base: TransformersBase, models: dict[str, str]) -> None:
@@ -84,8 +100,8 @@ def test_an_untuned_expert_has_the_loss_of_the_base(base: TransformersBase, mode
     with torch.inference_mode():
         logits = lm.model(input_ids=torch.tensor([example.ids])).logits[0]
     found = combination_losses(logits, spots, masses(logits, spots), 1.0).numpy()
-    expected = np.logaddexp.reduce(spots.log_q, axis=1) - spots.log_q[:, 0]
-    assert np.allclose(found, expected, atol=1e-4)
+    assert np.allclose(np.logaddexp.reduce(spots.log_q, axis=1), 0.0, atol=1e-4), "candidates, and everything else"
+    assert np.allclose(found, -spots.log_q[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize(("through", "kind"), [(False, "same"), (True, "digits")])
