@@ -126,7 +126,7 @@ class Setup:
         if not self.settings.pairs:
             raise InputError("there is no pair", hint="Give --expert, or a table [pairs.NAME] in a file for --config.")
         equation = self.settings.equation
-if equation.weights is not None:
+        if equation.weights is not None:
             self._weights()  # a file that is none is told before models are loaded
         base = self.open_base(limiter=limiter, pays=pays)
         pairs = list(self.open_pairs().values())
