@@ -94,6 +94,7 @@ def _connect(ray: Any, engine: Engine) -> None:
         how |= {"num_cpus": cpus, "include_dashboard": False}
     else:
         carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}
+        carried = {name: value for name, value in carried.items() if not name.endswith("KEY")}  # Ray shows them
         how["runtime_env"] = {"env_vars": carried}
     try:
         ray.init(address=address, **how)

@@ -6,7 +6,6 @@ was asked. The figures are made here, of all rows, as they are in a local run.
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ def evaluate_on_cluster(
     plan = Comparison(**compared)
     plan.check(concurrency)
     with started(engine) as ray, plainly():
-        from blackbox_proxy.cluster.tasks import Bench, Judge, Looked, Looker, answered_in
+        from blackbox_proxy.cluster.tasks import Bench, Judge, Looked, Looker, answered_in, unpacked
 
         passes = Passes(ray, engine, tasks)
         bench = Bench(
@@ -62,7 +61,7 @@ def evaluate_on_cluster(
         )
 
         def looked() -> list[Looked]:
-            return [pickle.loads(row["found"]) for row in passes.blocks(Looker, bench, least=1).iter_rows()]
+            return [unpacked(row["found"]) for row in passes.blocks(Looker, bench, least=1).iter_rows()]
 
         found = looked()
         if limit is not None and skip_bad and sum(each.good for each in found) > limit:

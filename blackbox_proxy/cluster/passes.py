@@ -123,7 +123,9 @@ class Passes:
             with _looking(lambda: look(self.ray.get(desk.told.remote(), timeout=_PATIENCE))):
                 yield desk
         except Exception as error:
-            stopped = self.ray.get(desk.stopped.remote(), timeout=_PATIENCE)
+            stopped = None
+            with suppress(Exception):  # the cluster may be gone
+                stopped = self.ray.get(desk.stopped.remote(), timeout=_PATIENCE)
             if stopped is None:
                 raise
             raise rebuilt(*stopped) from error

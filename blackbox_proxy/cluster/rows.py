@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import posixpath
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from ray.data.datasource import FileBasedDatasource
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.background import side_by_side
 from blackbox_proxy.cluster.budget import SharedBudget
+from blackbox_proxy.cluster.engine import rebuilt
 from blackbox_proxy.cluster.limits import SharedLimiter
 from blackbox_proxy.cluster.manifest import Held, Manifest
 from blackbox_proxy.errors import BlackboxError, InputError
@@ -95,8 +97,12 @@ def placed(
             yield index, place, None if row["record"] is None else json.loads(row["record"]), row["reason"]
 
 
-def check_version(version: str) -> None:
-    """Raise InputError where this machine has another than the one that began the run."""
+def settle(version: str, folder: str) -> None:
+    """Be where the run was begun, if there is such a folder: names of models may be paths from there. Raises InputError
+    where this machine has another version of this package.
+    """
+    with suppress(OSError):
+        os.chdir(folder)
     if version != __version__:
         raise InputError(
             f"a machine of the cluster has blackbox-proxy {__version__}, and the run was begun by {version}",
@@ -110,7 +116,7 @@ class Job:
 
     starts: the index of the first row of each file. end: the index behind the last row that it is about, None for all.
     decoding: the options of rows that have none. settings: what texts depend on, once that is known; version: of this
-    package. manifest: where results go.
+    package; begun_in: the folder. manifest: where results go.
     """
 
     setup: Setup
@@ -123,6 +129,7 @@ class Job:
     concurrency: int = 8
     settings: Mapping[str, Any] | None = None
     version: str = __version__
+    begun_in: str = field(default_factory=os.getcwd)
 
     def defaults(self, tuner: ProxyTuner) -> Defaults:
         """What holds for rows that say nothing else. Raises InputError where the models are not those of the check."""
@@ -138,7 +145,7 @@ class Job:
 
     def check_here(self) -> None:
         """Raise InputError where this machine cannot be one of the run."""
-        check_version(self.version)
+        settle(self.version, self.begun_in)
         here = self.manifest.folder.here
         if here is not None and not (here / "_state").is_dir():
             raise InputError(
@@ -178,18 +185,34 @@ class Checked:
         )
 
 
+def error_of(error: BlackboxError) -> tuple[str, str, str]:
+    """What `engine.rebuilt` makes it from again."""
+    return type(error).__name__, str(error), error.hint
+
+
 class Checker:
-    """Checks rows with the models, and sends nothing. held: what the parts have (a reference in a list)."""
+    """Checks rows with the models, and sends nothing. held: what the parts have (a reference in a list).
+
+    Of an error that keeps it from being one it tells like of what it finds: Ray would make a text of it.
+    """
 
     def __init__(self, job: Job, held: Sequence[Any]) -> None:
-        job.check_here()
-        self._job = job
-        self._held: Mapping[int, Held] = ray.get(held[0])
-        self._tuner = job.setup.open()
-        self._defaults = job.defaults(self._tuner)
-        self._counted_by, self._count = counter_of(self._tuner)
+        self._error: BlackboxError | None = None
+        try:
+            job.check_here()
+            self._job = job
+            self._held: Mapping[int, Held] = ray.get(held[0])
+            self._tuner = job.setup.open()
+            self._defaults = job.defaults(self._tuner)
+            self._counted_by, self._count = counter_of(self._tuner)
+        except BlackboxError as error:
+            self._error = error
 
     def __call__(self, batch: Any) -> Any:
+        told = json.dumps({"error": error_of(self._error)}) if self._error else self._looked(batch)
+        return pyarrow.Table.from_pylist([{"found": told}], schema=FOUND)
+
+    def _looked(self, batch: Any) -> str:
         found = Checked(counted_by=self._counted_by, settings=self._defaults.run)
         for row in self._job.rows(batch, self._defaults):
             reason = row.reason if isinstance(row, Bad) else reason_against(self._tuner, row)
@@ -198,7 +221,7 @@ class Checker:
             elif isinstance(row, InputRow):
                 found.good += 1
                 self._look(row, found)
-        return pyarrow.Table.from_pylist([{"found": _packed(found)}], schema=FOUND)
+        return _packed(found)
 
     def _look(self, row: InputRow, found: Checked) -> None:
         held = self._held.get(row.index)
@@ -219,8 +242,10 @@ def _packed(found: Checked) -> str:
 
 
 def unpacked(told: str) -> Checked:
-    """What a `Checker` has found."""
+    """What a `Checker` has found. Raises what it was kept by."""
     found = json.loads(told)
+    if "error" in found:
+        raise rebuilt(*found["error"])
     return Checked(**(found | {"bounds": Bounds(*found["bounds"])}))
 
 
@@ -290,7 +315,7 @@ class Member:
         try:
             yield
         except BlackboxError as error:
-            tuners.run(self.desk.ask("stop", type(error).__name__, str(error), error.hint))
+            tuners.run(self.desk.ask("stop", *error_of(error)))
             raise
 
 

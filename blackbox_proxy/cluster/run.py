@@ -70,6 +70,11 @@ def run_on_cluster(
     start = time.monotonic()
     with _state(manifest.folder, kept=not dry_run) as state:
         manifest.check(resume=resume, overwrite=overwrite)
+        if not (resume or overwrite) and any(place.stat().st_size for place in state.glob("journal-*")):
+            raise InputError(
+                f"{manifest.folder} holds what a run had answered that was broken off",
+                hint="Go on with it by --resume, or --overwrite it.",
+            )
         if resume and not dry_run:
             _fold(state, manifest, engine.rows_per_part)
         held = manifest.held(retry_failed=retry_failed) if resume else {}

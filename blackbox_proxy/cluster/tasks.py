@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow
 
 from blackbox_proxy import tuner as tuners
-from blackbox_proxy.cluster.rows import LINES, Kept, Member, check_version, placed
-from blackbox_proxy.errors import InputError
+from blackbox_proxy.cluster.engine import rebuilt
+from blackbox_proxy.cluster.rows import LINES, Kept, Member, error_of, placed, settle
+from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.evaluation.run import Comparison, cached
 from blackbox_proxy.evaluation.systems import Answered, Panel, System
 from blackbox_proxy.evaluation.tasks import Kind, Task, kinds_of, task_of
@@ -41,10 +43,10 @@ class Bench:
     skip_bad: bool = False
     concurrency: int = 8
     version: str = __version__
+    begun_in: str = field(default_factory=os.getcwd)
 
     def panel(self, tuner: ProxyTuner, kept: AsyncExitStack) -> Panel:
         """All systems. A base without a cache has one until `kept` is closed."""
-        check_version(self.version)
         compared = self.compared
         if isinstance(compared.ceiling, str):
             compared = replace(compared, ceiling=self.setup.run_here(compared.ceiling))
@@ -80,14 +82,30 @@ class Looker:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._kept = AsyncExitStack()  # as long as this process lives
-        self._panel = bench.panel(bench.setup.open(), self._kept)
+        self._error: BlackboxError | None = None
+        try:
+            settle(bench.version, bench.begun_in)
+            self._panel = bench.panel(bench.setup.open(), self._kept)
+        except BlackboxError as error:
+            self._error = error
 
     def __call__(self, batch: Any) -> Any:
+        looked = error_of(self._error) if self._error else self._looked(batch)
+        return pyarrow.Table.from_pylist([{"found": pickle.dumps(looked)}], schema=_FOUND)
+
+    def _looked(self, batch: Any) -> Looked:
         found = list(self._bench.tasks(batch, self._panel))
         tasks = [task for _, task in found if isinstance(task, Task)]
         bad = tuple((index, task) for index, task in found if isinstance(task, str))
-        looked = Looked(len(tasks), kinds_of(tasks), bad, self._panel.systems)
-        return pyarrow.Table.from_pylist([{"found": pickle.dumps(looked)}], schema=_FOUND)
+        return Looked(len(tasks), kinds_of(tasks), bad, self._panel.systems)
+
+
+def unpacked(told: bytes) -> Looked:
+    """What a `Looker` has found. Raises what it was kept by."""
+    found: Looked | tuple[str, str, str] = pickle.loads(told)
+    if isinstance(found, tuple):
+        raise rebuilt(*found)
+    return found
 
 
 class Judge:
@@ -98,6 +116,7 @@ class Judge:
         self._member = Member(bench.setup, desk)
         self._kept = AsyncExitStack()
         with self._member.telling():
+            settle(bench.version, bench.begun_in)
             self._panel = bench.panel(self._member.open(), self._kept)
 
     def __call__(self, batch: Any) -> Any:
