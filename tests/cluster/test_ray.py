@@ -59,6 +59,13 @@ def test_a_folder_of_files_gives_the_lines_of_the_local_run(runs: Runs) -> None:
     assert lines_in(out) == local
 
 
+def test_what_keeps_workers_from_running_is_told_in_a_sentence(runs: Runs) -> None:
+    source, out = numbered(runs.folder / "in.jsonl", 4), runs.folder / "out"
+    status, _, told = runs("run", source, "-o", out, *runs.given, "--expert", "./nowhere", "--no-cache", *ON_RAY)
+    assert (status, "could be loaded from './nowhere'" in told, "Traceback" in told) == (1, True, False), told
+    assert runs.requests == 0
+
+
 def test_a_budget_is_one_for_all_and_a_run_that_it_ended_goes_on(runs: Runs) -> None:
     source, out = numbered(runs.folder / "in.jsonl", 40), runs.folder / "out"
     local, undisturbed = runs.local(source), runs.requests
