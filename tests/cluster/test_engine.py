@@ -47,7 +47,8 @@ def test_what_cannot_be_is_refused(run: Run, tmp_path: Path, more: list[str], wh
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_is_no_folder_of_parts(run: Run, tmp_path: Path) -> None:
+def test_a_file_is_no_folder_of_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blackbox_proxy.cluster.run.installed", lambda: None)  # that it is not is said before
     source = numbered(tmp_path / "in.jsonl", 2)
     for out, what in ((source, "is a file"), (tmp_path / "no" / "out", "there is no folder")):
         status, _, told = run("run", str(source), "-o", str(out), *GIVEN, "--engine", "ray")

@@ -11,7 +11,6 @@ import pytest
 from bulk import rows_file
 from clusters import Runs, processes, wait_for
 
-from blackbox_proxy.cluster.tasks import answered_in, line_of
 from blackbox_proxy.evaluation.systems import Answered, Outcome
 from blackbox_proxy.evaluation.tasks import task_of
 from blackbox_proxy.types import Usage
@@ -32,6 +31,9 @@ def tasks(count: int) -> list[dict[str, Any]]:
 
 
 def test_an_answer_comes_back_from_its_line() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    from blackbox_proxy.cluster.tasks import answered_in, line_of
+
     task = task_of({"prompt": "x", "answer": "ü"}, 7, "tasks.jsonl line 8")
     for error in ("", "ServerFailed: it broke"):
         answered = Answered(task, {"base": Outcome(None if error else 1.0, "ü\n", usage=Usage(2, 3), error=error)})

@@ -62,7 +62,7 @@ def test_a_folder_of_files_gives_the_lines_of_the_local_run(runs: Runs) -> None:
 def test_what_keeps_workers_from_running_is_told_in_a_sentence(runs: Runs) -> None:
     source, out = numbered(runs.folder / "in.jsonl", 4), runs.folder / "out"
     status, _, told = runs("run", source, "-o", out, *runs.given, "--expert", "./nowhere", "--no-cache", *ON_RAY)
-    assert (status, "could be loaded from './nowhere'" in told, "Traceback" in told) == (1, True, False), told
+    assert (status, "there is no folder ./nowhere" in told, "Traceback" in told) == (1, True, False), told
     assert runs.requests == 0
 
 
