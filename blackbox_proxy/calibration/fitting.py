@@ -8,7 +8,7 @@ chosen on the documents that are fitted, so that `crossed` can say what the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Learner:
     spreads: Spreads
     has_antiexperts: tuple[bool, ...]
     learns_tail: bool
+    _learned: dict[tuple[int, ...], Fitted] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def plain(self, alpha: float) -> Floats:
         """(1, alpha, alpha, 0), (d,)."""
@@ -57,13 +58,11 @@ class Learner:
 
     def learn(self, documents: Sequence[int], *, tail: bool = True) -> Fitted:
         """From these documents alone. tail: whether the spread may be learned, too."""
-        terms = self.spreads(PLAIN_SPREAD).only(documents)
-        alpha = self.best_alpha(terms)
-        pull = self.plain(alpha)
-        strength = _best_strength(terms, documents, pull)
-        fitted = Fitted(fit(terms, pull, strength), alpha, strength)
+        fitted = self._plainly_spread(documents)
         if not (tail and self.learns_tail):
             return fitted
+        alpha, strength, pull = fitted.alpha, fitted.strength, self.plain(fitted.alpha)
+        terms = self.spreads(PLAIN_SPREAD).only(documents)
         least = float(terms.losses(fitted.weights).sum())
         for numbers in ([{"share": share} for share in SHARES], [{"temperature": t} for t in TEMPERATURES]):
             for number in numbers:
@@ -74,6 +73,17 @@ class Learner:
                 if loss < least - _WORTH:
                     least, fitted = loss, Fitted(weights, alpha, strength, spread)
         return fitted
+
+    def _plainly_spread(self, documents: Sequence[int]) -> Fitted:
+        """Learned with the tail as it is, once for the same documents: `crossed` wants it with and without."""
+        known = tuple(documents)
+        if known not in self._learned:
+            terms = self.spreads(PLAIN_SPREAD).only(documents)
+            alpha = self.best_alpha(terms)
+            pull = self.plain(alpha)
+            strength = _best_strength(terms, documents, pull)
+            self._learned[known] = Fitted(fit(terms, pull, strength), alpha, strength)
+        return self._learned[known]
 
     def crossed(self, documents: Sequence[int], tail: bool) -> tuple[Floats, Floats]:
         """The losses of all places, (p,), under weights, and under the best alpha, that were learned without their

@@ -22,6 +22,7 @@ from blackbox_proxy.calibration.likelihood import Terms
 from blackbox_proxy.calibration.run import Calibration
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.learned import models_of, read_learned, write_weights
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
 from blackbox_proxy.report.calibration import lines
 
 Pairs = Callable[[str], TransformersPair]
@@ -67,6 +68,27 @@ def test_weights_are_found_again_and_their_intervals_hold_them() -> None:
     assert all(0.02 < high - low < 0.6 for low, high in ends)
     crossed, swept = learner.crossed(list(range(40)), tail=False)
     assert crossed.mean() < swept.mean() < terms.losses(learner.plain(1.0)).mean()
+
+
+def test_what_is_learned_without_the_tail_is_learned_once() -> None:
+    """And the tail after it as if it had not been."""
+    terms, other = drawn(12, 5), drawn(12, 5, np.array([0.4, 0.8, 0.2, 0.3]), seed=2)
+    asked: list[Any] = []
+
+    def spreads(spread: Spread) -> Terms:
+        asked.append(spread)
+        return terms if spread == PLAIN_SPREAD else other
+
+    documents = list(range(12))
+    learner = Learner(spreads, (True,), learns_tail=True)
+    first = learner.learn(documents, tail=False)
+    assert len(asked) == 1
+    assert learner.learn(documents, tail=False) is first
+    assert len(asked) == 1
+    alone = Learner(spreads, (True,), learns_tail=True).learn(documents)
+    again = learner.learn(documents)
+    assert np.array_equal(alone.weights, again.weights)
+    assert (alone.alpha, alone.strength, alone.spread) == (again.alpha, again.strength, again.spread)
 
 
 def test_where_plain_proxy_tuning_is_right_little_is_learned() -> None:
