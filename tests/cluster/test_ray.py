@@ -15,6 +15,8 @@ import pytest
 from bulk import numbered, rows_file
 from clusters import Runs, lines_in, processes, wait_for, without_cost
 
+from blackbox_proxy.cluster.formats import decoded
+
 ON_RAY = ["--engine", "ray", "--address", "local", "--workers", "2", "--worker-cpus", "0.4", "--rows-per-part", "6"]
 
 pytestmark = pytest.mark.ray
@@ -64,6 +66,20 @@ def test_what_keeps_workers_from_running_is_told_in_a_sentence(runs: Runs) -> No
     status, _, told = runs("run", source, "-o", out, *runs.given, "--expert", "./nowhere", "--no-cache", *ON_RAY)
     assert (status, "there is no folder ./nowhere" in told, "Traceback" in told) == (1, True, False), told
     assert runs.requests == 0
+
+
+def test_a_dry_run_says_what_a_local_one_does_and_leaves_nothing(runs: Runs) -> None:
+    source, out = numbered(runs.folder / "in.jsonl", 6), runs.folder / "out"
+    status, local, _ = runs("run", source, "-o", runs.folder / "x.jsonl", *runs.given, "--dry-run")
+    assert (status, "Bounds for 6 rows" in local) == (0, True)
+    status, said, told = runs("run", source, "-o", out, *runs.given, "--dry-run", *ON_RAY)
+    assert (status, said) == (0, local), told
+    assert (out.exists(), runs.requests) == (False, 0)
+    arguments: list[str | Path] = ["run", source, "-o", out, *runs.given, "--no-cache", *ON_RAY]
+    status, _, told = runs(*arguments, "--limit", "5", "--format", "parquet")
+    assert status == 0, told
+    parts = [decoded(place.read_bytes(), "parquet") for place in out.glob("part-*.parquet")]
+    assert [json.loads(line) for lines in parts for line in lines] == runs.local(source)[:5]
 
 
 def test_a_budget_is_one_for_all_and_a_run_that_it_ended_goes_on(runs: Runs) -> None:
