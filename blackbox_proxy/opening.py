@@ -169,6 +169,7 @@ class Setup:
                 top_logprobs=told.top_logprobs,
                 expert_prompt=told.expert_prompt,
                 antiexpert_prompt=told.antiexpert_prompt,
+                exact=self.settings.equation.exact,
                 max_retry_seconds=self.settings.limits.max_retry_seconds,
             )
         return TransformersPair(

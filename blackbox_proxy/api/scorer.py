@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from blackbox_proxy.api.entries import plain_token
+import numpy as np
+from numpy.typing import NDArray
+
 from blackbox_proxy.api.streaming import usage_of
 from blackbox_proxy.errors import BadRequest, BadResponse, InputError
 from blackbox_proxy.transport.address import shown_url
@@ -26,10 +28,17 @@ from blackbox_proxy.transport.retry import with_retries
 from blackbox_proxy.types import Usage
 
 Text = tuple[int, ...]
-Logprobs = Mapping[int, float]
-"""id -> log probability, nats; not of all ids."""
 
-_PROMPTS = 256  # of one request
+
+class Logprobs(NamedTuple):
+    """Ids (c,), not all of them nor in any order, and their log probabilities, (c,) nats."""
+
+    ids: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+_PREFIX = "token_id:"  # and at most nine digits
+_PROMPTS = 128  # of one request; as many as `host` takes by default
 _NAMED = 128  # ids that one request may name
 _MANY = 1_000_000  # more ids than any vocabulary has
 _ROUNDING = 0.01  # how far above 0 rounding can lift a log probability
@@ -118,7 +127,7 @@ class Scorer:
             tops = _column(choice, "top_logprobs")
             if not tops or not isinstance(tops[0], Mapping):
                 raise BadResponse("the server of the model shows no log probabilities", hint="")
-            rows.append({_id(key): _real(value) for key, value in tops[0].items()})
+            rows.append(_row(tops[0]))
         return rows, usage
 
     async def _by_name(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
@@ -137,10 +146,11 @@ class Scorer:
         found: dict[Text, dict[int, float]] = {text: {} for text in wanted}
         for (texts, ids), (rows, _) in zip(groups, answers, strict=True):
             for text, row in zip(texts, rows, strict=True):
-                if not ids <= row.keys():  # a server that ignores the field shows something else
+                given = dict(zip(row.ids.tolist(), row.values.tolist(), strict=True))
+                if not ids <= given.keys():  # a server that ignores the field shows something else
                     self._names = False
                     return await self._by_echo(wanted)
-                found[text].update(row)
+                found[text].update(given)
         return found, sum((usage for _, usage in answers), Usage())
 
     async def _by_echo(self, wanted: Mapping[Text, Collection[int]]) -> tuple[dict[Text, dict[int, float]], Usage]:
@@ -205,17 +215,29 @@ def _column(choice: Mapping[str, Any], name: str) -> list[Any]:
     return column if isinstance(column, list) else []
 
 
-def _id(key: str) -> int:
-    index = plain_token(key, None).id
-    if index is None:
-        raise BadResponse(
-            f"the server of the model names tokens by their text ({key[:40]!r}), not by their ids",
-            hint="It must know return_tokens_as_token_ids, as vLLM does.",
-        )
-    return index
+def _row(tops: Mapping[str, Any]) -> Logprobs:
+    """What stands in a dictionary of the likeliest tokens, which may be all of a vocabulary."""
+    for key in tops:
+        if not (key.startswith(_PREFIX) and key.isascii() and key[len(_PREFIX) :].isdecimal() and len(key) < 19):
+            raise BadResponse(
+                f"the server of the model names tokens by their text ({key[:40]!r}), not by their ids",
+                hint="It must know return_tokens_as_token_ids, as vLLM does.",
+            )
+    values = list(tops.values())
+    plain = set(map(type, values)) <= {float, int}
+    real = np.array(values if plain else [_real(value) for value in values], dtype=np.float64)
+    wrong = np.flatnonzero(~(real <= _ROUNDING))
+    if len(wrong):
+        raise _unreal(values[int(wrong[0])])
+    real[real <= _MISSING] = -np.inf
+    return Logprobs(np.array([int(key[len(_PREFIX) :]) for key in tops], dtype=np.int32), real.astype(np.float32))
 
 
 def _real(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value <= _ROUNDING:
-        raise BadResponse(f"the server gives {value!r} as a log probability", hint="")
+        raise _unreal(value)
     return float(value) if value > _MISSING else float("-inf")
+
+
+def _unreal(value: object) -> BadResponse:
+    return BadResponse(f"the server gives {str(value)[:40]!r} as a log probability", hint="")

@@ -86,6 +86,18 @@ def _bench_here(base: str | None, expert: str | None, antiexpert: str | None, sh
         here.run_here(Screen(), models, here.PROMPTS, tokens=max_tokens)
 
 
+def _three(text: str) -> tuple[float, float, float]:
+    try:
+        first, second, third = (float(part) / 1000.0 for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--near-ms takes three numbers, not {text!r}", hint="A pass, a text, a position: 8,2,0.5"
+        ) from error
+    if min(first, second, third) < 0.0:
+        raise InputError("--near-ms takes numbers of at least 0", hint="A pass, a text, a position: 8,2,0.5")
+    return first, second, third
+
+
 @app.command()
 @takes(PriceOptions)
 def bench(
@@ -119,6 +131,30 @@ def bench(
     length: Annotated[list[int] | None, typer.Option(help="Length of a draft; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each of its positions.")] = 20,
     exact: Annotated[bool, typer.Option("--exact", help="Sum every candidate over all ways to write it.")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Say what saturates first at many streams, by simulation, instead.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Predict a real run on this machine by simulation, and measure it.")
+    ] = False,
+    streams: Annotated[list[int] | None, typer.Option(help="Texts at a time; may be repeated.", min=1)] = None,
+    arrivals: Annotated[
+        float | None, typer.Option(help="Texts that arrive a second; without it there is always another.")
+    ] = None,
+    disagree: Annotated[float, typer.Option(help="Share of tokens at which the base's draft ends.")] = 0.15,
+    trace: Annotated[Path | None, typer.Option(help="A trace of real texts to take that from.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 200,
+    requests_per_minute: Annotated[float | None, typer.Option(help="What the base allows.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="What the base allows.")] = None,
+    near_ms: Annotated[
+        str, typer.Option(help="Milliseconds of the near side for a pass, each text in it, each position.")
+    ] = "8,2,0.5",
+    workers: Annotated[int, typer.Option(help="Near sides side by side.", min=1)] = 1,
+    together: Annotated[int, typer.Option(help="Texts that one pass reads.", min=1)] = 1,
+    memory_gb: Annotated[float | None, typer.Option(help="Memory of the near side for texts.")] = None,
+    text_mb: Annotated[float, typer.Option(help="What a text takes of it.")] = 10.0,
+    mbit: Annotated[float | None, typer.Option(help="Megabits a second from the base.")] = None,
+    token_bytes: Annotated[float, typer.Option(help="What a token and its log probabilities take.")] = 500.0,
     cache: _DemoModels = None,
 ) -> None:
     """Measure what few calls are worth: the same texts, asked for in every way, over an emulated network.
@@ -137,7 +173,47 @@ def bench(
         blackbox-proxy bench --here --shape 10M
 
         blackbox-proxy bench --serve --clients 64
+
+        blackbox-proxy bench --simulate --near-ms 8,2,0.5 --together 64 --requests-per-minute 10000
+
+        blackbox-proxy bench --check --clients 8
     """
+    if simulate:
+        from blackbox_proxy.bench import scale
+        from blackbox_proxy.bench.simulate import Far, Load, Near, runs_at, runs_of
+        from blackbox_proxy.host.network import Network
+        from blackbox_proxy.trace import read_trace
+
+        of_pass, of_text, of_position = _three(near_ms)
+        scale.run_simulate(
+            Screen(),
+            Load(
+                streams=1,
+                tokens=max_tokens,
+                runs=runs_at(disagree) if trace is None else runs_of(text.steps for text in read_trace(trace).texts),
+                prompt_tokens=prompt_tokens,
+                arrivals=arrivals,
+            ),
+            Near(
+                of_pass=of_pass,
+                of_text=of_text,
+                of_position=of_position,
+                workers=workers,
+                together=together,
+                memory=None if memory_gb is None else 1e9 * memory_gb,
+                text_bytes=1e6 * text_mb,
+            ),
+            Far(
+                network=Network(first_token, per_token),
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                bits=None if mbit is None else 1e6 * mbit,
+                token_bytes=token_bytes,
+            ),
+            parts.prices or Prices(),
+            streams or scale.STREAMS,
+        )
+        return
     quiet_transformers()
     if here:
         _bench_here(base, expert, antiexpert, shape, max_tokens)
@@ -165,6 +241,22 @@ def bench(
         if prompts:
             asked = read_prompts(prompts)
     network = Network(first_token, per_token)
+    if check:
+        from blackbox_proxy.bench.scale import run_check
+
+        run_check(
+            Screen(),
+            base=models[0],
+            expert=models[1],
+            antiexpert=models[2],
+            prompts=asked,
+            network=network,
+            streams=clients,
+            max_tokens=max_tokens,
+            top_logprobs=top_logprobs,
+            prices=parts.prices,
+        )
+        return
     if serve:
         from blackbox_proxy.bench.serving import run_serve
 

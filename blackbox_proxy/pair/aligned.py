@@ -188,6 +188,8 @@ def _branch(views: Sequence[_View], named: bool) -> tuple[Outputs, list[list[int
         for path, row in zip(view.nodes.paths, found, strict=True):
             if path in view.asked:
                 wanted.setdefault(row, set()).update(view.asked[path])
+    for parent, token in zip(tree.parents, tree.tokens, strict=True):  # what the mass of a node hangs on
+        wanted.setdefault(parent + 1, set()).add(token)
     text = views[0].side.text
     return text.branch(views[0].read, tree.parents, tree.tokens, wanted if named else None), places
 

@@ -14,92 +14,27 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.aligning.learned import Bases
-from blackbox_proxy.aligning.tree import Path, TokenTree
+from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.ahead import read_ahead
-from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, contended_mass, ways
-from blackbox_proxy.pair.estimates import Known, estimate, written
-from blackbox_proxy.pair.outputs import Outputs
-from blackbox_proxy.pair.side import Side, scores_of, until_unknown, with_end
+from blackbox_proxy.pair.contended import TOP, Bridges, before_a_word, contended_mass, ways
+from blackbox_proxy.pair.estimates import Known, doubt_of, estimate, estimate_anew, written
+from blackbox_proxy.pair.passes import Pass, View, pass_over
+from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, utf8_prefix
-from blackbox_proxy.types import Floats, Position, Scores, Token
+from blackbox_proxy.types import Floats, How, Position, Scores, Token
 
 _ONWARD = 4  # local tokens that are followed from a beginning to the longer tokens of the base that it becomes
 _FOLLOWED = 0.02  # of the expert's mass: a beginning with less is not followed
+_NAMED = 8  # ids that begin a token, of which a model that shows only some ids is asked
 _PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
-
-
-@dataclass(slots=True, eq=False)
-class _View:
-    """One position in one model: where its tail starts, as a path from what is read, the tail, and its usual spelling
-    (None where the vocabulary cannot write it). `beside`: another, of a tail that ends in blanks. `places`: node ->
-    what the model says there. `ways`: what is summed.
-    """
-
-    root: Path
-    tail: bytes
-    at_x: Path | None
-    beside: Path | None = None
-    places: dict[Path, tuple[Outputs, int]] = field(default_factory=dict)
-    ways: dict[bytes, Way] = field(default_factory=dict)
-
-    @property
-    def after_x(self) -> tuple[Outputs, int]:
-        """What the model says after x; behind a tail that it cannot write, after what is before that."""
-        return self.places[self.at_x or ()]
-
-
-class _Pass:
-    """What one model has said of one draft."""
-
-    def __init__(self, read: list[int], views: Sequence[_View], ahead: Sequence[Sequence[Path]]) -> None:
-        self._read = read
-        self._chain = views[-1].root + (views[-1].at_x or ())
-        self._tree = TokenTree()
-        self._tree.add(self._chain)
-        for view, nodes in zip(views, ahead, strict=True):
-            for path in (view.at_x or (), view.beside or (), *nodes):
-                self._tree.add(view.root + path)
-        self._outputs: Outputs | None = None
-
-    def run(self, side: Side, views: Sequence[_View]) -> None:
-        """Over the draft: what the model says at each node of each position."""
-        outputs = self._outputs = side.text.branch(self._read, self._tree.parents, self._tree.tokens)
-        for view in views:
-            for path in (view.at_x or (), view.beside or ()):
-                for end in range(len(path) + 1):
-                    view.places[path[:end]] = (outputs, self._tree.add(view.root + path[:end]))
-
-    def run_more(self, side: Side, views: Sequence[_View]) -> int:
-        """Over the nodes of the views' ways that are not known yet; how many there were. They hang on the draft's own
-        path, which is not read again.
-        """
-        assert self._outputs is not None
-        tree = TokenTree(self._chain)
-        new: list[tuple[_View, Path]] = []
-        for view in views:
-            for path in dict.fromkeys(node for way in view.ways.values() for node in way.nodes):
-                if path in view.places:
-                    continue
-                known = self._tree.row(view.root + path)
-                if known is None:
-                    new.append((view, path))
-                    tree.add(view.root + path)
-                else:
-                    view.places[path] = (self._outputs, known)
-        if new:
-            outputs = side.text.more([*self._read, *self._chain], tree.parents, tree.tokens)
-            for view, path in new:
-                view.places[path] = (outputs, tree.add(view.root + path) - 1)
-        return len(tree)
 
 
 class EstimatedSession:
@@ -109,7 +44,7 @@ class EstimatedSession:
         self._sides = sides
         self._bases = bases
         self.lock = lock  # of what the alignment remembers
-        self._passes: list[_Pass] = []
+        self._passes: list[Pass] = []
         self.nodes = 0  # that were read beyond the drafts' own paths
 
     def read(self, issued: Sequence[Token]) -> None:
@@ -126,7 +61,7 @@ class EstimatedSession:
             ahead = read_ahead(positions, [crossing for crossing, _ in known])
             laid: dict[bytes, list[tuple[Path, bytes, Path | None, Path | None]]] = {}
             nodes: dict[bytes, list[list[Path]]] = {}
-            views: list[list[_View]] = []
+            views: list[list[View]] = []
             self._passes = []
             for side in self._sides:
                 read, rest = side.text_after(issued)
@@ -136,10 +71,9 @@ class EstimatedSession:
                         [node for way in ways(alignment, tail, some) for node in way.nodes] if some and at_x else []
                         for (_, alignment), (_, tail, at_x, _), some in zip(known, laid[rest], ahead, strict=False)
                     ]
-                views.append([_View(*place) for place in laid[rest]])
-                self._passes.append(_Pass(list(read), views[-1], nodes[rest]))
-        for side, one, own in zip(self._sides, self._passes, views, strict=True):
-            one.run(side, own)
+                views.append([View(*place) for place in laid[rest]])
+                self._passes.append(pass_over(side.text, read, views[-1], nodes[rest]))
+        side_by_side(self._sides, lambda i: self._passes[i].run(views[i]))
         rows = [
             EstimatedRow(self, crossing, alignment, [own[j] for own in views], [side.ends for side in self._sides])
             for j, (crossing, alignment) in enumerate(known[: len(positions)])
@@ -165,9 +99,10 @@ class EstimatedSession:
             for alignment, some in texts.items():
                 alignment.spell(some)
             for row, tokens in asked:
-                row.lay_out([token.bytes for token in tokens if token.bytes and not token.end])
-        for i, (side, one) in enumerate(zip(self._sides, self._passes, strict=True)):
-            self.nodes += one.run_more(side, [row.views[i] for row, _ in asked])
+                row.lay_out(tokens)
+        self._run_more([row for row, _ in asked])
+        for row, _ in asked:
+            row.look_again()
         with self.lock:
             for row, _ in asked:
                 row.sum_up()
@@ -182,11 +117,13 @@ class EstimatedSession:
             with self.lock:
                 for row in rows:
                     row.lay_out_onward()
-            for i, (side, one) in enumerate(zip(self._sides, self._passes, strict=True)):
-                self.nodes += one.run_more(side, [row.views[i] for row in rows])
+            self._run_more(rows)
             with self.lock:
                 for row in rows:
                     row.follow()
+
+    def _run_more(self, rows: Sequence[EstimatedRow]) -> None:
+        self.nodes += sum(side_by_side(self._sides, lambda i: self._passes[i].run_more([row.views[i] for row in rows])))
 
     def close(self) -> None:
         for side in self._sides:
@@ -237,7 +174,7 @@ class EstimatedRow:
         session: EstimatedSession,
         crossing: Crossing,
         alignment: Alignment,
-        views: Sequence[_View],
+        views: Sequence[View],
         ends: Sequence[Ids],
     ) -> None:
         self.views = views
@@ -257,7 +194,10 @@ class EstimatedRow:
         self.onward: list[bytes] = []  # texts that are about to become longer tokens of the base
         self._become: list[dict[bytes, float]] = [{} for _ in views]  # by model, their masses by that of x
         self._log_end: list[float] | None = None
+        self._end_doubt = 0.0
         self.spelled = all(view.at_x is not None for view in views)
+        said = [outputs.hidden[place] for view in views for outputs, place in view.places.values()]
+        self._partial = any(map(math.isfinite, said))
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
@@ -271,19 +211,26 @@ class EstimatedRow:
             places = places[there]
             columns[:, there] = self.known.masses[:, places] + np.array(self._shift)[:, None]
             error[:, there] = self.known.error[:, places]
-            how[there] = np.where(self.known.exact[places], "exact", "estimated")
+            how[there] = np.where(self.known.exact[places], self._summed, "estimated")
             ends = [i for i, token in enumerate(tokens) if token.end]
             if ends:
-                columns[:, ends], error[:, ends], how[ends] = np.array(self._end())[:, None], 0.0, "exact"
+                columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
+                how[ends] = "estimated" if self._end_doubt else "exact"
         return scores_of(list(columns), how.tolist(), error[0], error[1])
+
+    @property
+    def _summed(self) -> How:
+        """What a mass is that was summed: with some ids left out, an estimate went into it."""
+        return "prefix" if self._partial else "exact"
 
     def _end(self) -> list[float]:
         if self._log_end is None:
-            self._log_end = []
+            self._log_end, self._end_doubt = [], 0.0
             for view, ends in zip(self.views, self._ends, strict=True):
                 outputs, place = view.after_x
                 values = outputs.gather(place, ends)
                 self._log_end.append(float(np.logaddexp.reduce(values)) if len(values) else -np.inf)
+                self._end_doubt += doubt_of(outputs, place, ends)
         return [value + shift for value, shift in zip(self._log_end, self._shift, strict=True)]
 
     def leaves_tail(self, text: bytes) -> bool:
@@ -346,13 +293,30 @@ class EstimatedRow:
 
     # -- sums -----------------------------------------------------------------------------------------------------
 
-    def lay_out(self, tokens: Sequence[bytes]) -> None:
-        """Say how these tokens are written, and with it which nodes their masses need, in `views[…].ways`."""
+    def lay_out(self, tokens: Sequence[Token]) -> None:
+        """Say how these tokens are written, and with it which nodes their masses need, in `views[…].ways`; and which
+        ids are wanted there, of models that show only some.
+        """
         known = self.known
-        self._wanted = [t for t in dict.fromkeys(tokens) if t in known.place and not known.exact[known.place[t]]]
-        for view in self.views:
-            spelled = ways(self.alignment, view.tail, self._wanted) if view.at_x is not None else []
-            view.ways = {way.token: way for way in spelled}
+        spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
+        self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
+        for view, ends in zip(self.views, self._ends, strict=True):
+            found = ways(self.alignment, view.tail, self._wanted) if view.at_x is not None else []
+            view.ways = {way.token: way for way in found}
+            if not self._partial:
+                continue
+            for way in found:
+                view.want_steps(way.path)
+            for relations in self.crossing.of(self._wanted):
+                view.want(view.at_x or (), relations.covering[:_NAMED].tolist())
+            if any(token.end for token in tokens):
+                view.want(view.at_x or (), ends.tolist())
+
+    def look_again(self) -> None:
+        """Estimate anew what models that show only some ids were asked about."""
+        if self._partial:
+            self._log_end = None
+            estimate_anew(self, self._wanted)
 
     def sum_up(self) -> None:
         columns: list[dict[bytes, float]] = []
@@ -377,6 +341,8 @@ class EstimatedRow:
         """The same for texts that go on."""
         for view in self.views:
             view.ways = {way.token: way for way in ways(self.alignment, view.tail, self.onward)}
+            for way in view.ways.values() if self._partial else ():
+                view.want_steps(way.path)
 
     def follow(self) -> None:
         """Take what the ways' ends become into what is proposed; what has to be followed further is `onward` then."""

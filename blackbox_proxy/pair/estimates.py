@@ -7,6 +7,7 @@ the base's tokens. estimated.py has the models, the nodes and the sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ _ENDS_APART = 0.05
 _GOES_ON_APART = 2.0
 _ACROSS_APART = 2.0
 _LEAST = 1e-6  # mass below which nothing is proposed
+_UNSHOWN = 3.0  # nats: how far below what its like got on average an id may be that a model does not show
 
 Bools = NDArray[np.bool_]
 
@@ -65,6 +67,11 @@ class Known:
         self.error = np.concatenate([self.error, error], axis=1)
         self.sums = np.concatenate([self.sums, sums], axis=1)
         self.exact = np.concatenate([self.exact, np.zeros(len(tokens), dtype=np.bool_)])
+
+    def replace(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
+        """Tokens that are here, estimated anew from what more is known."""
+        places = [self.place[token] for token in tokens]
+        self.masses[:, places], self.error[:, places], self.sums[:, places] = masses, error, sums
 
     def set_exact(self, token: bytes, masses: Sequence[float]) -> None:
         place = self.place[token]
@@ -98,6 +105,25 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
             relations += row.crossing.of(missing)
     if not rows:
         return
+    start, (masses, error, sums) = 0, _estimated(rows, blocks, relations)
+    for row, block in zip(rows, blocks, strict=True):
+        end = start + len(block)
+        row.known.add(block, masses[:, start:end], error[:, start:end], sums[:, start:end])
+        start = end
+
+
+def estimate_anew(row: EstimatedRow, tokens: Sequence[bytes]) -> None:
+    """The same for tokens of a row of which the models were asked since."""
+    if tokens:
+        row.known.replace(tokens, *_estimated([row], [tokens], row.crossing.of(tokens)))
+
+
+def _estimated(
+    rows: Sequence[EstimatedRow], blocks: Sequence[Sequence[bytes]], relations: Sequence[Relations]
+) -> tuple[Floats, Floats, Floats]:
+    """Masses (models, c), errors (2, c) and sums (models, c), see `Known`, of a block of tokens of each row. The rows
+    stand in one `Outputs` a model.
+    """
     sizes = [len(block) for block in blocks]
     covering, leading = _Sets([found.covering for found in relations]), _Sets([found.leading for found in relations])
     begins = np.array([found.begins for found in relations], dtype=np.int64)
@@ -107,11 +133,12 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     by_row: dict[EstimatedRow, list[int]] = {}
     for j, (row, _, _) in suspects.items():
         by_row.setdefault(row, []).append(j)
-    sums, firsts, shares = [], [], []
+    sums, firsts, shares, doubt = [], [], [], np.zeros(len(relations))
     for i in range(len(rows[0].views)):
         said = rows[0].views[i].after_x[0]  # of one draft: one pass
         places = np.repeat(np.array([row.views[i].after_x[1] for row in rows], dtype=np.int64), sizes)
         total, lead = covering.summed(said, places), leading.summed(said, places)
+        doubt += covering.doubt(said, places, total)
         for row, own in by_row.items():
             if row.bridges[i].total:
                 total[own] += row.bridges[i].masses([suspects[j][1] for j in own])
@@ -130,11 +157,7 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
     blanks = np.array([found.blanks for found in relations])
     tails = np.repeat([row.views[0].tail[-1:].isspace() for row in rows], sizes)
     _blanks(rows, blocks, np.flatnonzero((blanks > 0) & (blanks + tails > 1)), summed, masses, pieces, errors)
-    start = 0
-    for row, block in zip(rows, blocks, strict=True):
-        end = start + len(block)
-        row.known.add(block, masses[:, start:end], errors[:, start:end], np.where(summed, of_all, 0.0)[:, start:end])
-        start = end
+    return masses, errors + doubt, np.where(summed, of_all, 0.0)
 
 
 def _unlike(rows: Sequence[EstimatedRow]) -> Floats:
@@ -235,6 +258,30 @@ class _Sets:
             values = np.exp(outputs.gather(np.repeat(places, self._sizes), self._flat))
             total[self._filled] = np.add.reduceat(values, self._starts)
         return total
+
+    def doubt(self, outputs: Outputs, places: Ids, total: Floats) -> Floats:
+        """How far the log of these sums may be off because a model does not show all ids, (c,) nats: one of those that
+        it does not show may be as likely as the least that it does, and all may be well below what they got.
+        """
+        found = np.zeros(self._count)
+        hidden = outputs.hidden[places].astype(np.float64)
+        if not len(self._filled) or not np.isfinite(hidden).any():
+            return found
+        at = np.repeat(places, self._sizes)
+        guessed = outputs.gather(at, self._flat) == np.repeat(hidden, self._sizes)
+        count = np.add.reduceat(guessed.astype(np.float64), self._starts)
+        spread, own = np.exp(hidden[self._filled]), np.maximum(total[self._filled], 1e-300)
+        above = np.log1p((np.exp(outputs.least[places][self._filled].astype(np.float64)) - spread) / own)
+        shown = np.maximum(own - count * spread, 0.0) / own
+        below = -np.log(np.maximum(shown, math.exp(-_UNSHOWN)))
+        found[self._filled] = np.where(count > 0, np.maximum(above, below), 0.0)
+        return found
+
+
+def doubt_of(outputs: Outputs, place: int, ids: Ids) -> float:
+    """The same of one sum."""
+    some, places = _Sets([ids]), np.array([place])
+    return float(some.doubt(outputs, places, some.summed(outputs, places))[0])
 
 
 def written(crossing: Crossing, outputs: Outputs, places: Sequence[int], count: int) -> list[dict[bytes, float]]:

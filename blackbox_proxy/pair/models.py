@@ -39,7 +39,7 @@ class ModelPair:
                 raise mismatch(expert.vocabulary, antiexpert.vocabulary, (expert.name, antiexpert.name))
         self._models = list(models)
         self._segmentations: Segmentations = segmentations
-        self._exact = exact or segmentations == "all" or any(model.partial for model, _ in models)
+        self._exact = exact or segmentations == "all"
         self._alignments: dict[int, tuple[Vocabulary, Alignment]] = {}
         self._crossings: dict[int, Crossing] = {}
         self._lock = threading.Lock()

@@ -26,11 +26,13 @@ class Outputs(Protocol):
     """Log probabilities over V ids at m places, nats.
 
     `hidden` (m,): -inf where a row is whole. Where a model showed only some ids, the mass of the others is spread
-    evenly over them, none above the least that was shown, and `hidden` is what each of them got.
+    evenly over them, none above the least that was shown (`least`, (m,)), and `hidden` is what each of them got.
     """
 
     @property
     def hidden(self) -> Rows: ...
+    @property
+    def least(self) -> Rows: ...
 
     @property
     def width(self) -> int:
@@ -68,6 +70,10 @@ class Logits:
     @property
     def hidden(self) -> Rows:
         return np.full(len(self), -np.inf, dtype=np.float32)
+
+    @property
+    def least(self) -> Rows:
+        return self.hidden
 
     @property
     def width(self) -> int:
@@ -133,6 +139,7 @@ class Shown:
 
     rows: Rows
     hidden: Rows
+    least: Rows
 
     @property
     def width(self) -> int:

@@ -1,13 +1,14 @@
 """The pair behind servers: `ServedPair`, for expert and anti-expert that do not fit this machine.
 
 A session asks a local model for rows after the nodes of a token tree; here each node is a text that the server is given
-as token ids, and all nodes of all positions are one request to each model. What was asked once is remembered. Only the
-tokenizer is here.
+as token ids, and those of all positions of a draft are one request to each model. Where the base has another
+vocabulary a second one asks about what contends there, mostly not needed with real models. What was asked once is
+remembered. Only the tokenizer is here.
 
 Where the server shows whole rows (vLLM with --max-logprobs -1, top_logprobs=-1) the scores are those of the same models
-on this machine. Where it shows the k likeliest ids, the others that matter (a candidate's own, those on the way to
-it) are asked for by name in a second request, and what is left is spread evenly over the rest; scores that such an
-estimate went into are marked "prefix".
+on this machine. Where it shows the k likeliest ids, what is left is spread evenly over the rest; of what contends the
+others that matter (its own, those on the way to it) are asked for by name in a request more, and scores that were
+summed over such rows are marked "prefix".
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from blackbox_proxy.errors import (
 )
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.models import ModelPair
-from blackbox_proxy.pair.outputs import Outputs, Shown
+from blackbox_proxy.pair.outputs import Outputs, Rows, Shown
 from blackbox_proxy.pair.side import Wanted
 from blackbox_proxy.text.files import declared_ends
 from blackbox_proxy.text.spelling import from_pretrained
@@ -48,7 +49,7 @@ T = TypeVar("T")
 
 KEY_VARIABLE = "BLACKBOX_PROXY_PAIR_KEY"
 _DEFAULT_K = 256
-_REMEMBERED = 4_000_000  # log probabilities of one model that are kept, 8 bytes each
+_REMEMBERED = 16_000_000  # log probabilities of one model that are kept, 8 bytes each
 _PROBE = "The 3 naïve mice don't know  it.\n"
 
 
@@ -92,6 +93,7 @@ class ServedPair(ModelPair):
         max_retry_seconds: float = 600.0,
         trust_remote_code: bool = False,
         segmentations: Segmentations = "canonical",
+        exact: bool = False,
     ) -> None:
         if top_logprobs is not None and (isinstance(top_logprobs, bool) or top_logprobs == 0 or top_logprobs < -1):
             raise InputError(f"top_logprobs must be at least 1, or -1 for all, not {top_logprobs!r}")
@@ -119,7 +121,7 @@ class ServedPair(ModelPair):
         if antiexpert is not None:
             self._remote.append(at(antiexpert, antiexpert_url or expert_url, "anti-expert"))
             renderings.append(antiexpert_prompt)
-        super().__init__(list(zip(self._remote, renderings, strict=True)), segmentations)
+        super().__init__(list(zip(self._remote, renderings, strict=True)), segmentations, exact)
 
     @property
     def usage(self) -> Usage:
@@ -137,13 +139,19 @@ class ServedPair(ModelPair):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a row: the ids that were shown, most likely first or not, and those that were named."""
+    """What is known of a row: what was shown, and the ids that were named besides."""
 
-    shown: dict[int, float]
-    named: dict[int, float]
+    shown: Logprobs
+    named: dict[int, float] = field(default_factory=dict)
+    _ids: frozenset[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.shown) + len(self.named)
+        return len(self.shown.ids) + len(self.named)
+
+    def shows(self, index: int) -> bool:
+        if self._ids is None:
+            self._ids = frozenset(self.shown.ids.tolist())
+        return index in self._ids
 
 
 class RemoteModel:
@@ -176,15 +184,15 @@ class RemoteModel:
     def text(self, ids: Sequence[int]) -> RemoteText:
         return RemoteText(self)
 
-    def after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
-        """Rows after these texts, (m, V); with the ids that are wanted of each of them.
+    def after(self, texts: Sequence[Text], wanted: Sequence[Collection[int]] = ()) -> Shown:
+        """Rows after these texts, (m, V); with the ids that are wanted at each of them, if any are.
 
         At most two requests for all of them (more where there are hundreds), none for what is known. A row depends
         on what the model shows and what is wanted here, never on what others have asked before.
         """
-        return _BACKGROUND.run(self._after(texts, wanted))
+        return _BACKGROUND.run(self._after(texts, wanted or [()] * len(texts)))
 
-    async def _after(self, texts: Sequence[Text], wanted: Mapping[Text, set[int]]) -> Shown:
+    async def _after(self, texts: Sequence[Text], wanted: Sequence[Collection[int]]) -> Shown:
         try:
             if not self._checked:
                 await self._compare()
@@ -194,17 +202,20 @@ class RemoteModel:
                 rows, usage = await self._scorer.after(missing)
                 self._add(usage)
                 known |= self._keep(missing, rows)
-            unknown = {text: self._unknown(known[text], ids) for text, ids in wanted.items()}
-            unknown = {text: ids for text, ids in unknown.items() if ids}
+            unknown: dict[Text, set[int]] = {}
+            for text, ids in zip(texts, wanted, strict=True):
+                if found := self._unknown(known[text], ids):
+                    unknown.setdefault(text, set()).update(found)
             if unknown:
                 named, usage = await self._scorer.reveal(unknown)
                 self._add(usage)
                 self._name(known, named)
         except BaseError as error:
             raise self._failure(error) from error
-        filled = [self._filled(known[text], wanted.get(text, ())) for text in texts]
         self._add(Usage(cached_positions=len(texts) - len(missing)))
-        return Shown(np.stack([row for row, _ in filled]), np.array([hidden for _, hidden in filled], dtype=np.float32))
+        filled = [self._filled(known[text], ids) for text, ids in zip(texts, wanted, strict=True)]
+        edges = np.array([(hidden, least) for _, hidden, least in filled], dtype=np.float32).reshape(-1, 2)
+        return Shown(np.stack([row for row, _, _ in filled]), edges[:, 0], edges[:, 1])
 
     async def _compare(self) -> None:
         """Ask the server once how it cuts a text: with another tokenizer than its own every score would be noise."""
@@ -220,22 +231,25 @@ class RemoteModel:
             )
         self._checked = True
 
-    def _unknown(self, known: _Known, ids: Iterable[int]) -> set[int]:
-        if self._is_whole(known):
+    def _unknown(self, known: _Known, ids: Collection[int]) -> set[int]:
+        if not ids or self._is_whole(known):
             return set()
-        return {i for i in ids if i not in known.shown and i not in known.named and i < self.size and self._real[i]}
+        return {i for i in ids if i < self.size and self._real[i] and i not in known.named and not known.shows(i)}
 
     def _is_whole(self, known: _Known) -> bool:
         """Whether there are no more ids than those shown: padding among them may have taken the place of some."""
-        everything = self._all and (self._scorer.top_logprobs == -1 or max(known.shown) < self.size)
-        return everything or len(known.shown) >= self.size
+        ids = known.shown.ids
+        everything = self._all and (self._scorer.top_logprobs == -1 or int(ids.max()) < self.size)
+        return everything or len(ids) >= self.size
 
-    def _filled(self, known: _Known, wanted: Iterable[int] = ()) -> tuple[np.ndarray[Any, np.dtype[np.float32]], float]:
-        """A row with what was shown and what is wanted, and what each of the other ids got."""
+    def _filled(self, known: _Known, wanted: Collection[int] = ()) -> tuple[Rows, float, float]:
+        """A row with what was shown and what is wanted, what each of the other ids got, and the most it could have
+        got.
+        """
+        named = {i: known.named[i] for i in wanted if i in known.named}
+        ids = np.concatenate([np.fromiter(named, np.int32, len(named)), known.shown.ids])
+        values = np.concatenate([np.fromiter(named.values(), np.float64, len(named)), known.shown.values])
         row = np.full(self.size, -np.inf)
-        given = {**{i: known.named[i] for i in wanted if i in known.named}, **known.shown}
-        ids = np.fromiter(given, dtype=np.int64, count=len(given))
-        values = np.fromiter(given.values(), dtype=np.float64, count=len(given))
         inside = ids < self.size  # padding of the model's output is no id of the vocabulary
         row[ids[inside]] = values[inside]
         row[~self._real] = -np.inf
@@ -243,11 +257,12 @@ class RemoteModel:
         rest[ids[inside]] = False
         count = int(rest.sum())
         if count == 0 or self._is_whole(known):
-            return (row - logsumexp(row)).astype(np.float32), -np.inf
+            return (row - logsumexp(row)).astype(np.float32), -np.inf, -np.inf
         mass = max(1.0 - float(np.exp(values).sum()), 1e-9)
-        hidden = float(np.float32(min(np.log(mass / count), min(known.shown.values()))))
+        least = float(known.shown.values.min())
+        hidden = float(np.float32(min(np.log(mass / count), least)))
         row[rest] = hidden
-        return row.astype(np.float32), hidden
+        return row.astype(np.float32), hidden, least
 
     # -- what is remembered -------------------------------------------------------------------------------------------
 
@@ -261,7 +276,7 @@ class RemoteModel:
         return found
 
     def _keep(self, texts: Sequence[Text], rows: Sequence[Logprobs]) -> dict[Text, _Known]:
-        kept = {text: _Known(dict(row), {}) for text, row in zip(texts, rows, strict=True)}
+        kept = {text: _Known(row) for text, row in zip(texts, rows, strict=True)}
         with self._lock:
             for text, known in kept.items():
                 if text not in self._rows:
@@ -272,13 +287,14 @@ class RemoteModel:
                 self._kept -= len(old)
         return kept
 
-    def _name(self, known: Mapping[Text, _Known], named: Mapping[Text, Logprobs]) -> None:
+    def _name(self, known: Mapping[Text, _Known], named: Mapping[Text, Mapping[int, float]]) -> None:
         with self._lock:
             for text, row in named.items():
-                before = len(known[text])
-                known[text].named = {**known[text].named, **row}  # anew: another thread may be reading the old one
-                if self._rows.get(text) is known[text]:
-                    self._kept += len(known[text]) - before
+                own, before = known[text], len(known[text])
+                more = {i: value for i, value in row.items() if not own.shows(i)}
+                own.named = {**own.named, **more}  # anew: another thread may be reading the old one
+                if self._rows.get(text) is own:
+                    self._kept += len(own) - before
 
     def _add(self, usage: Usage) -> None:
         with self._lock:
@@ -314,18 +330,13 @@ class RemoteText:
     def read(self, ids: Sequence[int]) -> None:
         """The server reads what it is asked about."""
 
-    def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
-        raise NotImplementedError("rows of a server are not whole, and are asked for by name")
-
     def close(self) -> None: ...
 
     def advance(self, ids: Sequence[int], keep: int = 1, wanted: Wanted | None = None) -> Outputs:
-        self._model.check_length(len(ids), "the text")
         if not 1 <= keep <= len(ids):
             raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
         whole = tuple(ids)
-        texts = [whole[: len(whole) - keep + 1 + j] for j in range(keep)]
-        return self._model.after(texts, {texts[row]: set(found) for row, found in (wanted or {}).items()})
+        return self._after([whole[: len(whole) - keep + 1 + j] for j in range(keep)], wanted)
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
@@ -333,12 +344,14 @@ class RemoteText:
         texts = [tuple(ids)]
         for parent, token in zip(parents, tokens, strict=True):
             texts.append((*texts[parent + 1], token))
+        return self._after(texts, wanted)
+
+    def places(self, texts: Sequence[Sequence[int]], wanted: Wanted) -> Outputs:
+        return self._after([tuple(ids) for ids in texts], wanted)
+
+    def _after(self, texts: Sequence[Text], wanted: Wanted | None) -> Outputs:
         self._model.check_length(max(map(len, texts)), "the text")
-        named: dict[Text, set[int]] = {texts[row]: set(found) for row, found in (wanted or {}).items()}
-        if wanted is not None:
-            for parent, token in zip(parents, tokens, strict=True):
-                named.setdefault(texts[parent + 1], set()).add(token)
-        return self._model.after(texts, named)
+        return self._model.after(texts, [wanted.get(row, ()) for row in range(len(texts))] if wanted else ())
 
 
 def _vocabulary(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -27,7 +27,7 @@ Wanted = Mapping[int, Collection[int]]
 class Text(Protocol):
     """One growing text in one model. It may be given anew each time; what agrees with the last one is not read again.
 
-    `wanted` None: rows as they are shown. Else the ids named (and those of a tree) are asked for where they are not
+    `wanted` None: rows as they are shown. Else the ids named are asked for where they are not
     shown. It means nothing where rows are whole.
     """
 
@@ -48,14 +48,27 @@ class Text(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """The text is not needed any more."""
+        ...
+
+
+@runtime_checkable
+class ReadText(Text, Protocol):
+    """A text that is read on this machine."""
+
     def more(self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int]) -> Outputs:
         """What follows each of m >= 1 nodes of a tree on the text `ids`: row i is node i. A parent of -2 is the last
-        token but one of the text, and so on. Where rows are whole.
+        token but one of the text, and so on.
         """
         ...
 
-    def close(self) -> None:
-        """The text is not needed any more."""
+
+class AskedText(Text, Protocol):
+    """A text that a server is asked about."""
+
+    def places(self, texts: Sequence[Sequence[int]], wanted: Wanted) -> Outputs:
+        """What follows each of these texts, which begin as this one does or might."""
         ...
 
 
@@ -75,7 +88,7 @@ class Model(Protocol):
         """Raise ContextTooLong if `length` tokens do not fit this model's window."""
         ...
 
-    def text(self, ids: Sequence[int]) -> Text:
+    def text(self, ids: Sequence[int]) -> ReadText | AskedText:
         """A text that is going to begin with `ids`."""
         ...
 

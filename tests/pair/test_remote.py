@@ -13,12 +13,12 @@ import pytest
 from toys import train_tokenizer
 
 from blackbox_proxy import ProxyTuner, ServedPair, TransformersBase, TransformersPair, Usage
-from blackbox_proxy.api.scorer import Scorer
+from blackbox_proxy.api.scorer import Logprobs, Scorer
 from blackbox_proxy.config.settings import load
 from blackbox_proxy.errors import ContextTooLong, InputError, PairServerError, VocabularyMismatch
 from blackbox_proxy.opening import Setup
 from blackbox_proxy.pair.remote import RemoteModel, _Known
-from blackbox_proxy.protocols import Ask
+from blackbox_proxy.protocols import Ask, Row, Session
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import Position, Prefix, Scores
 
@@ -29,11 +29,14 @@ Urls = Callable[[str, int], str]
 
 
 @pytest.fixture(scope="module")
-def pairs(models: dict[str, str]) -> Callable[[str], TransformersPair]:
-    """The same pairs on this machine, which sum every candidate, as served ones do."""
-    return cache(
-        lambda kind: TransformersPair(models[f"{kind}-expert"], models[f"{kind}-antiexpert"], device="cpu", exact=True)
-    )
+def pairs(models: dict[str, str]) -> Callable[..., TransformersPair]:
+    """The same pairs on this machine."""
+
+    @cache
+    def pair(kind: str, exact: bool = False) -> TransformersPair:
+        return TransformersPair(models[f"{kind}-expert"], models[f"{kind}-antiexpert"], device="cpu", exact=exact)
+
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_texts_are_those_of_the_same_models_on_this_machine(
     kind: str,
     limit: int,
     served: Callable[..., ServedPair],
-    pairs: Callable[[str], TransformersPair],
+    pairs: Callable[..., TransformersPair],
     base: TransformersBase,
 ) -> None:
     wanted = ProxyTuner(base, pairs(kind)).generate(PROMPT, max_tokens=5)
@@ -127,22 +130,25 @@ def test_texts_are_those_of_the_same_models_on_this_machine(
             np.testing.assert_allclose(ours.candidates.log_p[:5], theirs.candidates.log_p[:5], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["digits", "pieces"])
+@pytest.mark.parametrize(("kind", "exact"), [("digits", False), ("pieces", False), ("digits", True)])
 def test_whole_rows_give_the_very_masses(
     kind: str,
+    exact: bool,
     served: Callable[..., ServedPair],
-    pairs: Callable[[str], TransformersPair],
+    pairs: Callable[..., TransformersPair],
     base: TransformersBase,
     draft: tuple[Position, ...],
 ) -> None:
-    for found, wanted in zip(scores(served(kind), base, draft), scores(pairs(kind), base, draft), strict=True):
+    for found, wanted in zip(
+        scores(served(kind, exact=exact), base, draft), scores(pairs(kind, exact), base, draft), strict=True
+    ):
         for name in ("log_expert", "log_antiexpert", "offset"):
             np.testing.assert_allclose(column(found, name), column(wanted, name), atol=1e-4)
         assert [score.how for score in found] == [score.how for score in wanted]
 
 
 def test_sampled_batches_are_those_of_the_same_models_on_this_machine(
-    served: Callable[..., ServedPair], pairs: Callable[[str], TransformersPair], base: TransformersBase
+    served: Callable[..., ServedPair], pairs: Callable[..., TransformersPair], base: TransformersBase
 ) -> None:
     prompts = [PROMPT, "In 2023", "def area(r):", "There"]
     given = {"max_tokens": 6, "temperature": 1.0, "seed": 3}
@@ -156,14 +162,14 @@ def test_sampled_batches_are_those_of_the_same_models_on_this_machine(
 
 def test_a_few_ids_shown_give_every_candidate_an_offset_that_is_marked(
     served: Callable[..., ServedPair],
-    pairs: Callable[[str], TransformersPair],
+    pairs: Callable[..., TransformersPair],
     base: TransformersBase,
     draft: tuple[Position, ...],
 ) -> None:
-    wanted, _ = scores(pairs("digits"), base, draft)
+    wanted, _ = scores(pairs("digits", True), base, draft)
     errors = []
     for limit in (20, 200):
-        found, proposed = scores(served("digits", limit), base, draft)
+        found, proposed = scores(served("digits", limit, exact=True), base, draft)
         assert {how for score in [*found, *proposed] for how in score.how} == {"prefix"}
         assert np.isfinite(column(found, "offset")).all()
         for name in ("log_expert", "log_antiexpert"):
@@ -185,24 +191,55 @@ def test_equal_models_give_no_offset_whatever_they_show(
 def test_ids_are_known_by_echo_where_they_cannot_be_named(
     served: Callable[..., ServedPair], base: TransformersBase, draft: tuple[Position, ...]
 ) -> None:
-    named, echoed = served("digits", 20), served("digits", 20)
+    named, echoed = served("digits", 20, exact=True), served("digits", 20, exact=True)
     for model in echoed._remote:
         model._scorer._names = False
     for ours, theirs in zip(scores(named, base, draft), scores(echoed, base, draft), strict=True):
         np.testing.assert_allclose(column(ours, "offset"), column(theirs, "offset"), atol=1e-5)
 
 
+def test_what_a_model_does_not_show_is_in_doubt_until_it_is_asked_for(
+    served: Callable[..., ServedPair],
+    pairs: Callable[..., TransformersPair],
+    base: TransformersBase,
+    draft: tuple[Position, ...],
+) -> None:
+    """The offsets of estimates and sums over the 100 likeliest ids, against those over all."""
+    few, local = (pair.open(PROMPT, base.vocabulary) for pair in (served("digits", 100), pairs("digits")))
+    rows, whole = few.score([], draft), local.score([], draft)
+    tokens = [position.tokens[:10] for position in draft]
+
+    def told(of: list[Row]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], set[str]]:
+        found = [row.score(own) for row, own in zip(of, tokens, strict=True)]
+        how = {how for score in found for how in score.how}
+        return column(found, "offset"), column(found, "error"), how
+
+    (before, doubt, how), (wanted, bar, _) = told(rows), told(whole)
+    assert how == {"estimated"}
+    assert (doubt >= bar - 1e-6).all()
+    assert (doubt > bar + 1.0).any(), "something is hidden"
+    beyond = np.abs(before - wanted) > doubt
+    assert beyond.mean() < 0.05
+    for session, of in ((few, rows), (local, whole)):
+        session.refine(list(zip(of, tokens, strict=True)))
+    (after, doubt, how), (wanted, _, _) = told(rows), told(whole)
+    assert (how, doubt.max()) == ({"prefix"}, 0.0)
+    assert np.abs(after - wanted).mean() < min(0.1, np.abs(before - wanted).mean())
+
+
 def test_what_is_hidden_is_spread_evenly_below_the_least_that_is_shown() -> None:
     vocabulary = from_tokenizer(train_tokenizer("bytes", 300))
     model = RemoteModel(Scorer("m", base_url="http://localhost:1/v1", top_logprobs=3), vocabulary, "expert")
-    row, hidden = model._filled(
-        _Known({5: np.log(0.5), 6: np.log(0.3), 7: np.log(0.1)}, {8: np.log(0.02), 9: -1.0}), [8]
-    )
+    shown = Logprobs(np.array([5, 6, 7], dtype=np.int32), np.log([0.5, 0.3, 0.1]).astype(np.float32))
+    row, hidden, least = model._filled(_Known(shown, {8: np.log(0.02), 9: -1.0}), [8])
+    assert least == pytest.approx(np.log(0.1))
     assert np.exp(row.astype(float)).sum() == pytest.approx(1.0, abs=1e-5)
     assert row[9] == np.float32(hidden) == np.float32(np.log(0.08 / (len(vocabulary) - 4)))
-    capped, hidden = model._filled(_Known({5: np.log(0.5), 6: np.log(1e-4)}, {}))
-    assert hidden == np.float32(np.log(1e-4))
-    whole, hidden = model._filled(_Known(dict.fromkeys(range(len(vocabulary) + 9), -6.0), {}))  # padding is left out
+    shown = Logprobs(np.array([5, 6], dtype=np.int32), np.log([0.5, 1e-4]).astype(np.float32))
+    capped, hidden, least = model._filled(_Known(shown))
+    assert hidden == np.float32(np.log(1e-4)) == np.float32(least)
+    every = np.arange(len(vocabulary) + 9, dtype=np.int32)
+    whole, hidden, _ = model._filled(_Known(Logprobs(every, np.full(len(every), -6.0, np.float32))))  # with padding
     assert hidden == -np.inf
     np.testing.assert_allclose(whole, -np.log(len(vocabulary)), atol=1e-5)
     assert np.isfinite(capped).all()
@@ -240,6 +277,35 @@ def test_all_places_of_a_draft_are_one_request_to_each_model(
         pair = served(kind)
         pair.open(PROMPT, base.vocabulary).score([], draft)
         assert pair.usage.api_calls == 2 + 2  # the first two compare tokenizers
+
+
+def test_a_draft_is_two_requests_to_each_model_at_most_where_nothing_goes_on(
+    served: Callable[..., ServedPair], base: TransformersBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates that contend are one request more; what they become once they have gone on, if anything, a third."""
+    asked: list[int] = []
+    pair = served("digits")
+    opened = pair.open
+
+    def open_counted(*given: Any) -> Session:
+        session = opened(*given)
+        score = session.score
+
+        def counted(*told: Any) -> list[Row]:
+            asked.append(pair.usage.api_calls)
+            return score(*told)
+
+        monkeypatch.setattr(session, "score", counted)
+        return session
+
+    monkeypatch.setattr(pair, "open", open_counted)
+    text = ProxyTuner(base, pair, draft=2).generate(PROMPT, max_tokens=12)
+    each = np.diff([*asked, pair.usage.api_calls]) / 2
+    each[0] -= 1  # the comparison of the tokenizers
+    assert len(text.steps) == 12
+    assert len(each) >= 6
+    assert each.max() <= 3
+    assert each.mean() <= 2.0
 
 
 def test_without_antiexpert(urls: Urls, models: dict[str, str], base: TransformersBase) -> None:
@@ -322,7 +388,7 @@ def test_vllm(top_logprobs: int, models: dict[str, str]) -> None:
     if len(given) != 4:
         pytest.skip("BLACKBOX_PROXY_SERVER_VLLM_PAIR does not name a served pair: URL FOLDER URL FOLDER")
     expert_url, expert, antiexpert_url, antiexpert = given
-    local = TransformersPair(expert, antiexpert, device="cpu", exact=True)
+    local = TransformersPair(expert, antiexpert, device="cpu")
     urls: dict[str, Any] = {"expert_url": expert_url, "antiexpert_url": antiexpert_url}
     bases = {"same": TransformersBase(expert, top_logprobs=20, device="cpu")}
     if top_logprobs == -1:

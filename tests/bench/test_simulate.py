@@ -1,0 +1,125 @@
+"""The simulation of many texts, where there is a closed form to hold it to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from steps import step
+
+from blackbox_proxy.bench.simulate import Far, Load, Near, binding, runs_at, runs_of, simulate
+from blackbox_proxy.errors import InputError
+from blackbox_proxy.host.network import Network
+from blackbox_proxy.prices import Prices
+
+NETWORK = Network(0.3, 0.02)
+
+
+def test_one_text_takes_what_the_network_takes() -> None:
+    """Ten tokens a request: each is 0.3 s and nine times 0.02 s, and near sides of no time add nothing."""
+    found = simulate(Load(streams=1, tokens=100, runs=(10,), prompt_tokens=7, texts=1), Near(), Far(network=NETWORK))
+    assert found.tokens == 100
+    assert found.seconds == pytest.approx(10 * (0.3 + 9 * 0.02))
+    assert found.usage.api_calls == 10
+    assert found.usage.prompt_tokens == sum(7 + 10 * i for i in range(10))
+    assert found.usage.completion_tokens == 100  # the last token that is read is the one that disagrees
+    assert found.saturated == ()
+    assert found.cost(Prices(2.0, 2.0, 3.0)) == pytest.approx((2 * 520 + 3 * 100) / 100)
+
+
+def test_a_near_side_reads_the_last_token_later_and_the_base_writes_on_meanwhile() -> None:
+    near = Near(of_pass=0.05)
+    found = simulate(Load(streams=1, tokens=10, runs=(5,), texts=1), near, Far(network=NETWORK))
+    # Passes begin with the first token and as soon as the one before is done: at 0, 0.05 (3 there), 0.1 (6 there).
+    assert found.seconds == pytest.approx(2 * (0.3 + 0.15))
+    assert found.usage.completion_tokens == 8 + 5  # 0.15 s after the first there would be 8; the second may write 5
+    assert found.busy["near side"] == pytest.approx(0.3 / 0.9)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_saturated_near_side_gives_what_it_can(workers: int) -> None:
+    """All 20 tokens of a request are there at once; a pass of one text takes 0.01 + 0.002 + 20 * 0.001 s."""
+    near = Near(of_pass=0.01, of_text=0.002, of_position=0.001, workers=workers)
+    far = Far(network=Network(0.05, 0.0))
+    found = simulate(Load(streams=40, tokens=20, runs=(20,), seconds=10.0), near, far)
+    assert found.tokens_per_second == pytest.approx(workers * 20 / 0.032, rel=0.01)
+    assert found.saturated == ("near side",)
+
+
+def test_texts_that_share_a_pass_share_its_cost() -> None:
+    near = Near(of_pass=0.01, of_position=0.001, together=8)
+    found = simulate(Load(streams=64, tokens=5, runs=(5,), seconds=10.0), near, Far(network=Network(0.01, 0.0)))
+    assert found.tokens_per_second == pytest.approx(8 * 5 / (0.01 + 8 * 5 * 0.001), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "name"),
+    [
+        ({"requests_per_minute": 600.0}, 10.0 * 4, "requests/min"),
+        ({"tokens_per_minute": 6000.0}, 100.0 / (50 + 2 + 4) * 4, "tokens/min"),  # prompts of 50 and of 54
+        ({"bits": 8000.0, "request_bytes": 60.0, "token_bytes": 10.0}, 1000.0 / 100 * 4, "network"),
+    ],
+)
+def test_a_limit_is_used_up_and_not_passed(given: dict[str, Any], wanted: float, name: str) -> None:
+    """Four tokens a request, of texts of eight."""
+    load = Load(streams=20, tokens=8, runs=(4,), prompt_tokens=50, seconds=120.0)
+    found = simulate(load, Near(), Far(network=NETWORK, **given))
+    assert found.tokens_per_second == pytest.approx(wanted, rel=0.02)
+    assert name in found.saturated
+    assert found.busy[name] <= 1.02
+
+
+def test_no_more_texts_are_at_work_than_memory_has_room_for() -> None:
+    near, far = Near(memory=3.5e6, text_bytes=1e6), Far(network=NETWORK)
+    few, three = (
+        simulate(Load(streams=n, tokens=20, runs=(5,), seconds=60.0), near, far).tokens_per_second for n in (100, 3)
+    )
+    assert few == pytest.approx(three, rel=0.02) == pytest.approx(3 * 5 / 0.38, rel=0.02)
+    assert simulate(Load(streams=100, tokens=20, runs=(5,)), near, far).saturated == ("memory",)
+
+
+def test_what_binds_is_what_more_of_would_help() -> None:
+    """A near side that reads all that waits in a pass is never idle, and yet the limit is what holds the texts up."""
+    load = Load(streams=50, tokens=20, runs=(5,), seconds=60.0)
+    near = Near(of_pass=0.05, together=50)
+    far = Far(network=NETWORK, requests_per_minute=600.0)
+    found = simulate(load, near, far)
+    assert found.saturated == ("near side", "requests/min")
+    assert binding(load, near, far, found) == "requests/min"
+    slow = Near(of_text=0.05)
+    found = simulate(load, slow, Far(network=NETWORK))
+    assert binding(load, slow, Far(network=NETWORK), found) == "near side"
+    idle = simulate(replace(load, streams=1), Near(), Far(network=NETWORK))
+    assert binding(load, Near(), Far(network=NETWORK), idle) is None
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_texts_that_arrive_by_chance_wait_as_in_a_queue_with_one_server(share: float) -> None:
+    """M/D/1: the mean wait is rho D / (2 (1 - rho))."""
+    near = Near(of_pass=0.1)
+    load = Load(streams=10**6, tokens=1, runs=(1,), arrivals=share / 0.1, texts=40_000)
+    found = simulate(load, near, Far())
+    assert found.texts == 40_000
+    assert found.waited == pytest.approx(0.1 + share * 0.1 / (2 * (1 - share)), rel=0.04)
+    assert found.busy["near side"] == pytest.approx(share, rel=0.03)
+
+
+def test_runs_follow_from_a_rate_or_from_texts() -> None:
+    assert runs_at(1.0) == (1,)
+    drawn = runs_at(0.2)
+    assert sum(drawn) / len(drawn) == pytest.approx(5.0, rel=0.05)
+    assert drawn.count(1) / len(drawn) == pytest.approx(0.2, rel=0.1)
+    texts = [[step(b"t", drafted=mark == "d") for mark in marks] for marks in ("ddx", "xd", "dxd")]
+    assert runs_of(texts) == (3, 1, 3)
+    assert runs_of([texts[0][:2]]) == (2,)
+    with pytest.raises(InputError):
+        runs_of([])
+
+
+@pytest.mark.parametrize("wrong", [{"streams": 0}, {"tokens": 0}, {"runs": ()}, {"arrivals": 0.0}, {"seconds": 0.0}])
+def test_what_cannot_be_simulated_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Load(**{"streams": 1, "tokens": 1, "runs": (1,), **wrong})
+    with pytest.raises(InputError):
+        runs_at(1.5)
