@@ -34,6 +34,7 @@ EXPECTED = {
     "evaluate",
     "evidence",
     "exactness",
+    "scale",
     "servers",
 }
 
