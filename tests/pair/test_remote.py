@@ -211,7 +211,7 @@ def test_what_a_model_does_not_show_is_in_doubt_until_it_is_asked_for(
 
     def told(of: list[Row]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], set[str]]:
         found = [row.score(own) for row, own in zip(of, tokens, strict=True)]
-        how = {how for score in found for how in score.how}
+        how = {str(how) for score in found for how in score.how}
         return column(found, "offset"), column(found, "error"), how
 
     (before, doubt, how), (wanted, bar, _) = told(rows), told(whole)
