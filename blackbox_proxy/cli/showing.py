@@ -144,8 +144,8 @@ def bench(
     disagree: Annotated[float, typer.Option(help="Share of tokens at which the base's draft ends.")] = 0.15,
     trace: Annotated[Path | None, typer.Option(help="A trace of real texts to take that from.")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 200,
-    requests_per_minute: Annotated[float | None, typer.Option(help="What the base allows.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="What the base allows.")] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="What the simulated base allows.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="What the simulated base allows.")] = None,
     near_ms: Annotated[
         str, typer.Option(help="Milliseconds of the near side for a pass, each text in it, each position.")
     ] = "8,2,0.5",

@@ -79,7 +79,7 @@ def test_no_command_describes_a_setting_in_words_of_its_own() -> None:
         "tune": {"--alpha"},
         "probe": {"--api", "--max-calls"},
         "bench": {"--base", "--expert", "--antiexpert", "--alpha", "--max-tokens", "--temperature", "--top-logprobs",
-                  "--pair-tokenizer", "--exact", "--cache"},
+                  "--pair-tokenizer", "--exact", "--cache", "--requests-per-minute", "--tokens-per-minute"},
         "demo": {"--cache"},
         "choose": {"--exact"},
         "key": {"--keys"},
