@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from steps import step
 
+from blackbox_proxy.bench.scale import near_of
 from blackbox_proxy.bench.simulate import Far, Load, Near, binding, runs_at, runs_of, simulate
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
@@ -115,6 +116,15 @@ def test_runs_follow_from_a_rate_or_from_texts() -> None:
     assert runs_of([texts[0][:2]]) == (2,)
     with pytest.raises(InputError):
         runs_of([])
+
+
+def test_a_near_side_is_known_by_its_drafts() -> None:
+    """2 ms a pass, 3 ms a text, 1 ms a position, told apart by drafts of several lengths and by eight texts at a time."""
+    drafts = [(n, 0.005 + 0.001 * n) for n in (1, 2, 3, 6)]
+    found = near_of(drafts, many=0.002 / 8 + 0.003 + 0.001 * 3, streams=8)
+    told = (found.of_pass, found.of_text, found.of_position)
+    assert told == pytest.approx((0.002, 0.003, 0.001))
+    assert near_of(drafts, many=0.0, streams=1).of_text == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize("wrong", [{"streams": 0}, {"tokens": 0}, {"runs": ()}, {"arrivals": 0.0}, {"seconds": 0.0}])
