@@ -119,7 +119,7 @@ def test_runs_follow_from_a_rate_or_from_texts() -> None:
 
 
 def test_a_near_side_is_known_by_its_drafts() -> None:
-    """2 ms a pass, 3 ms a text, 1 ms a position, told apart by drafts of several lengths and by eight texts at a time."""
+    """2 ms a pass, 3 ms a text, 1 ms a position, told apart by drafts of several lengths and by eight at a time."""
     drafts = [(n, 0.005 + 0.001 * n) for n in (1, 2, 3, 6)]
     found = near_of(drafts, many=0.002 / 8 + 0.003 + 0.001 * 3, streams=8)
     told = (found.of_pass, found.of_text, found.of_position)
