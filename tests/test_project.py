@@ -92,6 +92,7 @@ def test_tested_versions_are_above_the_lower_bounds() -> None:
     needed = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
     for requirement in needed:
         name, _, bound = requirement.partition(">=")
+        name = name.partition("[")[0]
         if bound and name in pins:
             assert [int(n) for n in pins[name].split(".")] >= [int(n) for n in bound.split(".")], name
         elif bound:

@@ -65,8 +65,8 @@ class Bounds:
     def tail(self, value: Any, own: str) -> TailPolicy:
         """A request's tail policy. Raises InputError."""
         allowed = {own, *self.tails}
-        if value not in allowed:
-            raise InputError(f"'tail' must be one of {', '.join(sorted(allowed))} here, not {value!r}")
+        if not isinstance(value, str) or value not in allowed:
+            raise InputError(f"'tail' must be one of {', '.join(sorted(allowed))} here, not {str(value)[:40]!r}")
         return cast(TailPolicy, value)
 
 

@@ -21,7 +21,7 @@ import openai
 import pytest
 from gateways import Gateway, Pairs, gateway
 from hosting import client_of, post
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from blackbox_proxy import errors
@@ -130,6 +130,7 @@ _VALUES = st.recursive(
     chat=st.booleans(),
     model=st.sampled_from(["tuned", "base", 3, None]),
 )
+@example(body={"tail": []}, chat=False, model="tuned")
 def test_no_request_is_a_failure_of_the_server(running: Gateway, body: dict[str, Any], chat: bool, model: Any) -> None:
     body = {"prompt": "The mayor", "messages": [{"role": "user", "content": "hi"}], **body, "model": model}
     del body["prompt" if chat else "messages"]

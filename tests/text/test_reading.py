@@ -162,6 +162,8 @@ OTHERS = {
     "bench/near.py": "the package's own source",
     "config/writing.py": "the package's own comments",
     "cli/showing.py": "the package's own source",
+    "cluster/checkpoint.py": "lines as this package writes them",
+    "cluster/engine.py": "the first line of an error",
     "demo/models.py": "what the demo's own processes say",
 }
 """Where text is read or cut in another way, and why."""
