@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from blackbox_proxy.transport.limits import tell_turn, told_limits
+from blackbox_proxy.transport.limits import Place, tell_turn, told_limits
 
 SPAN, VALID, MARGIN = 60.0, 1.0, 0.5  # seconds
 _TOGETHER = 64  # requests that are asked for at once
@@ -228,17 +228,12 @@ class SharedLimiter:
                 self._desk.tell("give_back", ticket.turn.result(), 1, tokens)
             raise
         tell_turn()
-        unused = 0
-
-        def used(count: int) -> None:
-            nonlocal unused
-            unused = max(0, tokens - count)
-
+        place = Place(tokens)
         try:
-            yield used
+            yield place.used
         finally:
-            if unused:
-                self._desk.tell("give_back", number, 0, unused)
+            if place.unused:
+                self._desk.tell("give_back", number, 0, place.unused)
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """As `Limiter.learn`, and at most once a second where nothing is new."""

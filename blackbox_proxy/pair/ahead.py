@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from blackbox_proxy.aligning.crossing import Crossing, Relations
+from blackbox_proxy.pair.estimates import GOES_ON, IN_PIECES
 from blackbox_proxy.types import Position, Token
 
 _LOOKED_AT = 6  # candidates of a position, the likeliest
 _ONE_IN = 2  # positions of a draft for each token that is read ahead
 _LENGTHS = range(4, 17)  # positions of a draft for which it pays, measured by `bench --near`
 _CLOSE = 1.0  # nats: how much the pair may bring two candidates nearer to each other
-_PIECES, _GOES_ON = 1.5, 0.2  # nats: about the error of an estimate, see estimates.py
 
 
 def read_ahead(positions: Sequence[Position], crossings: Sequence[Crossing]) -> list[list[bytes]]:
@@ -56,5 +56,5 @@ def _contending(position: Position, crossing: Crossing) -> list[tuple[float, byt
 
 def _bar(relation: Relations) -> float:
     if relation.blanks > 1 or not len(relation.covering):
-        return _PIECES
-    return _GOES_ON if relation.goes_on else 0.0
+        return IN_PIECES
+    return GOES_ON if relation.goes_on else 0.0

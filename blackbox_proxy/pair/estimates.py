@@ -29,9 +29,9 @@ _PIECES = 0.01  # of the mass of shorter tokens that begin a candidate: what may
 # tuned copy, against the best one's: 0.00 at 90 % where nothing goes on from a token, 0.05 (at most 0.26) where
 # something does, 0.58 (at most 0.92) across the end of x.
 _ENDS = 0.02
-_GOES_ON = 0.2
+GOES_ON = 0.2
 _ACROSS = 0.7
-_IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
+IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
 _BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
 _LOOKED_AT = 20  # ids after x, the expert's likeliest
 _FARTHER = 2.0  # times as much as their log E and log A differ, an offset may be off
@@ -147,11 +147,11 @@ def _estimated(
         shares.append(lead / np.maximum(total, 1e-300))
     of_all = np.stack(sums)
     summed = np.min(of_all, axis=0) > 0.0
-    error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, _GOES_ON, _ENDS) + _ACROSS * across
+    error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, GOES_ON, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
     unlike = np.repeat(_unlike(rows), sizes)
-    pieces = np.minimum(_IN_PIECES, unlike)
-    errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, _IN_PIECES)])
+    pieces = np.minimum(IN_PIECES, unlike)
+    errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, IN_PIECES)])
     with np.errstate(divide="ignore"):
         masses = np.where(summed, np.log(of_all), np.stack(firsts))
     blanks = np.array([found.blanks for found in relations])

@@ -52,6 +52,18 @@ class Admits(Protocol):
 
 
 @dataclass(slots=True)
+class Place:
+    """What one request was let go with, tokens, and what of it it did not need, once it has told."""
+
+    tokens: int
+    unused: int = 0
+
+    def used(self, count: int) -> None:
+        """It really had so many tokens."""
+        self.unused = max(0, self.tokens - count)
+
+
+@dataclass(slots=True)
 class _Bucket:
     """Fills at `rate` per second up to `size`, one minute's worth; may be overdrawn by one large request."""
 
@@ -121,16 +133,11 @@ class Limiter:
         """
         await self._admit(tokens)
         tell_turn()
-        unused = 0
-
-        def used(count: int) -> None:
-            nonlocal unused
-            unused = max(0, tokens - count)
-
+        place = Place(tokens)
         try:
-            yield used
+            yield place.used
         finally:
-            self._leave(unused)
+            self._leave(place.unused)
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take over the limits that an answer's headers name (`x-ratelimit-limit-…`, per minute) and what is left of
