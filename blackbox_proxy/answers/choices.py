@@ -22,7 +22,7 @@ from blackbox_proxy.answers.forms import Forms, ShownForms
 from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Known, Weighed, log_spread
+from blackbox_proxy.decoding.weigh import Known, log_spread
 from blackbox_proxy.decoding.whole_vocabulary import over_everything
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths import equation as maths
@@ -136,34 +136,12 @@ async def choose(
     by = check(base, pairs, prompt, options, rule)
     if by == "scores":
         return await _by_scores(base, pairs, prompt, options, equations, rule)
-    asked = await _asked(base, pairs, prompt, options, rule, by)
+    asked = await asked_about(base, pairs, prompt, options, rule, by)
     return await on_thread(_choices, base, prompt, Weigher(pairs, equations, temperature=1.0), rule, asked)
 
 
-async def look(
-    base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], equation: Equation, rule: Rule
-) -> tuple[Weighed | None, list[list[int]], Usage]:
-    """The candidates under an equation, those that count for each option, and what it cost; asked about as for
-    `choose`, which raises the same. None where the base shows nothing. Options of one token only.
-    """
-    by = check(base, pairs, prompt, options, rule)
-    if by == "scores":
-        raise InputError(
-            "options of several tokens are scored whole, which is no choice between tokens",
-            hint="Letter the options (A, B, …) and ask for the letter.",
-        )
-    asked = await _asked(base, pairs, prompt, options, rule, by)
-    weigher = Weigher(pairs, [equation], temperature=1.0)
-    _, counted, _, scored = await on_thread(_scored, base, prompt, weigher, rule, asked)
-    if scored is None:
-        return None, [], asked.usage
-    weighed = scored.under(0)
-    found = [[weighed.index_of(token) for token, _ in forms] for forms in counted]
-    return weighed, [[i for i in indices if i is not None] for indices in found], asked.usage
-
-
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """What the base showed of the options, what it told when it was asked about others, and what that cost."""
 
     shown: ShownForms
@@ -172,9 +150,9 @@ class _Asked:
     usage: Usage
 
 
-async def _asked(
+async def asked_about(
     base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], rule: Rule, by: Decided
-) -> _Asked:
+) -> Asked:
     forms = Forms(tuple(options), rule.forms, by == "first token")
     draft = await base.draft(Ask(Prefix(prompt), 1))
     shown = ShownForms(base.vocabulary, forms, draft.positions[0] if draft.positions else None)
@@ -183,7 +161,7 @@ async def _asked(
     if rule.missing == "ask" and shown.missing:
         told, spent = await ask(base, pairs, prompt, shown)
         usage += spent
-    return _Asked(shown, told, by, usage)
+    return Asked(shown, told, by, usage)
 
 
 def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[str], rule: Rule) -> Decided:
@@ -211,8 +189,8 @@ def check(base: Base, pairs: Sequence[Pair], prompt: Prompt, options: Sequence[s
 # -- one token --------------------------------------------------------------------------------------------------------
 
 
-def _scored(
-    base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _Asked
+def scored_forms(
+    base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: Asked
 ) -> tuple[Rows, list[list[tuple[Token, float]]], tuple[Source, ...], Scored | None]:
     """What the pairs say; the forms that count for each option with their log q, and where that comes from; all of it
     together, where the base shows anything.
@@ -228,10 +206,10 @@ def _scored(
     return rows, counted, how, scored
 
 
-def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: _Asked) -> list[Choice]:
+def _choices(base: Base, prompt: Prompt, weigher: Weigher, rule: Rule, asked: Asked) -> list[Choice]:
     """One under each equation."""
     pairs, shown = weigher.pairs, asked.shown
-    rows, counted, how, scored = _scored(base, prompt, weigher, rule, asked)
+    rows, counted, how, scored = scored_forms(base, prompt, weigher, rule, asked)
     expert, antiexpert = _pair_masses(rows[0], shown)
     covered = float(np.exp(logsumexp(np.array([v for found in shown.found for _, v in found]))))
     choices = []
@@ -366,7 +344,7 @@ async def _by_scores(
         logs = tuple(
             [getattr(score, name) for score in column] for name in ("log_p", "log_q", "log_expert", "log_antiexpert")
         )
-        lengths = [_length(score, rule.normalise) for score in column]
+        lengths = [divisor(len(score.tokens), score.bytes, rule.normalise) for score in column]
         compared = tuple([log / n for log, n in zip(values, lengths, strict=True)] for values in logs)
         choices.append(
             _choice(
@@ -385,8 +363,9 @@ async def _by_scores(
     return choices
 
 
-def _length(score: scoring.Score, normalise: Normalise) -> int:
-    return {"none": 1, "tokens": len(score.tokens), "bytes": score.bytes}[normalise]
+def divisor(tokens: int, size: int, normalise: Normalise) -> int:
+    """What the log probability of an option of so many tokens and bytes is divided by before it is compared."""
+    return {"none": 1, "tokens": tokens, "bytes": size}[normalise]
 
 
 def _choice(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from blackbox_proxy.calibration.likelihood import Terms
+from blackbox_proxy.calibration.likelihood import Table
+from blackbox_proxy.calibration.places import ALPHAS
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
 from blackbox_proxy.types import Floats
 
-ALPHAS = tuple(i / 8 for i in range(17))
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TEMPERATURES = (0.7, 1.4, 2.0)
@@ -24,13 +24,13 @@ _FOLDS = 5
 _ROUNDS = 50
 _WORTH = 2.0  # nats in all: less does not pay for a parameter (Akaike)
 
-Spreads = Callable[[Spread], Terms]
-"""The terms of all places, with the hidden mass spread in this way."""
+Spreads = Callable[[Spread], Table]
+"""All places, or questions, with the hidden mass spread in this way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """weights (d,) as in `Terms`; alpha: the best of `ALPHAS`, towards which they were pulled, with this strength."""
+    """weights (d,) as in the table; alpha: the best of `ALPHAS`, towards which they were pulled, with this strength."""
 
     weights: Floats
     alpha: float
@@ -40,21 +40,32 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """How weights are learned. has_antiexperts: of each pair; learns_tail: whether there is a tail to be spread."""
+    """How weights are learned. has_antiexperts: of each pair; learns_tail: whether there is a tail to be spread;
+    learns_rest: whether the table has a column, its last, for what is on no list.
+    """
 
     spreads: Spreads
     has_antiexperts: tuple[bool, ...]
     learns_tail: bool
+    learns_rest: bool = False
     _learned: dict[tuple[int, ...], Fitted] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _swept: list[Floats] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def plain(self, alpha: float) -> Floats:
         """(1, alpha, alpha, 0), (d,)."""
         pairs = [[alpha, alpha] if has else [alpha] for has in self.has_antiexperts]
-        return np.array([1.0, *(weight for pair in pairs for weight in pair), 0.0])
+        return np.array([1.0, *(weight for pair in pairs for weight in pair), 0.0, *[0.0] * self.learns_rest])
 
-    def best_alpha(self, terms: Terms) -> float:
-        """Of `ALPHAS`, by the loss; of equally good ones the smallest."""
-        return min(ALPHAS, key=lambda alpha: (round(float(terms.losses(self.plain(alpha)).sum()), 9), alpha))
+    def swept(self, every: Table) -> Floats:
+        """The losses of plain proxy-tuning at each of `ALPHAS`, (p, a). every: with the tail as it is."""
+        if not self._swept:
+            self._swept.append(every.swept([self.plain(alpha) for alpha in ALPHAS]))
+        return self._swept[0]
+
+    def best_alpha(self, every: Table, documents: Sequence[int]) -> float:
+        """Of `ALPHAS`, by the loss of these documents; of equally good ones the smallest."""
+        losses = self.swept(every)[np.isin(every.documents, documents)].sum(axis=0).tolist()
+        return min((round(loss, 9), alpha) for loss, alpha in zip(losses, ALPHAS, strict=True))[1]
 
     def learn(self, documents: Sequence[int], *, tail: bool = True) -> Fitted:
         """From these documents alone. tail: whether the spread may be learned, too."""
@@ -78,8 +89,8 @@ class Learner:
         """Learned with the tail as it is, once for the same documents: `crossed` wants it with and without."""
         known = tuple(documents)
         if known not in self._learned:
-            terms = self.spreads(PLAIN_SPREAD).only(documents)
-            alpha = self.best_alpha(terms)
+            every = self.spreads(PLAIN_SPREAD)
+            terms, alpha = every.only(documents), self.best_alpha(every, documents)
             pull = self.plain(alpha)
             strength = _best_strength(terms, documents, pull)
             self._learned[known] = Fitted(fit(terms, pull, strength), alpha, strength)
@@ -95,7 +106,7 @@ class Learner:
             fitted = self.learn([d for d in documents if d not in left_out], tail=tail)
             here = np.isin(every.documents, left_out)
             learned[here] = self.spreads(fitted.spread).only(left_out).losses(fitted.weights)
-            swept[here] = every.only(left_out).losses(self.plain(fitted.alpha))
+            swept[here] = self.swept(every)[here, ALPHAS.index(fitted.alpha)]
         return learned, swept
 
 
@@ -105,7 +116,7 @@ def folds(documents: Sequence[int], count: int = _FOLDS) -> list[list[int]]:
     return [list(documents[i::count]) for i in range(count)]
 
 
-def _best_strength(terms: Terms, documents: Sequence[int], pull: Floats) -> float:
+def _best_strength(terms: Table, documents: Sequence[int], pull: Floats) -> float:
     """That whose weights do best on documents they were not fitted to."""
     if len(documents) < 2:
         return STRENGTHS[-1]
@@ -123,7 +134,7 @@ def _best_strength(terms: Terms, documents: Sequence[int], pull: Floats) -> floa
 
 
 def fit(
-    terms: Terms, pull: Floats, strength: float, *, counts: Floats | None = None, start: Floats | None = None
+    terms: Table, pull: Floats, strength: float, *, counts: Floats | None = None, start: Floats | None = None
 ) -> Floats:
     """The weights (d,) of the least loss + strength / 2 |w - pull|²; the base's is at least 0."""
     free = np.ones(len(pull), dtype=np.bool_)
@@ -136,7 +147,7 @@ def fit(
 
 
 def _newton(
-    terms: Terms, pull: Floats, strength: float, counts: Floats | None, weights: Floats, free: np.ndarray
+    terms: Table, pull: Floats, strength: float, counts: Floats | None, weights: Floats, free: np.ndarray
 ) -> Floats:
     def loss(at: Floats) -> tuple[float, Floats, Floats]:
         value, gradient, curvature = terms.loss(at, counts)
@@ -172,7 +183,7 @@ def _descent(curvature: Floats, gradient: Floats) -> Floats:
 
 
 def spread_of_weights(
-    terms: Terms, fitted: Fitted, documents: int, draws: int = 2000, seed: int = 0, confidence: float = 0.95
+    terms: Table, fitted: Fitted, documents: int, draws: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> list[tuple[float, float]]:
     """An interval for each weight: the bootstrap over documents, each sample's weights by one step of Newton's method
     from those of all (Davison & Hinkley 1997, section 2.7.4).

@@ -11,11 +11,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.types import Floats
+
+
+class Table(Protocol):
+    """What weights (d,) are fitted to: places, or questions, p of them."""
+
+    @property
+    def count(self) -> int:
+        """How many, p."""
+        ...
+
+    @property
+    def documents(self) -> NDArray[np.intp]:
+        """Which document each is of, (p,)."""
+        ...
+
+    def only(self, documents: Sequence[int]) -> Self:
+        """Those of some documents."""
+        ...
+
+    def losses(self, weights: Floats) -> Floats:
+        """Of each, (p,) nats."""
+        ...
+
+    def loss(self, weights: Floats, counts: Floats | None = None) -> tuple[float, Floats, Floats]:
+        """The sum, its gradient (d,) and its matrix of second derivatives (d, d). counts (p,): how often each one
+        counts.
+        """
+        ...
+
+    def gradients(self, weights: Floats, documents: int) -> Floats:
+        """The gradient of each document's loss, (documents, d)."""
+        ...
+
+    def swept(self, plain: Sequence[Floats]) -> Floats:
+        """The losses of plain proxy-tuning at each of `ALPHAS`, (p, a); plain: the weights that say the same."""
+        ...
+
+    def alone(self, expert: Floats) -> Floats:
+        """Those of the first expert by itself, (p,); expert: the weights that say the same."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,51 +114,69 @@ class Terms:
         """Of each place, (p,) nats."""
         values = self.x @ weights
         chosen = values[self._right_rows]
-        return _log_sums(values, self.starts) - _log_sums(chosen, self._right_starts)
+        return log_sums(values, self.starts) - log_sums(chosen, self._right_starts)
 
     def loss(self, weights: Floats, counts: Floats | None = None) -> tuple[float, Floats, Floats]:
         """The sum, its gradient (d,) and its matrix of second derivatives (d, d). counts (p,): how often each place
         counts.
         """
         counts = np.ones(self.count) if counts is None else counts
-        every = _moments(self.x, self.x @ weights, self.starts, counts)
+        every = moments(self.x, self.x @ weights, self.starts, counts)
         rows = self._right_rows
-        chosen = _moments(self.x[rows], (self.x @ weights)[rows], self._right_starts, counts)
+        chosen = moments(self.x[rows], (self.x @ weights)[rows], self._right_starts, counts)
         return every[0] - chosen[0], every[1] - chosen[1], every[2] - chosen[2]
+
+    def swept(self, plain: Sequence[Floats]) -> Floats:
+        """The losses under each of some weights, (p, a)."""
+        return np.stack([self.losses(weights) for weights in plain], axis=1)
+
+    def alone(self, expert: Floats) -> Floats:
+        """The losses under the expert's weights, (p,)."""
+        return self.losses(expert)
 
     def gradients(self, weights: Floats, documents: int) -> Floats:
         """The gradient of each document's loss, (documents, d)."""
-        every = _means(self.x, self.x @ weights, self.starts)
-        rows = self._right_rows
-        own = every - _means(self.x[rows], (self.x @ weights)[rows], self._right_starts)
         total = np.zeros((documents, self.x.shape[1]))
-        np.add.at(total, self.documents, own)
+        np.add.at(total, self.documents, self.slopes(weights))
         return total
 
+    def slopes(self, weights: Floats) -> Floats:
+        """The gradient of each place's loss, (p, d)."""
+        values, rows = self.x @ weights, self._right_rows
+        every = means(self.x, values, self.starts)
+        own: Floats = every - means(self.x[rows], values[rows], self._right_starts)
+        return own
 
-def _log_sums(values: Floats, starts: NDArray[np.intp]) -> Floats:
+
+# -- sums over the rows of each place ---------------------------------------------------------------------------------
+
+
+def log_sums(values: Floats, starts: NDArray[np.intp]) -> Floats:
+    """log of the sum of exp(values) (n,) of each place, (p,); starts (p,): its first row."""
     top = np.maximum.reduceat(values, starts)
     sizes = np.diff(np.append(starts, len(values)))
     found: Floats = top + np.log(np.add.reduceat(np.exp(values - np.repeat(top, sizes)), starts))
     return found
 
 
-def _shares(values: Floats, starts: NDArray[np.intp]) -> tuple[Floats, Floats]:
+def shares(values: Floats, starts: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """The log sum of each place, (p,), and each row's share of it, (n,)."""
-    sums = _log_sums(values, starts)
+    sums = log_sums(values, starts)
     sizes = np.diff(np.append(starts, len(values)))
     return sums, np.exp(values - np.repeat(sums, sizes))
 
 
-def _means(x: Floats, values: Floats, starts: NDArray[np.intp]) -> Floats:
-    _, shares = _shares(values, starts)
-    found: Floats = np.add.reduceat(shares[:, None] * x, starts, axis=0)
+def means(x: Floats, values: Floats, starts: NDArray[np.intp]) -> Floats:
+    """The mean of x (n, d) in each place, (p, d), rows counting with their share of it."""
+    _, share = shares(values, starts)
+    found: Floats = np.add.reduceat(share[:, None] * x, starts, axis=0)
     return found
 
 
-def _moments(x: Floats, values: Floats, starts: NDArray[np.intp], counts: Floats) -> tuple[float, Floats, Floats]:
-    sums, shares = _shares(values, starts)
-    weighted = shares[:, None] * x
+def moments(x: Floats, values: Floats, starts: NDArray[np.intp], counts: Floats) -> tuple[float, Floats, Floats]:
+    """Over all places, each as often as `counts` (p,) says: their log sums, their means (d,) and covariances (d, d)."""
+    sums, share = shares(values, starts)
+    weighted = share[:, None] * x
     means = np.add.reduceat(weighted, starts, axis=0)
     sizes = np.diff(np.append(starts, len(values)))
     squares = (weighted * np.repeat(counts, sizes)[:, None]).T @ x

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.decoding.weigh import Weighed
-from blackbox_proxy.maths.equation import mixture, tail
-from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, known_masses
+from blackbox_proxy.decoding.weigh import Weighed, log_spread
+from blackbox_proxy.maths.equation import tail, unlisted_mass
+from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, known_masses, log_rest
 from blackbox_proxy.protocols import Pair
 from blackbox_proxy.types import Floats, Scores, TailPolicy
+
+ALPHAS = tuple(i / 8 for i in range(17))
+"""Those of plain proxy-tuning that weights are compared with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,12 +48,7 @@ class Place:
         """log q with the hidden mass spread otherwise, (c,)."""
         if spread == PLAIN_SPREAD or self.shown == len(self.log_q) or policy not in ("backoff", "ask"):
             return self.log_q
-        masses = mixture(
-            [
-                spread.log_mass(s.log_expert, s.log_antiexpert) if pair.has_antiexpert else s.log_expert
-                for pair, s in zip(pairs, self.scores, strict=True)
-            ]
-        )
+        masses = log_spread(pairs, self.scores, spread)
         told = self.log_q[: self.shown]
         rest = tail(told, masses[: self.shown], masses[self.shown :], "backoff", None, spread.temperature)
         return np.concatenate([told, rest])
@@ -63,3 +62,23 @@ def terms(place: Place, log_q: Floats, has_antiexperts: Sequence[bool]) -> Float
         columns += [log_e, -log_a] if has else [log_e]
     columns.append((np.arange(len(log_q)) >= place.shown).astype(np.float64))
     return np.stack(columns, axis=1)
+
+
+def unlisted(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> float:
+    """The share of q that is on no list."""
+    return unlisted_mass(log_q, log_spread(pairs, place.scores), place.shown)
+
+
+def rest_terms(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> Floats | None:
+    """What the weights multiply of everything that is on no list, (d + 1,): as `terms`, and a one for its own weight
+    (see `Weights.log_rest`); None where there is nothing.
+    """
+    hidden = unlisted(place, log_q, pairs)
+    if hidden <= 0.0:
+        return None
+    found = [math.log(hidden)]
+    for pair, scores in zip(pairs, place.scores, strict=True):
+        found.append(log_rest(scores.log_expert))
+        if pair.has_antiexpert:
+            found.append(-log_rest(scores.log_antiexpert))
+    return np.array([*found, 0.0, 1.0])

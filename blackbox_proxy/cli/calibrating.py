@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, cast
 import typer
 
 from blackbox_proxy.cli.app import app, quiet_transformers
-from blackbox_proxy.cli.options import AsJson, Concurrency, Limit, Missing, SkipBad, TunerOptions
+from blackbox_proxy.cli.options import AsJson, Concurrency, Limit, Missing, Normalise, SkipBad, TunerOptions
 from blackbox_proxy.cli.sharing import takes
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.screen.console import Screen, say_json
@@ -38,6 +38,7 @@ def calibrate(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would ask and cost.")] = False,
     missing: Missing = "backoff",
+    normalise: Normalise = "none",
     concurrency: Concurrency = 8,
     limit: Limit = None,
     skip_bad: SkipBad = False,
@@ -51,6 +52,9 @@ def calibrate(
     Each row is a document, as for `eval`: {"prompt": "…", "text": "…"}, {"text": "…"}, {"prompt": "…", "answer": "…"},
     or multiple choice. About 50 texts are enough. The base is asked once for each place, through the cache, and what
     that takes is said first. Where it cannot score given text, it is asked along the text (see --max-calls).
+
+    Of multiple choice, the probabilities of the options are fitted, as `choose` has them: in one request a question, or
+    one for each option where options have several tokens, which takes a base that scores given text.
 
     Weights are compared with alpha 1 and the best alpha on documents that they were not fitted to, and only written
     where they are better beyond chance and do not lose on --other; the exit status is 1 else. `--weights` then uses
@@ -73,7 +77,7 @@ def calibrate(
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, not {confidence}", hint="Leave it out for 0.95.")
     _writable(output, [*texts, *([] if other is None else [other])])
-    rule = Rule(missing=cast(Any, missing))
+    rule = Rule(missing=cast(Any, missing), normalise=cast(Any, normalise))
     priced = parts.prices
     note = Screen(stderr=True)
 

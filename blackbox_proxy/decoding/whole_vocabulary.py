@@ -60,7 +60,20 @@ def of_given(weighed: Weighed, index: int | None, log_q: float) -> float:
     """
     if index is not None:
         return float(weighed.log_p[index])
-    hidden, listed = hidden_mass(weighed.log_q[: weighed.shown]), math.exp(min(logsumexp(weighed.log_p), 0.0))
-    if hidden <= 0.0 or listed >= 1.0:  # nothing is left but rounding
-        return min(log_q, _ROUNDING)
-    return math.log1p(-listed) + min(log_q - math.log(hidden), 0.0)
+    share, listed = log_share(weighed.log_q[: weighed.shown], log_q), math.exp(min(logsumexp(weighed.log_p), 0.0))
+    if share is None or listed >= 1.0:
+        return of_nothing(log_q)
+    return math.log1p(-listed) + share
+
+
+def log_share(shown: Floats, log_q: float) -> float | None:
+    """log of a token's share of what the base did not show, whose candidates have log q `shown` (k,); None where that
+    is nothing but rounding.
+    """
+    hidden = hidden_mass(shown)
+    return None if hidden <= 0.0 else min(log_q - math.log(hidden), 0.0)
+
+
+def of_nothing(log_q: float) -> float:
+    """log p of a given token where no mass is left for what is not listed."""
+    return min(log_q, _ROUNDING)

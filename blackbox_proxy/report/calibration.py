@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from blackbox_proxy.calibration.asking import Plan
-from blackbox_proxy.calibration.run import Calibration, Compared, Told
+from blackbox_proxy.calibration.learning import Calibration, Compared
+from blackbox_proxy.calibration.run import Told
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.screen.tables import Table
 
@@ -20,8 +21,9 @@ _WAYS = {
     "scored": "each text is scored in one request",
     "along": "the base writes along each text: one request, and one after each token it would not have written",
     "choice": "each question takes one request of one token",
+    "options": "each option is scored in one request",
 }
-_MEANS = {"q": "log q of the base", "tail": "where q is estimated"}
+_MEANS = {"q": "log q of the base", "tail": "where q is estimated", "rest": "everything on no list"}
 
 
 class Watch:
@@ -61,9 +63,11 @@ def plan_line(plan: Plan, prices: Prices | None) -> str:
 def show(console: Console, found: Calibration) -> None:
     """The weights, the comparison, and what must be said."""
     console.print(_weights(found))
+    choice = found.kind == "choice"
+    what = ("questions", "the right options among all") if choice else ("texts", "the true token among the candidates")
     for title, systems in (
-        ("On texts that they were not fitted to", found.systems),
-        ("On texts of another kind", found.others),
+        (f"On {what[0]} that they were not fitted to: -log p of {what[1]}, nats", found.systems),
+        ("On texts of another kind: -log p of what was right, nats", found.others),
     ):
         if systems:
             console.print(_systems(title, systems, found.confidence))
@@ -72,9 +76,9 @@ def show(console: Console, found: Calibration) -> None:
 
 
 def _weights(found: Calibration) -> Table:
-    table = Table(
-        title=f"Learned from {found.places} places of {found.documents} documents, k = {found.shown}", box=SIMPLE_HEAD
-    )
+    asked = f"{found.documents} questions"
+    asked = asked if found.kind == "choice" else f"{found.places} places of {found.documents} documents"
+    table = Table(title=f"Learned from {asked}, k = {found.shown}", box=SIMPLE_HEAD)
     for name in ("weight", "of", "value", f"{found.confidence:.0%} interval", "plain"):
         table.add_column(name, justify="left" if name in ("weight", "of") else "right")
     for name, value, plain in rows(found):
@@ -94,10 +98,12 @@ def rows(found: Calibration) -> Iterator[tuple[str, float, float]]:
         if antiexpert is not None:
             yield f"A{number}", antiexpert, 1.0
     yield "tail", weights.tail, 0.0
+    if "rest" in found.intervals:
+        yield "rest", weights.rest, 0.0
 
 
 def _systems(title: str, systems: tuple[Compared, ...], confidence: float) -> Table:
-    table = Table(title=f"{title}: -log p of the true token among the candidates, nats", box=SIMPLE_HEAD)
+    table = Table(title=title, box=SIMPLE_HEAD)
     interval = f"{confidence:.0%} interval"
     for name in ("", "nats", interval, "gain", interval, "p"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)

@@ -18,8 +18,8 @@ from blackbox_proxy.analysis import Factors, telling
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.calibration.asking import Plan
 from blackbox_proxy.calibration.fitting import Learner, fit, folds, rest_weight, spread_of_weights
+from blackbox_proxy.calibration.learning import Calibration
 from blackbox_proxy.calibration.likelihood import Terms
-from blackbox_proxy.calibration.run import Calibration
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.learned import models_of, read_learned, write_weights
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
