@@ -38,7 +38,8 @@ def table(seed: int = 0) -> Choices:
     rng = np.random.default_rng(seed)
     tokens: list[tuple[Any, Any, int]] = []
     owners: list[int] = []
-    counts, right = [], []
+    counts: list[int] = []
+    right: list[bool] = []
     for question in range(20):
         counts.append(int(rng.integers(2, 5)))
         own = rng.random(counts[-1]) < 0.4
@@ -67,7 +68,7 @@ def table(seed: int = 0) -> Choices:
 
 def test_the_gradient_and_the_curvature_against_finite_differences() -> None:
     choices = table()
-    counts = np.arange(20) % 3 * 0.5
+    counts = np.array(np.arange(20) % 3 * 0.5, dtype=np.float64)
     at, step = np.array([0.7, 0.3, -0.9, 0.1, 0.4]), 1e-5
     value, gradient, curvature = choices.loss(at, counts)
     assert value == pytest.approx(counts @ choices.losses(at))
@@ -133,9 +134,14 @@ def test_the_figures_are_those_of_eval_with_these_weights(
     """close: by how much a pair with another vocabulary may leave its estimates as they are, nats."""
     tuner = ProxyTuner(api_base(), pairs(kind))
     plans: list[Plan] = []
+
+    def ready(plan: Plan) -> bool:
+        plans.append(plan)
+        return True
+
     rule = Rule(normalise=normalise)
     some = rows[:12]
-    found = calibrate(tuner, some, others=some, rule=rule, ready=lambda plan: plans.append(plan) is None)
+    found = calibrate(tuner, some, others=some, rule=rule, ready=ready)
     assert found is not None
     assert (plans[0].way, plans[0].requests) == ("options", 3 * 24)
     assert found.usage.api_calls == 3 * 12, "the others are the same, and asked about already"
@@ -174,7 +180,8 @@ def test_the_fitted_weights_are_the_maximum_of_what_choose_says(
 
     def moved(name: str, by: float) -> Weights:
         to = value(at, name) + by
-        return replace(at, **{name: (to,) if name in ("experts", "antiexperts") else to})
+        changed: dict[str, Any] = {name: (to,) if name in ("experts", "antiexperts") else to}
+        return replace(at, **changed)
 
     assert at.base > 0.0, "not at its bound"
     tried = [(name, by) for name in names for by in (step, -step)]
@@ -206,7 +213,7 @@ def test_options_of_one_token_and_of_several_in_one_file(api_base: Bases, pairs:
     base = api_base(300)
     tuner = ProxyTuner(base, pairs("same"))
     several = asked(1)[0]
-    one = {"question": "Which number?", "choices": ["one", "two", "three"], "answer": 1}
+    one: dict[str, Any] = {"question": "Which number?", "choices": ["one", "two", "three"], "answer": 1}
     documents = []
     for row, way in ((several, "options"), (one, "choice")):
         question = question_of(base, tuner.pairs, task_of(row), Rule())
