@@ -74,7 +74,7 @@ def every_step_keeps_the_equation(make: Make, prompt: Prompt, how: How) -> bool:
         if not len(c):
             continue
         known = np.isfinite(c.log_expert) & np.isfinite(c.log_antiexpert)
-        rest = (c.log_p - c.log_q - alpha * (c.log_expert - c.log_antiexpert))[known]
+        rest = c.log_p[known] - c.log_q[known] - alpha * (c.log_expert[known] - c.log_antiexpert[known])
         spread = float(np.ptp(rest)) if len(rest) else 0.0
         expect(spread <= 1e-5, "one constant, log Z", rest, "the equation")
         total = float(np.exp(c.log_p).sum())

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the split of the standard library is that of the tiny example
 
 from domain_adaptation import Corpus, sections, standard_library
-from parts import Part, Rows, chain, compare, expert, parser, run, say
+from parts import Chain, Part, Rows, chain, compare, expert, parser, run, say
 
 from blackbox_proxy.tuning.train import Recipe
 
@@ -54,6 +54,12 @@ def spread(rows: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
+def code_expert(chain: Chain, corpus: Corpus, texts: int) -> str:
+    """The small model tuned on so many sections of modules."""
+    recipe = Recipe(steps=max(1, texts // 2), batch=2, rate=1e-3, seed=chain.seed)
+    return expert(chain, "domain", training_rows(corpus, texts, chain.seed), recipe)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--texts", type=int, default=280, help="that the expert learns from")
@@ -66,8 +72,7 @@ def main() -> None:
     ours = chain(given, "domain")
     say("reading the standard library")
     corpus = standard_library()
-    recipe = Recipe(steps=max(1, given.texts // 2), batch=2, rate=1e-3, seed=ours.seed)
-    tuned = expert(ours, "domain", training_rows(corpus, given.texts, ours.seed), recipe)
+    tuned = code_expert(ours, corpus, given.texts)
     develop, test = held_out(corpus, given.develop, given.modules, given.length)
     compare(ours, tuned, [Part("Python source", develop, test, given.shown)], given.alpha)
 

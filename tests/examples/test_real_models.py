@@ -25,6 +25,8 @@ import domain  # noqa: E402
 import domain_adaptation  # noqa: E402
 import fetch  # noqa: E402
 import parts  # noqa: E402
+import servers  # noqa: E402
+import starting  # noqa: E402
 import task  # noqa: E402
 
 # -- fetching ---------------------------------------------------------------------------------------------------------
@@ -117,6 +119,84 @@ def test_weights_are_learned_on_other_packages_than_are_measured() -> None:
     packages = [{domain.package_of(row["id"]) for row in rows} for rows in (develop, test)]
     assert (len(develop), len(test), packages[0] & packages[1]) == (5, 10, set())
     assert packages[0] <= {"a", "d", "g"}
+
+
+# -- servers ----------------------------------------------------------------------------------------------------------
+
+
+def text(*spots: tuple[str, dict[str, float], dict[str, float]]) -> servers.Text:
+    return servers.Text(spots, 0.1, 1.0, 1, 0)
+
+
+def test_a_parting_is_explained_by_log_q_or_it_is_not() -> None:
+    same = ("a", {"a": -0.1, "b": -2.0}, {"a": -0.2, "b": -1.9})
+    here = text(same, ("a", {"a": -1.0, "b": -1.1}, {"a": -1.5, "b": -1.2}))
+    moved = text(same, ("b", {"a": -1.2, "b": -1.0}, {"a": -1.8, "b": -1.2}))  # 0.1 + 0.2 nats, 0.3 of them of log q
+    wrong = text(same, ("b", {"a": -3.0, "b": -1.0}, {"a": -1.5, "b": -1.2}))  # log q is the same: the scores are wrong
+    hidden = text(same, ("c", {"c": -1.0}, {"c": -1.0}))
+    assert servers.compare(here, here) == ([0.0] * 4, None)
+    apart, parting = servers.compare(here, moved)
+    assert max(apart) == pytest.approx(0.3)
+    assert parting is not None
+    assert parting.after == 1
+    assert (parting.better_here, parting.better_there) == pytest.approx((0.1, 0.2))
+    assert parting.unexplained == pytest.approx(0.0)
+    _, parting = servers.compare(here, wrong)
+    assert parting is not None
+    assert parting.unexplained == pytest.approx(2.1)
+    _, parting = servers.compare(here, hidden)
+    assert parting is not None
+    assert parting.unexplained is None
+    _, parting = servers.compare(here, text(same))
+    assert parting is not None
+    assert parting.after == 1
+    _, row = servers.agreement("it", "steered", [here, here, here], [moved, wrong, here])
+    assert row == "| it | steered | 0 | 0.3 | 1 of 3 | 1 of 2 | 2 |"
+
+
+def test_a_base_behind_a_server_is_compared_with_the_same_here(models: dict[str, str], tmp_path: Path) -> None:
+    """`host` in the place of a real one."""
+    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
+    from blackbox_proxy.door.running import serve_in_thread
+    from blackbox_proxy.host.engine import open_engine
+    from blackbox_proxy.serve.routes import create_app
+    from blackbox_proxy.tuner import run
+
+    pair = TransformersPair(models["digits-expert"], models["digits-antiexpert"], device="cpu")
+    prompts = ["The mayor of New York", "In the year 2023"]
+    engine = open_engine(models["base"], top_logprobs=-1, served_model_name="toy", device="cpu")
+    with serve_in_thread(create_app(engine)) as url:
+        served = starting.way("host", f"{url}/v1", models["base"], 20, 128)
+        bases = (TransformersBase(models["base"], top_logprobs=20, device="cpu"), served.base)
+        alone = [[servers.raw(base, prompt, 8) for prompt in prompts] for base in bases]
+        tuners = [ProxyTuner(base, pair) for base in bases]
+        tuned = [[servers.steered(tuner, prompt, 8) for prompt in prompts] for tuner in tuners]
+        _, bulk = servers.bulk(tuners[1], "host", [(prompt, " the mayor of") for prompt in prompts], 4, 2)
+        run(served.base.aclose())
+    assert served.auto == "found"
+    for what in (alone, tuned):
+        found, row = servers.agreement("host", "text", *what)
+        assert " 2 of 2 | 0 of 0 |" in row
+        assert found["most"] < 1e-4
+        assert sum(len(text.spots) for text in what[1]) > 8
+    assert sum(text.spots[-1] != other.spots[-1] for text, other in zip(alone[1], tuned[1], strict=True))
+    _, row = servers.times("host", alone[1], tuned[1])
+    assert all(0 < text.first <= text.seconds for text in (*alone[1], *tuned[1]))
+    assert row.count("|") == len(servers.TABLES[1]) + 1
+    assert re.fullmatch(r"\| host \| \d+ s \| \d+ s \| \d+ s \|", bulk)
+
+
+def test_a_server_that_cannot_be_had_says_why(tmp_path: Path) -> None:
+    gguf = tmp_path / "none.gguf"
+    for program, why in ((None, "neither a program"), (str(tmp_path), "no program"), (sys.executable, "no GGUF file")):
+        with pytest.raises(starting.CannotBeHad, match=why):
+            starting.command("llama-server", program, "folder", gguf, 64, 1)
+    gguf.touch()
+    command = starting.command("llama-server", sys.executable, "folder", gguf, 64, 1)
+    with pytest.raises(starting.CannotBeHad, match="did not start"), starting.started("x", command, tmp_path / "log"):
+        pass
+    with pytest.raises(starting.CannotBeHad, match="lists no model"):
+        starting.way("vllm", f"http://127.0.0.1:{starting.free_port()}/v1", "folder", 5, 64)
 
 
 # -- the chain on toys ------------------------------------------------------------------------------------------------
