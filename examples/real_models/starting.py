@@ -1,4 +1,4 @@
-"""Real servers for servers.py: started with the base, waited for, opened, ended."""
+"""Real servers for served.py: started with the base, waited for, opened, ended."""
 
 from __future__ import annotations
 

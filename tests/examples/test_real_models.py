@@ -25,9 +25,10 @@ import domain  # noqa: E402
 import domain_adaptation  # noqa: E402
 import fetch  # noqa: E402
 import parts  # noqa: E402
-import servers  # noqa: E402
+import served  # noqa: E402
 import starting  # noqa: E402
 import task  # noqa: E402
+from servers.install import INSTALLED, llama_server, python_of  # noqa: E402
 
 # -- fetching ---------------------------------------------------------------------------------------------------------
 
@@ -124,8 +125,8 @@ def test_weights_are_learned_on_other_packages_than_are_measured() -> None:
 # -- servers ----------------------------------------------------------------------------------------------------------
 
 
-def text(*spots: tuple[str, dict[str, float], dict[str, float]]) -> servers.Text:
-    return servers.Text(spots, 0.1, 1.0, 1, 0)
+def text(*spots: tuple[str, dict[str, float], dict[str, float]]) -> served.Text:
+    return served.Text(spots, 0.1, 1.0, 1, 0)
 
 
 def test_a_parting_is_explained_by_log_q_or_it_is_not() -> None:
@@ -134,23 +135,23 @@ def test_a_parting_is_explained_by_log_q_or_it_is_not() -> None:
     moved = text(same, ("b", {"a": -1.2, "b": -1.0}, {"a": -1.8, "b": -1.2}))  # 0.1 + 0.2 nats, 0.3 of them of log q
     wrong = text(same, ("b", {"a": -3.0, "b": -1.0}, {"a": -1.5, "b": -1.2}))  # log q is the same: the scores are wrong
     hidden = text(same, ("c", {"c": -1.0}, {"c": -1.0}))
-    assert servers.compare(here, here) == ([0.0] * 4, None)
-    apart, parting = servers.compare(here, moved)
+    assert served.compare(here, here) == ([0.0] * 4, None)
+    apart, parting = served.compare(here, moved)
     assert max(apart) == pytest.approx(0.3)
     assert parting is not None
     assert parting.after == 1
     assert (parting.better_here, parting.better_there) == pytest.approx((0.1, 0.2))
     assert parting.unexplained == pytest.approx(0.0)
-    _, parting = servers.compare(here, wrong)
+    _, parting = served.compare(here, wrong)
     assert parting is not None
     assert parting.unexplained == pytest.approx(2.1)
-    _, parting = servers.compare(here, hidden)
+    _, parting = served.compare(here, hidden)
     assert parting is not None
     assert parting.unexplained is None
-    _, parting = servers.compare(here, text(same))
+    _, parting = served.compare(here, text(same))
     assert parting is not None
     assert parting.after == 1
-    _, row = servers.agreement("it", "steered", [here, here, here], [moved, wrong, here])
+    _, row = served.agreement("it", "steered", [here, here, here], [moved, wrong, here])
     assert row == "| it | steered | 0 | 0.3 | 1 of 3 | 1 of 2 | 2 |"
 
 
@@ -166,23 +167,23 @@ def test_a_base_behind_a_server_is_compared_with_the_same_here(models: dict[str,
     prompts = ["The mayor of New York", "In the year 2023"]
     engine = open_engine(models["base"], top_logprobs=-1, served_model_name="toy", device="cpu")
     with serve_in_thread(create_app(engine)) as url:
-        served = starting.way("host", f"{url}/v1", models["base"], 20, 128)
-        bases = (TransformersBase(models["base"], top_logprobs=20, device="cpu"), served.base)
-        alone = [[servers.raw(base, prompt, 8) for prompt in prompts] for base in bases]
+        there = starting.way("host", f"{url}/v1", models["base"], 20, 128)
+        bases = (TransformersBase(models["base"], top_logprobs=20, device="cpu"), there.base)
+        alone = [[served.raw(base, prompt, 8) for prompt in prompts] for base in bases]
         tuners = [ProxyTuner(base, pair) for base in bases]
-        tuned = [[servers.steered(tuner, prompt, 8) for prompt in prompts] for tuner in tuners]
-        _, bulk = servers.bulk(tuners[1], "host", [(prompt, " the mayor of") for prompt in prompts], 4, 2)
-        run(served.base.aclose())
-    assert served.auto == "found"
+        tuned = [[served.steered(tuner, prompt, 8) for prompt in prompts] for tuner in tuners]
+        _, bulk = served.bulk(tuners[1], "host", [(prompt, " the mayor of") for prompt in prompts], 4, 2)
+        run(there.base.aclose())
+    assert there.auto == "found"
     for what in (alone, tuned):
-        found, row = servers.agreement("host", "text", *what)
+        found, row = served.agreement("host", "text", *what)
         assert " 2 of 2 | 0 of 0 |" in row
         assert found["most"] < 1e-4
         assert sum(len(text.spots) for text in what[1]) > 8
     assert sum(text.spots[-1] != other.spots[-1] for text, other in zip(alone[1], tuned[1], strict=True))
-    _, row = servers.times("host", alone[1], tuned[1])
+    _, row = served.times("host", alone[1], tuned[1])
     assert all(0 < text.first <= text.seconds for text in (*alone[1], *tuned[1]))
-    assert row.count("|") == len(servers.TABLES[1]) + 1
+    assert row.count("|") == len(served.TABLES[1]) + 1
     assert re.fullmatch(r"\| host \| \d+ s \| \d+ s \| \d+ s \|", bulk)
 
 
@@ -273,6 +274,26 @@ def test_task_in_small(real: Path, tmp_path: Path) -> None:
     said = [row["systems"]["base"]["said"] for row in part["measured"]["rows"]]
     assert sum(answer.isdigit() for answer in said) >= 5  # three solved problems show what an answer looks like
     assert "| base alone |" in printed
+
+
+@pytest.mark.real
+def test_servers_in_small(real: Path, tmp_path: Path) -> None:
+    programs = {"llama-server": llama_server(), "vllm": python_of("vllm") if INSTALLED["vllm"]() else None}
+    if not any(programs.values()) or not (real / "gemma.gguf").is_file():
+        pytest.skip("no server is installed, or there is no gemma.gguf: run tests/servers/install.py and fetch.py")
+    options = ["--llama-server", str(programs["llama-server"]), "--vllm-python", str(programs["vllm"])]
+    small = ("--texts", "8", "--modules", "2", "--length", "120", "--tokens", "8")
+    (here, *others), printed = ran("served", real, tmp_path, *options, *small)
+    assert here["base"] == served.HERE
+    assert [each["base"] for each in others] == [kind for kind, program in programs.items() if program]
+    for each in others:
+        for what in ("alone", "steered"):
+            assert each[what]["most"] < {"vllm": 1e-3, "llama-server": 1.0}[each["base"]]
+            left = [parting["unexplained"] for parting in each[what]["partings"]]
+            assert all(x is None or x < served.SAME for x in left)
+        assert 0 < each["times"]["calls_per_token"] < 1
+        assert each["bulk"]["run"] > 0
+        assert f"| {each['base']} | steered |" in printed
 
 
 @pytest.mark.real

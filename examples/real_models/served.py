@@ -1,6 +1,6 @@
 """The same real base behind real servers, on this machine: is the text the same, and what does it take?
 
-    python examples/real_models/servers.py --llama-server PATH/llama-server --vllm-python PATH/bin/python
+    python examples/real_models/served.py --llama-server PATH/llama-server --vllm-python PATH/bin/python
 
 The base runs in this process, in llama-server (from the GGUF file that fetch.py wrote) and in vLLM (from the folder),
 and writes on from the beginnings of Python modules, alone and steered by the small models (the expert of domain.py,
@@ -240,7 +240,7 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     given = options()
-    ours = chain(given, "servers")
+    ours = chain(given, "served")
     say("reading the standard library")
     corpus = standard_library()
     expert = given.expert or code_expert(ours, corpus, given.texts)
