@@ -2,12 +2,13 @@
 
     python examples/real_models/served.py --llama-server PATH/llama-server --vllm-python PATH/bin/python
 
-The base runs in this process, in llama-server (from the GGUF file that fetch.py wrote) and in vLLM (from the folder),
-and writes on from the beginnings of Python modules, alone and steered by the small models (the expert of domain.py,
-tuned first where it is not there). Where two texts part, what is said of the place is whether the servers' own log
-probabilities explain it: both tokens' scores must differ by just what their log q differ by, since the pair is the
-same. Then the times: each request alone, and `run` and `eval` with several at a time. A server that runs already can be
-named in place of a program: --server vllm=http://127.0.0.1:8000/v1. One that cannot be had is skipped with the reason.
+The base runs in this process, in vLLM (from its folder), and in llama-server, from the GGUF file of fetch.py and from
+the same in float32 (written first; it takes the package gguf). It writes on from the beginnings of Python modules,
+alone and steered by the small models (the expert of domain.py, tuned first where it is not there). Where two texts
+part, it is said whether the servers' own log probabilities explain it: both tokens' scores must differ by just what
+their log q differ by, since the pair is the same. Then the times: each text alone, and `run` and `eval` with several at
+a time. --server vllm=http://127.0.0.1:8000/v1 takes one that runs already. What cannot be had is skipped, with the
+reason.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from domain import code_expert, held_out
 from domain_adaptation import standard_library
 from parts import Chain, chain, keep, models_folder, parser, run, say
-from starting import CannotBeHad, Way, command, started, way
+from starting import CannotBeHad, Way, checked, command, in_float32, started, way
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, evaluate, run_job
 from blackbox_proxy import tuner as tuners
@@ -35,7 +36,7 @@ from blackbox_proxy.errors import BlackboxError, InputError
 from blackbox_proxy.protocols import Ask, Base
 from blackbox_proxy.types import Prefix, Step
 
-HERE = "in this process"
+HERE, FLOAT32 = "in this process", "llama-server, float32"
 TABLES = (
     ("base", "text", "log q apart, median", "at most", "same texts", "partings explained", "by at most"),
     ("base", "calls per token", "in no draft", "tokens/s alone", "steered", "first token alone", "steered"),
@@ -200,20 +201,33 @@ def bulk(
 def ways(given: argparse.Namespace, ours: Chain) -> Iterator[Way]:
     """This process, then each server, which is ended before the next one begins."""
     yield Way(HERE, TransformersBase(ours.base, top_logprobs=given.shown, device="cpu"))
-    gguf = given.gguf or models_folder(given.models) / "gemma.gguf"
-    programs = {"llama-server": given.llama_server, "vllm": given.vllm_python}
-    running = dict(named.split("=", 1) for named in given.server)
-    for kind in dict.fromkeys([*programs, *running]):
+    wide, site = ours.cache / "gemma-f32.gguf", models_folder(given.models) / "site"
+    for name, kind, program, model in (
+        ("llama-server", "llama-server", given.llama_server, lambda: found(given)),
+        (FLOAT32, "llama-server", given.llama_server, lambda: in_float32(found(given), wide, site)),
+        ("vllm", "vllm", given.vllm_python, lambda: ours.base),
+    ):
         with ExitStack() as until_next:
             try:
-                url = running.get(kind)
-                if url is None:
-                    log = ours.cache / f"{kind}.log"
-                    start = command(kind, programs[kind], ours.base, gguf, given.window, given.at_once)
-                    url = until_next.enter_context(started(kind, start, log))
-                yield way(kind, url, ours.base, given.shown, given.window)
+                start = command(kind, checked(program), str(model()), given.window, given.at_once)
+                url = until_next.enter_context(started(name, start, ours.cache / f"{name}.log"))
+                yield way(name, kind, url, ours.base, given.shown, given.window)
             except CannotBeHad as reason:
-                say(f"Skipped: {kind}: {reason}")
+                say(f"Skipped: {name}: {reason}")
+    for one in given.server:
+        kind, _, url = one.partition("=")
+        try:
+            yield way(kind, kind, url, ours.base, given.shown, given.window)
+        except CannotBeHad as reason:
+            say(f"Skipped: {one}: {reason}")
+
+
+def found(given: argparse.Namespace) -> Path:
+    """The GGUF file. Raises CannotBeHad."""
+    path: Path = given.gguf or models_folder(given.models) / "gemma.gguf"
+    if not path.is_file():
+        raise CannotBeHad(f"there is no GGUF file {path}")
+    return path
 
 
 def options() -> argparse.Namespace:
@@ -224,9 +238,9 @@ def options() -> argparse.Namespace:
     made.add_argument("--vllm-python", help="the Python of an environment with vLLM")
     made.add_argument("--gguf", type=Path, help="for llama-server; by default what fetch.py wrote")
     made.add_argument("--server", action="append", default=[], metavar="DIALECT=URL", help="one that runs already")
-    made.add_argument("--modules", type=int, default=8, help="that are begun")
+    made.add_argument("--modules", type=int, default=6, help="that are begun")
     made.add_argument("--length", type=int, default=200, help="characters of a beginning, and of given text")
-    made.add_argument("--tokens", type=int, default=32, help="to be written")
+    made.add_argument("--tokens", type=int, default=24, help="to be written")
     made.add_argument("--shown", type=int, default=20, help="candidates")
     made.add_argument("--window", type=int, default=1024, help="of the servers, in tokens")
     made.add_argument("--at-once", type=int, default=2, help="rows of run and eval at a time")

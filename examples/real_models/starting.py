@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +31,33 @@ class CannotBeHad(Exception):
     """A server is not to be had, for the reason it says."""
 
 
-def command(kind: str, program: str | None, folder: str, gguf: Path, window: int, at_once: int) -> list[str]:
-    """How a server is started: one thread, numbers of 32 bits in its cache, as in this process. Raises CannotBeHad."""
+def checked(program: str | None) -> str:
+    """Raises CannotBeHad."""
     if program is None:
         raise CannotBeHad("neither a program nor an address was given")
     if not Path(program).is_file():
         raise CannotBeHad(f"there is no program {program}")
+    return program
+
+
+def command(kind: str, program: str, model: str, window: int, at_once: int) -> list[str]:
+    """How a server is started with a model, a folder or (llama-server) a GGUF file: one thread, and 32 bits for what it
+    keeps of a text, as in this process.
+    """
     at = ["--host", "127.0.0.1", "--port", str(free_port())]
     if kind == "vllm":
-        start = [program, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *at, "--enforce-eager"]
+        start = [program, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *at, "--enforce-eager"]
         return [*start, "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", str(window)]
-    if not gguf.is_file():
-        raise CannotBeHad(f"there is no GGUF file {gguf}")
-    start = [program, "-m", str(gguf), "--alias", MODEL, *at, "-t", "1", "-tb", "1", "--no-webui"]
+    # Repacked, quantised weights are multiplied otherwise one token at a time than many: numbers then move by 0.1 nats.
+    start = [program, "-m", model, "--alias", MODEL, *at, "-t", "1", "-tb", "1", "--no-webui", "--no-repack"]
     return [*start, "-c", str(window * at_once), "-np", str(at_once), "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
 
 
 @contextmanager
-def started(kind: str, arguments: Sequence[str], log: Path) -> Iterator[str]:
+def started(name: str, arguments: Sequence[str], log: Path) -> Iterator[str]:
     """A server of this command for as long as the block lasts; its URL. Raises CannotBeHad."""
     url = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}/v1"
-    begin, environment = time.monotonic(), {**os.environ, **QUIET, **(VLLM_CPU if kind == "vllm" else {})}
+    begin, environment = time.monotonic(), {**os.environ, **QUIET, **VLLM_CPU}
     environment.pop("PYTHONPATH", None)  # this project is no part of the server
     with log.open("wb") as written:
         process = subprocess.Popen(arguments, stdout=written, stderr=subprocess.STDOUT, env=environment)
@@ -59,7 +67,7 @@ def started(kind: str, arguments: Sequence[str], log: Path) -> Iterator[str]:
                 last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
                 raise CannotBeHad(f"it did not start ({log}): {' '.join(last)}")
             time.sleep(0.25)
-        say(f"{kind} answers after {time.monotonic() - begin:.0f} s")
+        say(f"{name} answers after {time.monotonic() - begin:.0f} s")
         yield url
     finally:
         process.terminate()
@@ -99,6 +107,33 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def in_float32(path: Path, out: Path, site: Path) -> Path:
+    """The same GGUF file with all its numbers in 32 bits, made once. site: where the package gguf is, if not installed.
+    Raises CannotBeHad.
+    """
+    if out.is_file():
+        return out
+    sys.path.append(str(site))
+    try:
+        gguf: Any = import_module("gguf")
+    except ImportError as error:
+        raise CannotBeHad("writing a GGUF file takes the package gguf: pip install gguf") from error
+    say(f"writing {out}")
+    read, part = gguf.GGUFReader(path), out.with_name(f"{out.name}.part")
+    written = gguf.GGUFWriter(part, read.fields["general.architecture"].contents())
+    for field in read.fields.values():
+        if field.name != "general.architecture" and not field.name.startswith("GGUF."):
+            value = 0 if field.name == "general.file_type" else field.contents()  # 0: float32
+            of = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            written.add_key_value(field.name, value, field.types[0], sub_type=of)
+    for tensor in read.tensors:
+        written.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype("float32"))
+    for write in (written.write_header_to_file, written.write_kv_data_to_file, written.write_tensors_to_file):
+        write()
+    written.close()
+    return part.replace(out)
+
+
 # -- as a base ---------------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +147,7 @@ class Way:
     auto: str = ""
 
 
-def way(kind: str, url: str, folder: str, shown: int, window: int) -> Way:
+def way(name: str, kind: str, url: str, folder: str, shown: int, window: int) -> Way:
     """The base behind a server. Raises CannotBeHad."""
     model = listed(url)
     if model is None:
@@ -122,4 +157,4 @@ def way(kind: str, url: str, folder: str, shown: int, window: int) -> Way:
     base = open_base(model, **asked, timeout=600.0, tokenizer=folder)
     assert base.vocabulary is not None
     alike = found is not None and found.spelling == base.vocabulary.spelling
-    return Way(kind, base, version(kind, url), "not found" if found is None else "found" if alike else "found another")
+    return Way(name, base, version(kind, url), "not found" if found is None else "found" if alike else "found another")
