@@ -2,9 +2,11 @@
 
     {"format": "blackbox-proxy weights", "version": 1, "package": "0.1.0",
      "weights": {"base": …, "experts": […], "antiexperts": […], "tail": …, "rest": …, "spread": {…}},
-     "for": {"base": …, "pairs": […], "top_logprobs": …, "tail": "backoff"}, "found": {…}}
+     "for": {"base": …, "pairs": […], "top_logprobs": …, "tail": "backoff", "tail_size": 32, "prompts": […]},
+     "found": {…}}
 
-Weights mean nothing for other models, another k or another treatment of the tail: what can be told apart is refused.
+Weights mean nothing for other models, another k or another treatment of the tail; and a model that is shown its prompts
+in another way (as its chat template writes them, or as they are) is another model. What can be told apart is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +25,14 @@ from blackbox_proxy.version import __version__
 
 FORMAT = "blackbox-proxy weights"
 VERSION = 1
+_COMPARED = {
+    "base": "base",
+    "pairs": "pair",
+    "top_logprobs": "k",
+    "tail": "tail",
+    "tail_size": "tail size",
+    "prompts": "way to show prompts",
+}
 _WEIGHTS = {"base", "experts", "antiexperts", "tail", "rest", "spread"}
 
 
@@ -53,22 +63,38 @@ class Learned:
             )
 
     def differences(self, models: Mapping[str, Any]) -> Iterator[Difference]:
-        """In what these models, k and tail are others than those that the weights were learned for."""
-        for name, said in (("base", "base"), ("pairs", "pair"), ("top_logprobs", "k"), ("tail", "tail")):
+        """In what these models, k, tail and prompts are others than those that the weights were learned for."""
+        for name, said in _COMPARED.items():
             one, other = self.models.get(name), models.get(name)
             if one is not None and other is not None and not _alike(one, other):
                 yield Difference(f"another {said}: {_said(one)}, not {_said(other)}", not _only_named(one, other))
 
 
-def models_of(base: Base, pairs: Sequence[Pair], tail: str) -> dict[str, Any]:
+def models_of(base: Base, pairs: Sequence[Pair], tail: str, tail_size: int = 32) -> dict[str, Any]:
     """What weights are learned for: names, and of models that run here digests of the weights themselves."""
     identity = base.identity or {}
+    shown = "chat" if identity.get("api") == "chat" else identity.get("rendering")
     return {
         "base": {"name": base.name, "digest": identity.get("weights")},
         "pairs": [_pair(pair) for pair in pairs],
         "top_logprobs": identity.get("top_logprobs"),
-        "tail": tail,
+        **tail_of(tail, tail_size),
+        "prompts": prompts_of(shown, [getattr(pair, "renderings", ()) for pair in pairs]),
     }
+
+
+def tail_of(tail: str, tail_size: int) -> dict[str, Any]:
+    """What is said of the tail. tail_size: which tokens are candidates, so that the rest is the rest; nothing where no
+    tail is.
+    """
+    return {"tail": tail, "tail_size": None if tail == "truncate" else tail_size}
+
+
+def prompts_of(base: object, pairs: Sequence[Sequence[object]]) -> list[str | None]:
+    """How the base, and each model of each pair, is shown a prompt: raw or chat; None where that cannot be told, as of
+    a function.
+    """
+    return [shown if isinstance(shown, str) else None for shown in (base, *(each for pair in pairs for each in pair))]
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
@@ -79,6 +105,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 
 def _alike(one: Any, other: Any) -> bool:
+    if one is None or other is None:  # it cannot be told
+        return True
     if isinstance(one, list):
         return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, Mapping):  # the same weights may lie in another folder
@@ -100,6 +128,8 @@ def _only_named(one: Any, other: Any) -> bool:
 def _said(models: Any) -> str:
     if isinstance(models, list):
         return " and ".join(_said(each) for each in models)
+    if models is None:
+        return "unknown"
     if isinstance(models, Mapping):
         return f"{models.get('name')}" + (f" ({models['digest'][:8]})" if models.get("digest") else "")
     return str(models)
@@ -153,9 +183,11 @@ def read_learned(path: Path | str) -> Learned:
         raise InputError(f"{path} is damaged: {error}", hint="Run `blackbox-proxy calibrate` again.") from error
 
 
-def read_weights(path: Path | str, base: Base, pair: Pair | Sequence[Pair], *, tail: str = "backoff") -> Weights:
+def read_weights(
+    path: Path | str, base: Base, pair: Pair | Sequence[Pair], *, tail: str = "backoff", tail_size: int = 32
+) -> Weights:
     """The weights of a file, for these models. Raises InputError where they were learned for others."""
     learned = read_learned(path)
     pairs = tuple(pair) if isinstance(pair, Sequence) else (pair,)
-    learned.check(models_of(base, pairs, tail), f"the weights of {path}")
+    learned.check(models_of(base, pairs, tail, tail_size), f"the weights of {path}")
     return learned.weights

@@ -146,7 +146,9 @@ class Setup:
         from blackbox_proxy.learned import read_weights
 
         equation = self.settings.equation
-        return None if equation.weights is None else read_weights(equation.weights, base, pairs, tail=equation.tail)
+        if equation.weights is None:
+            return None
+        return read_weights(equation.weights, base, pairs, tail=equation.tail, tail_size=equation.tail_size)
 
     def open_pairs(self) -> dict[str, Pair]:
         """All pairs by their names."""

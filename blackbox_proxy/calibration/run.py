@@ -72,7 +72,8 @@ async def acalibrate(
             return None
         documents, usage = await _asked(tuner, base, questions, rule, concurrency, observe)
         other, spent = await _asked(tuner, base, more, rule, concurrency, observe)
-        models = await asyncio.to_thread(models_of, base, tuner.pairs, tuner.equation.tail)
+        equation = tuner.equation
+        models = await asyncio.to_thread(models_of, base, tuner.pairs, equation.tail, equation.tail_size)
     found = [document for document in documents if document.learnable]
     if len(found) < _LEAST:
         raise InputError(

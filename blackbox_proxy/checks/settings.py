@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from blackbox_proxy.checks.finding import Finding, failed
 from blackbox_proxy.config.tables import PairTable
@@ -74,7 +74,9 @@ def check_pair(what: str, pair: PairTable) -> Iterator[Finding]:
 
 
 def check_weights(setup: Setup) -> Iterator[Finding]:
-    """Whether learned weights are for this base, pair, k and tail, as far as names tell: no model is loaded."""
+    """Whether learned weights are for this base, pair, k, tail and way to show prompts, as far as names tell: no model
+    is loaded.
+    """
     from blackbox_proxy.learned import read_learned
 
     equation = setup.settings.equation
@@ -96,24 +98,33 @@ def check_weights(setup: Setup) -> Iterator[Finding]:
             hint = "It may be the same model in another folder: that is looked at when it is loaded, as `doctor` does."
             yield Finding("warns", "weights", said, hint)
     if not different:
-        yield Finding("ok", "weights", f"{equation.weights}, learned for models of these names, k and tail")
+        yield Finding("ok", "weights", f"{equation.weights}, learned for models of these names, k, tail and prompts")
 
 
 def _named(setup: Setup) -> dict[str, Any]:
     """What weights are for (see `learned.models_of`), before anything is loaded: names without digests."""
-    told = setup.settings.base
-    name, k = setup.model, cast(object, told.top_logprobs)
+    from blackbox_proxy.learned import models_of, prompts_of, tail_of
+
+    told, equation = setup.settings.base, setup.settings.equation
+    found: dict[str, Any] = {
+        "base": {"name": setup.model, "digest": None},
+        "top_logprobs": told.top_logprobs,
+        **tail_of(equation.tail, equation.tail_size),
+    }
+    shown: object = told.prompt
     if not told.local:
         base = setup.open_base(asking=False)
-        name, k = base.name, (base.identity or {}).get("top_logprobs")
+        found |= models_of(base, (), equation.tail, equation.tail_size)
+        (shown,) = found["prompts"]
         run(base.aclose())
-    pairs = []
+    pairs, renderings = [], []
     for pair in setup.settings.pairs.values():
         kind = "TransformersPair" if pair.expert_url is None else "ServedPair"
         names = ", ".join(each for each in (pair.expert, pair.antiexpert) if each is not None)
         pairs.append({"name": f"{kind}({names})", "digest": None})
-    base_is: dict[str, Any] = {"name": name, "digest": None}
-    return {"base": base_is, "pairs": pairs, "top_logprobs": k, "tail": setup.settings.equation.tail}
+        prompts = (pair.expert_prompt, pair.antiexpert_prompt)
+        renderings.append(prompts[: 1 if pair.antiexpert is None else 2])
+    return found | {"pairs": pairs, "prompts": prompts_of(shown, renderings)}
 
 
 def folder(what: str, name: str) -> Finding:

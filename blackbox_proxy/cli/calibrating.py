@@ -58,7 +58,7 @@ def calibrate(
 
     Weights are compared with alpha 1 and the best alpha on documents that they were not fitted to, and only written
     where they are better beyond chance and do not lose on --other; the exit status is 1 else. `--weights` then uses
-    them in other commands, with these models, this k and this tail.
+    them in other commands, with these models, shown their prompts in the same way, this k and this tail.
 
     Examples:
 

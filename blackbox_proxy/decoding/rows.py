@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,7 +66,10 @@ def complete(sessions: Sequence[Session], rows: Sequence[Rows], wanted_at: Calla
             return
         for j in left:
             asked[j].update(token.key for token in wanted[j])
-        refine(sessions, [(rows[j], wanted[j]) for j in left])
+        if len(sessions) == 1:  # what is wanted of one pair is what is inexact of it
+            sessions[0].refine([(rows[j][0], wanted[j]) for j in left])
+        else:
+            refine(sessions, [(rows[j], wanted[j]) for j in left])
 
 
 def refine(sessions: Sequence[Session], wanted: Sequence[tuple[Rows, Sequence[Token]]]) -> None:
@@ -119,7 +122,7 @@ class Weigher:
         complete(sessions, [each.rows for each in bounded], lambda j: self._contenders(bounded[j]))
 
     def _contenders(self, scored: Scored) -> list[Token]:
-        found = {token.key: token for token in inexact_of(scored.rows, scored.known.joining)}
+        found = {token.key: token for token in scored.newly_joining()}
         try:
             weighed_by = scored.weigh()
         except ContextTooLong:
@@ -176,6 +179,7 @@ class Scored:
     place: int
     known: Known = NOTHING_KNOWN
     _weighed: list[Weighed] | None = None
+    _joined: bool = False
 
     def under(self, i: int) -> Weighed:
         """The candidates under the i-th equation. Raises NoLogprobs, InputError."""
@@ -183,13 +187,27 @@ class Scored:
 
     def weigh(self) -> list[Weighed]:
         """The candidates under each equation, as the rows stand."""
-        pairs, equations = self.weigher.pairs, self.weigher.equations
-        self._weighed = [
-            weigh(self.position, self.rows, pairs, equation, self.place, self.known.under(equation))
-            for equation in equations
-        ]
-        return self._weighed
+        pairs, weighed = self.weigher.pairs, []
+        alike: dict[object, Weighed] = {}  # equations whose candidates are the same differ in log p alone
+        for equation in self.weigher.equations:
+            known = self.known.under(equation)
+            kind = (equation.tail, equation.tail_size, equation.spread, id(known))
+            found = alike.get(kind)
+            if found is None:
+                found = alike[kind] = weigh(self.position, self.rows, pairs, equation, self.place, known)
+            else:
+                log_p = equation.log_p(found.log_q, found.scores, self.place, found.shown)
+                found = replace(found, log_p=log_p)
+            weighed.append(found)
+        self._weighed = weighed
+        return weighed
 
     def learn(self, known: Known) -> None:
         """The base was asked about this place. Complete it anew."""
-        self.known, self._weighed = known, None
+        self.known, self._weighed, self._joined = known, None, False
+
+    def newly_joining(self) -> list[Token]:
+        """What joins the candidates and is inexact, the first time that it is asked for: then it is refined."""
+        found = [] if self._joined else inexact_of(self.rows, self.known.joining)
+        self._joined = True
+        return found

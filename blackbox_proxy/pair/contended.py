@@ -95,6 +95,9 @@ class Going(NamedTuple):
         return min(math.fsum([*self.whole.values(), *self.onward.values()]), 1.0)
 
 
+_STAYS = Going({}, {})
+
+
 class Bridges:
     """One position under one model: what the nodes before the end of x write across it, and the rows after its nodes.
 
@@ -114,6 +117,7 @@ class Bridges:
         self._places = places
         self.at_x = at_x
         self._logs: dict[Path, float] = {(): 0.0}
+        self._scales: dict[Path, float] = {}
         self._going: dict[Path, Going] = {}
         self._log_x = self.log_path(at_x)
         self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
@@ -123,7 +127,7 @@ class Bridges:
         self.known = {node for node, _ in before} | {at_x}  # whose part in the masses R and these bridges have
         for node, text in before:
             missing = tail[len(text) :]
-            scale = math.exp(min(self.log_path(node) - self._log_x, 700.0))
+            scale = self.scale(node)
             share = scale * self.across(node, missing)
             if share > _LEAST:
                 self._before.append((node, missing, scale))
@@ -155,13 +159,15 @@ class Bridges:
 
     def scale(self, node: Path) -> float:
         """The mass of a node, by that of the path that spells x."""
-        return math.exp(min(self.log_path(node) - self._log_x, 700.0))
+        found = self._scales.get(node)
+        if found is None:
+            found = self._scales[node] = math.exp(min(self.log_path(node) - self._log_x, 700.0))
+        return found
 
     def log_path(self, path: Path) -> float:
         found = self._logs.get(path)
         if found is None:
-            step = float(self.probability(path[:-1], [path[-1]])[0])
-            found = self._logs[path] = self.log_path(path[:-1]) + math.log(max(step, 1e-300))
+            found = self._logs[path] = self.log_path(path[:-1]) + math.log(max(self.step(path), 1e-300))
         return found
 
     def started(self, path: Path) -> float:
@@ -170,7 +176,12 @@ class Bridges:
         while end < len(path) and path[: end + 1] in self._places:
             end += 1
         mass = self.scale(path[:end])
-        return mass if end == len(path) else mass * float(self.probability(path[:end], path[end : end + 1])[0])
+        return mass if end == len(path) else mass * self.step(path[: end + 1])
+
+    def step(self, path: Path) -> float:
+        """The probability of the last id of a path after the others."""
+        outputs, place = self._places[path[:-1]]
+        return math.exp(outputs.at(place, path[-1]))
 
     def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]
@@ -209,7 +220,7 @@ class Bridges:
     def _goes(self, way: Way) -> Going:
         whole, onward = dict[bytes, float](), dict[bytes, float]()
         if not way.goes_on:
-            return Going(whole, onward)
+            return _STAYS
         following = self._alignment.following(way.token)
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
@@ -239,6 +250,6 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
             if missing:
                 others[node] = scale * bridges.across(node, missing)
             total += scale * bridges.completing(node, missing, after, way.token)
-        if node == path[:-1]:
-            total -= scale * float(bridges.probability(node, [path[-1]])[0]) * bridges.going(way).share
+        if way.goes_on and node == path[:-1]:
+            total -= scale * bridges.step(path) * bridges.going(way).share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

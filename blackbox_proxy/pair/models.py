@@ -52,6 +52,11 @@ class ModelPair:
         return len(self._models) > 1
 
     @property
+    def renderings(self) -> tuple[Rendering, ...]:
+        """How each model is shown a prompt."""
+        return tuple(rendering for _, rendering in self._models)
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The spelling that expert and anti-expert share."""
         return self._models[0][0].vocabulary

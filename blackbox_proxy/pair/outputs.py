@@ -49,6 +49,10 @@ class Outputs(Protocol):
         """Of id ids[i] at places[i], or all at one place, (c,)."""
         ...
 
+    def at(self, place: int, index: int) -> float:
+        """Of one id at one place."""
+        ...
+
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         """The `count` likeliest ids of a place that the model showed itself, most likely first."""
         ...
@@ -97,6 +101,10 @@ class Logits:
         found = self._logits[at, torch.from_numpy(ids).to(device)]
         values: Floats = found.double().cpu().numpy() - self._norm[places]
         return values
+
+    def at(self, place: int, index: int) -> float:
+        said = self._logits[place, index] if self._array is None else self._array[place, index]
+        return float(said) - float(self._norm[place])
 
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         count = min(count, self._logits.shape[1])
@@ -155,6 +163,9 @@ class Shown:
     def gather(self, places: Ids | int, ids: Ids) -> Floats:
         found: Floats = self.rows[places, ids].astype(np.float64)
         return found
+
+    def at(self, place: int, index: int) -> float:
+        return float(self.rows[place, index])
 
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         row = np.where(self.rows[place] == self.hidden[place], -np.inf, self.rows[place])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, overload
 
@@ -360,6 +360,9 @@ class VocabularyTokens(Sequence[Token]):
         if isinstance(index, slice):
             return VocabularyTokens(self.ids[index], self.vocabulary)
         return self.vocabulary.token_of(int(self.ids[index]))
+
+    def __iter__(self) -> Iterator[Token]:
+        return map(self.vocabulary.token_of, self.ids.tolist())
 
 
 class LearnedVocabulary:

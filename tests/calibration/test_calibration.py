@@ -192,10 +192,32 @@ def test_a_file_is_for_its_models(
         with pytest.raises(InputError, match=said) as caught:
             read_weights(path, *wrong)
         assert "calibrate" in caught.value.hint
-    with pytest.raises(InputError, match="another tail"):
+    with pytest.raises(InputError, match="another tail: backoff, not floor"):
         read_weights(path, base, pairs("same"), tail="floor")
+    with pytest.raises(InputError, match="another tail size: 32, not 4"):
+        read_weights(path, base, pairs("same"), tail_size=4)
     models_said = models_of(base, [pairs("same")], "backoff")
     assert "digest" in json.dumps(models_said)
+
+
+def test_a_file_is_for_models_that_are_shown_prompts_so(
+    found: Calibration, base: TransformersBase, pairs: Pairs, models: dict[str, str], tmp_path: Path
+) -> None:
+    """As they are, or as a chat template writes them; what a function does cannot be told."""
+    path, same = tmp_path / "weights.json", (models["same-expert"], models["same-antiexpert"])
+    write_weights(path, found.learned)
+    assert json.loads(path.read_text())["for"]["prompts"] == ["raw", "raw", "raw"]
+    chatty = TransformersBase(models["base"], top_logprobs=20, device="cpu", rendering="chat")
+    with pytest.raises(InputError, match="another way to show prompts: raw and raw and raw, not chat and raw and raw"):
+        read_weights(path, chatty, pairs("same"))
+    with pytest.raises(InputError, match=r"another way to show prompts: .* not raw and chat and raw"):
+        read_weights(path, base, TransformersPair(*same, device="cpu", expert_prompt="chat"))
+    written = TransformersPair(*same, device="cpu", expert_prompt=str)
+    assert read_weights(path, base, written) == found.weights
+    record = json.loads(path.read_text())
+    del record["for"]["prompts"], record["for"]["tail_size"]  # as they were written before these were told
+    path.write_text(json.dumps(record))
+    assert read_weights(path, chatty, pairs("same"), tail_size=4) == found.weights
 
 
 @pytest.mark.parametrize("text", ["nothing", "{}", '{"format": "blackbox-proxy weights", "version": 9}'])
