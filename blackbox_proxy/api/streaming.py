@@ -9,7 +9,7 @@ is one chunk (`parse`), so that streamed and whole answers cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -349,14 +349,14 @@ def reader_of(sent: Sent, settings: Settings) -> Incremental:
         beyond=dialect.beyond,
         kept=settings.kept,
         begun=bool(sent.ask.prefix.tokens) and not dialect.hides_parts,
-        repeated=_repeated(sent),
+        repeated=repeated_of(sent.prompt),
         writing=settings.writing,
     )
 
 
-def _repeated(sent: Sent) -> str:
+def repeated_of(prompt: object) -> str:
     """The beginning of a chat's answer, which some servers repeat before they go on with it."""
-    last = sent.prompt[-1] if sent.prompt else None
+    last = prompt[-1] if isinstance(prompt, Sequence) and prompt else None
     begun = isinstance(last, Mapping) and last.get("role") == "assistant"
     return str(last.get("content") or "") if begun and isinstance(last, Mapping) else ""
 

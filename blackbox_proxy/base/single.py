@@ -26,7 +26,7 @@ from blackbox_proxy.api.naming import (
 )
 from blackbox_proxy.api.payload import request
 from blackbox_proxy.api.sent import Settings, carried
-from blackbox_proxy.api.streaming import Incremental, parse
+from blackbox_proxy.api.streaming import Incremental, parse, repeated_of
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, InputError, NoLogprobs
 from blackbox_proxy.protocols import Abilities, Ask, Revealed
 from blackbox_proxy.types import Draft, Prefix, Token, Usage
@@ -139,7 +139,9 @@ class OneToken(ABC):
         if bare and not has_logprobs(body):
             draft = text_only(body, settings.vocabulary)
         else:
-            draft = parse(body, Incremental(1, k, settings.vocabulary, listed=False, writing=settings.writing))
+            begun = repeated_of(sent.prompt)
+            reader = Incremental(1, k, settings.vocabulary, listed=False, repeated=begun, writing=settings.writing)
+            draft = parse(body, reader)
         return replace(draft, usage=draft.usage + Usage(retries=retries))
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from blackbox_proxy.api.entries import malformed
 from blackbox_proxy.api.native import native_answer
 from blackbox_proxy.api.scripts import Writing
-from blackbox_proxy.api.streaming import Incremental, parse, usage_of
+from blackbox_proxy.api.streaming import Incremental, parse, repeated_of, usage_of
 from blackbox_proxy.dialects.finishing import ended_by
 from blackbox_proxy.dialects.table import Api, Dialect
 from blackbox_proxy.errors import BadRequest, BadResponse, BaseError, BudgetReached, Misspelled
@@ -92,16 +92,16 @@ class Asker:
         except _ODDITIES as error:  # JSON of a shape that nobody has thought of
             raise malformed(f"a part of it is of another kind ({type(error).__name__})") from error
         if k and not fields:
-            self._hold(body, n, k)
+            self._hold(body, n, k, repeated_of(prompt))
         answer = replace(answer, rows=undone(answer.rows, self.writing))
         if ended_by(answer.finish) == "stop" and not fields.get("echo"):
             self.ended = answer
         return answer
 
-    def _hold(self, body: object, n: int, k: int) -> None:
+    def _hold(self, body: object, n: int, k: int, repeated: str) -> None:
         """Hold the tokens against the text, as a base would."""
         try:
-            parse(body, Incremental(n, k, self.vocabulary, begun=True, writing=self.writing))
+            parse(body, Incremental(n, k, self.vocabulary, begun=True, repeated=repeated, writing=self.writing))
         except Misspelled:
             self.misspelled = True
         except BaseError:

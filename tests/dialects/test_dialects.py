@@ -153,6 +153,21 @@ def test_greedy_text_is_that_of_plain_host(
     assert text(dialect, name) == plain[way] != ""
 
 
+STEERED = [(name, api) for name, api in ROUTES if DIALECTS[name].bias_keys and DIALECTS[name].continues(api)]
+
+
+@pytest.mark.parametrize(("name", "api"), STEERED)
+def test_a_bias_steers_a_text_as_it_does_over_plain_host(
+    name: str, api: Api, speak: Callable[..., OpenAIBase], pairs: Callable[[str], TransformersPair]
+) -> None:
+    """Several tokens, so that a chat is continued, and may repeat what it is continued from."""
+    texts = [
+        ProxyTuner(speak(DIALECTS[each], api, each), pairs("digits"), steer="bias").generate(PROMPT, max_tokens=4).text
+        for each in (name, "host")
+    ]
+    assert texts[0] == texts[1] != ""
+
+
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
 COMPLETION = {"model": "m", "prompt": "Hi the", "max_tokens": 3, "logprobs": 5, "temperature": 1.0, "top_p": 1.0}

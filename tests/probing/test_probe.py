@@ -199,6 +199,13 @@ def test_without_a_tokenizer_the_same_is_found(name: str, serve: Callable[..., s
     assert found.ids_drift is not None
 
 
+def test_a_chat_that_repeats_its_beginning_spells_its_text_all_the_same(serve: Callable[..., str]) -> None:
+    """The answer's text begins with what was given to it, its tokens behind that."""
+    found = probe("big", base_url=serve(emulation_of("llama-server")), api="chat", tokenizer=None)
+    assert (found.repeats, found.strings) == (True, "plain")
+    assert not any("refused" in verdict.why for verdict in verdicts(found))
+
+
 LIES: dict[str, tuple[Emulation, dict[str, Any]]] = {
     "three candidates": (replace(emulation_of("vllm"), completions_k=3), {"k": 3}),
     "no ids": (
