@@ -9,11 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.bench.measure import RAW, WAYS, Measured, measure, measure_raw
+from blackbox_proxy.bench.setting import Setting
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
-from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.screen.tables import Table
@@ -25,45 +24,30 @@ _ONE_BY_ONE = "one at a time"
 
 def run_bench(
     console: Console,
+    setting: Setting,
     *,
-    base: str,
-    expert: str,
-    antiexpert: str,
-    prompts: Sequence[str],
-    network: Network,
     alpha: float = 1.0,
-    max_tokens: int = 64,
-    top_logprobs: int = 5,
     temperature: float = 0.0,
     prices: Prices | None = None,
     ways: Sequence[str] = (),
 ) -> list[Measured]:
     """Everything that `blackbox-proxy bench` does; what it measured, the base alone first.
 
-    base, expert, antiexpert: folders or hub ids. network: what is emulated between base and client, seconds. ways:
-    names from `WAYS`, all by default. Raises InputError, ModelUnavailable, BaseError; AssertionError if greedy texts
-    differ between the ways, which would be a defect of this package.
+    ways: names from `WAYS`, all by default. Raises InputError, ModelUnavailable, BaseError; AssertionError if greedy
+    texts differ between the ways, which would be a defect of this package.
     """
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise InputError(f"unknown way of asking: {unknown[0]!r}", hint=f"Known: {', '.join(WAYS)}.")
-    with HostProcess(
-        base,
-        top_logprobs=top_logprobs,
-        first_token=network.first_token,
-        per_token=network.per_token,
-        device="cpu",
-        threads=1,
-    ) as host:
-        pair = TransformersPair(expert, antiexpert, device="cpu")
-        black_box = open_base(
-            host.model, base_url=host.base_url, dialect="host", tokenizer=base, top_logprobs=top_logprobs
-        )
+    prompts, network = setting.prompts, setting.network
+    with setting.host() as host:
+        pair = TransformersPair(setting.expert, setting.antiexpert, device="cpu")
+        black_box = setting.black_box(host)
         try:
             with console.status("") as status:
                 _warm(black_box, pair, prompts[0])
                 status.update(RAW)
-                found = [measure_raw(black_box, prompts, max_tokens, host.stats)]
+                found = [measure_raw(black_box, prompts, setting.max_tokens, host.stats)]
                 for way in ways or WAYS:
                     status.update(way)
                     found.append(
@@ -75,7 +59,7 @@ def run_bench(
                             prompts,
                             host.stats,
                             alpha=alpha,
-                            max_tokens=max_tokens,
+                            max_tokens=setting.max_tokens,
                             temperature=temperature,
                         )
                     )

@@ -19,11 +19,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.base.opening import open_base
+from blackbox_proxy.bench.setting import Setting
 from blackbox_proxy.bench.simulate import Far, Load, Near, Simulated, binding, runs_of, simulate
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.host.network import Network
-from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Ask, Row, Session
@@ -208,32 +207,12 @@ def _near(pair: _NotedPair, streams: int) -> Near:
     return near_of(drafts, seconds / len(several), streams)
 
 
-def run_check(
-    console: Console,
-    *,
-    base: str,
-    expert: str,
-    antiexpert: str,
-    prompts: Sequence[str],
-    network: Network,
-    streams: int = 8,
-    max_tokens: int = 48,
-    top_logprobs: int = 5,
-    prices: Prices | None = None,
-) -> list[Checked]:
+def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: Prices | None = None) -> list[Checked]:
     """Decode one text at a time, predict `streams` at a time from that, decode these, and print both."""
-    told = [f"{prompts[i % len(prompts)]}{' ' * (i // len(prompts))}" for i in range(2 * streams)]  # no two alike
-    host = HostProcess(
-        base,
-        top_logprobs=top_logprobs,
-        first_token=network.first_token,
-        per_token=network.per_token,
-        device="cpu",
-        threads=1,
-    )
-    with host, console.status(""):
-        black_box = open_base(host.model, base_url=host.base_url, dialect="host", tokenizer=base)
-        pair = _NotedPair(expert, antiexpert)
+    told, max_tokens, network = setting.told(2 * streams), setting.max_tokens, setting.network
+    with setting.host() as host, console.status(""):
+        black_box = setting.black_box(host)
+        pair = _NotedPair(setting.expert, setting.antiexpert)
         tuner = ProxyTuner(black_box, pair, draft=_DRAFTING)
 
         def timed(some: Sequence[str], at_a_time: int) -> tuple[list[Generation], float, Usage]:

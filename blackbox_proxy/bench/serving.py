@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
+from blackbox_proxy.bench.setting import Setting
 from blackbox_proxy.errors import ServerFailed
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.host.process import HostProcess
@@ -83,10 +84,11 @@ async def measure_clients(url: str, model: str, prompts: Sequence[str], clients:
 
 
 @asynccontextmanager
-async def serving(host: HostProcess, base: str, expert: str, antiexpert: str) -> AsyncIterator[str]:
+async def serving(host: HostProcess, setting: Setting) -> AsyncIterator[str]:
     """`blackbox-proxy serve` over this host; its URL. Raises ServerFailed with what it said."""
     command = [sys.executable, "-m", "blackbox_proxy", "serve", "--base", host.model, "--base-url", host.base_url]
-    command += ["--dialect", "host", "--tokenizer", base, "--expert", expert, "--antiexpert", antiexpert]
+    command += ["--dialect", "host", "--tokenizer", setting.base]
+    command += ["--expert", setting.expert, "--antiexpert", setting.antiexpert]
     command += ["--port", "0", "--no-cache", "--device", "cpu", "--drain-seconds", "1"]
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, env=os.environ)
     assert process.stderr is not None
@@ -106,40 +108,22 @@ async def serving(host: HostProcess, base: str, expert: str, antiexpert: str) ->
         await process.wait()
 
 
-def run_serve(
-    console: Console,
-    *,
-    base: str,
-    expert: str,
-    antiexpert: str,
-    prompts: Sequence[str],
-    network: Network,
-    clients: int = 64,
-    max_tokens: int = 32,
-    top_logprobs: int = 5,
-) -> tuple[Served, Served]:
+def run_serve(console: Console, setting: Setting, *, clients: int = 64) -> tuple[Served, Served]:
     """Everything that `bench --serve` does: one client, then many. As many texts as clients; the one asks for a few of
     them. Raises ServerFailed; AssertionError if a text depends on the company, which would be a defect.
     """
-    told = [f"{prompts[i % len(prompts)]}{' ' * (i // len(prompts))}" for i in range(clients)]  # no two alike
+    told, max_tokens = setting.told(clients), setting.max_tokens
 
     async def both(host: HostProcess) -> tuple[Served, Served]:
-        async with serving(host, base, expert, antiexpert) as url:
+        async with serving(host, setting) as url:
             await measure_clients(url, "tuned", told[:1], 1, 4)  # connections, the first pass of the models
             alone = await measure_clients(url, "tuned", told[: max(1, min(4, clients))], 1, max_tokens)
             return alone, await measure_clients(url, "tuned", told, clients, max_tokens)
 
-    with HostProcess(
-        base,
-        top_logprobs=top_logprobs,
-        first_token=network.first_token,
-        per_token=network.per_token,
-        device="cpu",
-        threads=1,
-    ) as host:
+    with setting.host() as host:
         alone, many = asyncio.run(both(host))
     assert many.texts[: len(alone.texts)] == alone.texts, "a text depends on who else is there"
-    console.print(_table([alone, many], network))
+    console.print(_table([alone, many], setting.network))
     console.print(
         f"{many.clients} clients at once: {many.tokens_per_second / alone.tokens_per_second:.1f} times the tokens per "
         "second of one. Their texts are those of one client, byte for byte, where it asked for them, too.",

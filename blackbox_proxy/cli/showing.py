@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -128,6 +129,10 @@ def bench(
         bool, typer.Option("--serve", help="Measure `serve` instead: one streaming client, then many at once.")
     ] = False,
     clients: Annotated[int, typer.Option(help="How many of them.", min=1)] = 64,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Measure so many texts at a time over a base without limits instead; repeatable.", min=1),
+    ] = None,
     length: Annotated[list[int] | None, typer.Option(help="Length of a draft; may be repeated.")] = None,
     candidates: Annotated[int, typer.Option(help="Candidates of each of its positions.")] = 20,
     exact: Annotated[bool, typer.Option("--exact", help="Sum every candidate over all ways to write it.")] = False,
@@ -173,6 +178,8 @@ def bench(
         blackbox-proxy bench --here --shape 10M
 
         blackbox-proxy bench --serve --clients 64
+
+        blackbox-proxy bench --batch 1 --batch 16 --batch 64
 
         blackbox-proxy bench --simulate --near-ms 8,2,0.5 --together 64 --requests-per-minute 10000
 
@@ -222,6 +229,7 @@ def bench(
         _bench_near(shape, expert, antiexpert, pair_tokenizer, base_tokenizer, length, candidates, exact)
         return
     from blackbox_proxy.bench.run import read_prompts, run_bench
+    from blackbox_proxy.bench.setting import Setting
     from blackbox_proxy.host.network import Network
 
     own = [base, expert, antiexpert]
@@ -240,49 +248,33 @@ def bench(
         models, asked = bench_models(Screen(stderr=True), cache)
         if prompts:
             asked = read_prompts(prompts)
-    network = Network(first_token, per_token)
-    if check:
-        from blackbox_proxy.bench.scale import run_check
-
-        run_check(
-            Screen(),
-            base=models[0],
-            expert=models[1],
-            antiexpert=models[2],
-            prompts=asked,
-            network=network,
-            streams=clients,
-            max_tokens=max_tokens,
-            top_logprobs=top_logprobs,
-            prices=parts.prices,
-        )
-        return
-    if serve:
-        from blackbox_proxy.bench.serving import run_serve
-
-        run_serve(
-            Screen(),
-            base=models[0],
-            expert=models[1],
-            antiexpert=models[2],
-            prompts=asked,
-            network=network,
-            clients=clients,
-            max_tokens=max_tokens,
-            top_logprobs=top_logprobs,
-        )
-        return
-    run_bench(
-        Screen(),
+    setting = Setting(
         base=models[0],
         expert=models[1],
         antiexpert=models[2],
-        prompts=asked[:texts],
-        network=network,
-        alpha=alpha,
+        prompts=asked,
+        network=Network(first_token, per_token),
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
-        temperature=temperature,
-        prices=parts.prices or Prices(),
-        ways=way or (),
     )
+    if check:
+        from blackbox_proxy.bench.scale import run_check
+
+        run_check(Screen(), setting, streams=clients, prices=parts.prices)
+    elif serve:
+        from blackbox_proxy.bench.serving import run_serve
+
+        run_serve(Screen(), setting, clients=clients)
+    elif batch:
+        from blackbox_proxy.bench.batch import run_batch
+
+        run_batch(Screen(), setting, batches=batch, alpha=alpha)
+    else:
+        run_bench(
+            Screen(),
+            replace(setting, prompts=asked[:texts]),
+            alpha=alpha,
+            temperature=temperature,
+            prices=parts.prices or Prices(),
+            ways=way or (),
+        )

@@ -12,6 +12,7 @@ from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network, OverNetwork
 from blackbox_proxy.host.options import EngineOptions
 from blackbox_proxy.host.prompts import Prompts, read_template
+from blackbox_proxy.host.remembering import Remembering
 from blackbox_proxy.serve.engine import Engine, Event, Placed, TextWanted
 from blackbox_proxy.serve.text import Feed, echoed_part, offsets
 from blackbox_proxy.types import FinishReason, Prefix, Usage
@@ -141,5 +142,7 @@ def engine_of(options: EngineOptions) -> Engine:
         trust_remote_code=trusted,
     )
     prompts = Prompts(load_tokenizer(base.name, trust_remote_code=trusted), template, window=base.context)
-    engine = HostEngine(base, prompts, name=options.name, top_logprobs=base.size if most < 0 else most)
+    engine: Engine = HostEngine(base, prompts, name=options.name, top_logprobs=base.size if most < 0 else most)
+    if options.remember:
+        engine = Remembering(engine)
     return engine if network == Network() else OverNetwork(engine, network)

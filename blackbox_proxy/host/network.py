@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.serve.engine import Cutting, Engine, Event, TextWanted
+from blackbox_proxy.host.around import EngineAround
+from blackbox_proxy.serve.engine import Engine, Event, TextWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Network:
         return self.first_token + max(0, tokens - 1) * self.per_token
 
 
-class OverNetwork:
+class OverNetwork(EngineAround):
     """An engine as seen over a network.
 
     Each text is on a schedule that starts when it is asked for, so the model's own time is part of the delay and does
@@ -47,38 +47,8 @@ class OverNetwork:
     """
 
     def __init__(self, engine: Engine, network: Network) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._network = network
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
-    def top_logprobs(self) -> int:
-        return self._engine.top_logprobs
-
-    @property
-    def context(self) -> int | None:
-        return self._engine.context
-
-    @property
-    def own_fields(self) -> Collection[str]:
-        return self._engine.own_fields
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        return self._engine.about
-
-    @property
-    def source(self) -> str:
-        return self._engine.source if isinstance(self._engine, Cutting) else ""
-
-    def cut(self, text: str) -> tuple[int, ...]:
-        return self._engine.cut(text) if isinstance(self._engine, Cutting) else ()
-
-    def check(self, wanted: TextWanted) -> None:
-        self._engine.check(wanted)
 
     async def complete(self, wanted: TextWanted) -> AsyncGenerator[Event, None]:
         now = asyncio.get_running_loop().time

@@ -28,6 +28,7 @@ class EngineOptions:
     trust_remote_code: bool = option("Run the model's own code.", default=False)
     first_token: float = option("Seconds until the first token, as if over a network.", default=0.0)
     per_token: float = option("Seconds for each further token.", default=0.0)
+    remember: bool = option("Write greedy texts once and give them again from memory.", default=False)
 
     def __post_init__(self) -> None:
         if self.top_logprobs is not None and self.top_logprobs < -1:

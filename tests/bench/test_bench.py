@@ -8,14 +8,28 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from blackbox_proxy.bench.batch import run_batch
 from blackbox_proxy.bench.measure import WAYS, Measured
 from blackbox_proxy.bench.run import read_prompts, run_bench, summary, table
 from blackbox_proxy.bench.serving import run_serve
+from blackbox_proxy.bench.setting import Setting
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.prices import Prices
 
 NETWORK = Network(first_token=0.05, per_token=0.005)
+PROMPTS = ["The mayor", "New York", "theory and", "20 people"]
+
+
+def setting(models: dict[str, str], pair: str, prompts: list[str], network: Network, max_tokens: int) -> Setting:
+    return Setting(
+        base=models["base"],
+        expert=models[f"{pair}-expert"],
+        antiexpert=models[f"{pair}-antiexpert"],
+        prompts=prompts,
+        network=network,
+        max_tokens=max_tokens,
+    )
 
 
 @pytest.mark.slow
@@ -23,12 +37,7 @@ def test_every_way_of_asking_is_counted_and_leads_to_the_same_texts(models: dict
     shown = io.StringIO()
     found = run_bench(
         Console(file=shown, width=120),
-        base=models["base"],
-        expert=models["same-expert"],
-        antiexpert=models["same-antiexpert"],
-        prompts=["The mayor of", "New York"],
-        network=NETWORK,
-        max_tokens=8,
+        setting(models, "same", ["The mayor of", "New York"], NETWORK, 8),
         ways=["one at a time", "stream and cut", "with local drafts"],
     )
     raw, single, streamed, local = found
@@ -69,8 +78,9 @@ def test_the_figures_follow_from_the_counts() -> None:
 
 
 def test_what_is_measured_can_be_chosen_and_a_wrong_name_is_refused(tmp_path: Path) -> None:
+    nothing = Setting(base="", expert="", antiexpert="", prompts=["x"], network=NETWORK)
     with pytest.raises(InputError) as caught:
-        run_bench(Console(), base="", expert="", antiexpert="", prompts=["x"], network=NETWORK, ways=["fast"])
+        run_bench(Console(), nothing, ways=["fast"])
     assert all(way in caught.value.hint for way in WAYS)
     with pytest.raises(InputError):
         read_prompts(tmp_path / "none")
@@ -87,15 +97,24 @@ def test_64_clients_get_four_times_the_tokens_of_one(
 ) -> None:
     alone, many = run_serve(
         Console(width=120),
-        base=models["base"],
-        expert=models["digits-expert"],
-        antiexpert=models["digits-antiexpert"],
-        prompts=["The mayor", "New York", "theory and", "20 people"],
-        network=Network(0.3, 0.02),
-        max_tokens=16,
+        setting(models, "digits", PROMPTS, Network(0.3, 0.02), 16),
     )
     assert (alone.clients, many.clients) == (1, 64)
     assert len(set(many.texts)) > 3
     times = many.tokens_per_second / alone.tokens_per_second
     assert times >= 4.0
     assert f"{times:.1f} times the tokens per second of one" in capsys.readouterr().out
+
+
+def test_texts_at_a_time_are_measured_beside_the_bases_own(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, some = run_batch(
+        Console(width=120), setting(models, "digits", PROMPTS, Network(0.05, 0.005), 12), batches=[1, 6]
+    )
+    assert (one.texts, some.texts) == (1, 6)
+    assert (one.tokens, some.tokens) == (12, 72)
+    for row in (one, some):
+        assert row.tokens_per_second < row.network < row.alone * 1.5
+        assert row.processor > 0.0
+    assert f"{some.tokens_per_second / one.tokens_per_second:.1f}" in capsys.readouterr().out
