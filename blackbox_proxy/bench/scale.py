@@ -2,8 +2,8 @@
 
 The real run is of this machine: the base over an emulated network in a process of its own, the pair here. One text at a
 time gives the runs and what the near side is asked, which is then asked again without a base, of one text and of many
-at a time; and the base is asked without a pair. From this alone the speed of many texts at a time is predicted, and
-then measured.
+at a time; and the base is asked without a pair, which tells what a request and a token of it take of its processor and
+of this one. From this alone the speed of many texts at a time is predicted, and then measured.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from blackbox_proxy.bench.setting import Setting
 from blackbox_proxy.bench.simulate import Far, Load, Near, Simulated, binding, runs_of, simulate
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.host.network import Network
+from blackbox_proxy.host.process import HostProcess
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Ask, Row, Session
@@ -184,6 +185,35 @@ async def _alone(base: OpenAIBase, prompts: Sequence[str], max_tokens: int) -> N
     return Network(sum(first for first, _, _ in found) / len(found), sum(rest for _, rest, _ in found) / further)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Processor seconds of a request, and of each of its tokens."""
+
+    of_request: float
+    of_token: float
+
+
+def work_of(one: float, all_tokens: float, tokens: float) -> Work:
+    """The same, by what a request of one token takes, and one of so many."""
+    of_token = max(all_tokens - one, 0.0) / max(tokens - 1.0, 1.0)
+    return Work(max(one - of_token, 0.0), of_token)
+
+
+def _works(base: OpenAIBase, host: HostProcess, prompts: Sequence[str], max_tokens: int) -> tuple[Work, Work]:
+    """What the base's process does for its streams, and what this one does, one stream at a time."""
+    found: list[tuple[float, float, float]] = []
+    for count in (1, max_tokens):
+        before, begin = host.stats(), time.process_time()
+        for prompt in prompts:
+            run(_alone(base, [prompt], count))
+        here, after = time.process_time() - begin, host.stats()
+        there, written = (after[name] - before[name] for name in ("processor_ms", "completion_tokens"))
+        of_all = (there / 1e3, here, float(written))
+        found.append((of_all[0] / len(prompts), of_all[1] / len(prompts), of_all[2] / len(prompts)))
+    (there_one, here_one, _), (there_all, here_all, tokens) = found
+    return work_of(there_one, there_all, tokens), work_of(here_one, here_all, tokens)
+
+
 def near_of(drafts: Sequence[tuple[int, float]], many: float, streams: int) -> Near:
     """A near side by what it takes for drafts of one text at a time, (positions, seconds), and for a draft of
     `streams` texts at a time, seconds.
@@ -227,13 +257,16 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
             pair.noted.clear()
             alone = timed(told[:_ALONE], 1)
             near, runs = _near(pair, streams), runs_of(text.steps for text in alone[0])
-            networks = [run(_alone(black_box, told[:count], max_tokens)) for count in (1, streams)]
+            seen = run(_alone(black_box, told[:1], max_tokens))
+            there, here = _works(black_box, host, told[:_ALONE], max_tokens)
             many = timed(told, streams)
         finally:
             run(black_box.aclose())
             pair.close()
+    far = Far(network=seen, full=True, of_request=there.of_request, of_token=there.of_token)
+    ours = replace(near, of_position=near.of_position + here.of_token, of_request=here.of_request)
     found = []
-    for (texts, seconds, usage), at_a_time, seen in zip((alone, many), (1, streams), networks, strict=True):
+    for (texts, seconds, usage), at_a_time in zip((alone, many), (1, streams), strict=True):
         tokens = sum(len(text.steps) for text in texts)
         # Each request shows the base the prompt and what stands there by then, half of the text on average.
         shown = usage.prompt_tokens / usage.api_calls - tokens / len(texts) / 2
@@ -244,15 +277,16 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
             prompt_tokens=max(round(shown), 0),
             texts=len(texts),
         )
-        predicted = simulate(load, near, Far(network=seen, full=True))
+        predicted = simulate(load, ours, far)
         found.append(Checked(at_a_time, tokens / seconds, usage, (prices or Prices()).cost(usage) / tokens, predicted))
     console.print(_checked_table(found, network, prices or Prices()))
     console.print(
         f"A near side of {1e3 * near.of_pass:.1f} ms a pass, {1e3 * near.of_text:.1f} ms a text and "
         f"{1e3 * near.of_position:.1f} ms a position, measured by itself on the drafts of one text at a time, and "
-        f"{sum(runs) / len(runs):.1f} tokens a request, as these had; a base that alone takes "
-        f"{1e3 * networks[-1].first_token:.0f} ms and {1e3 * networks[-1].per_token:.0f} ms at {streams} streams. All "
-        f"else is predicted from that: at {streams} streams {abs(found[-1].off):.0%} off.",
+        f"{sum(runs) / len(runs):.1f} tokens a request, as these had; a request takes {1e3 * there.of_request:.1f} ms "
+        f"of the base's processor and {1e3 * here.of_request:.1f} ms of this one, a token {1e3 * there.of_token:.1f} "
+        f"and {1e3 * here.of_token:.1f} ms. All else is predicted from that: at {streams} streams "
+        f"{abs(found[-1].off):.0%} off.",
         highlight=False,
         soft_wrap=True,
     )

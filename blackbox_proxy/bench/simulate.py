@@ -1,8 +1,9 @@
 """Many texts at once, as discrete events: what saturates first, how fast the texts come, what they cost. `simulate`.
 
 A text asks for a request, which the limits admit (requests and tokens a minute, bits a second: buckets, first come
-first served), and its tokens arrive on the network's schedule. Whatever has arrived is read by the near side, which
-takes the texts that wait in turn, `together` of them in a pass. At the first disagreement the stream is closed and the
+first served), and its tokens arrive on the network's schedule; those of a base that has work with them, when they are
+written and not before. Whatever has arrived is read by the near side, which takes the texts that wait in turn,
+`together` of them in a pass. At the first disagreement the stream is closed and the
 text asks again from there. How many tokens come of a request is drawn from `runs`, which are a real run's (`runs_of`)
 or follow from a rate (`runs_at`). Texts are there from the beginning and begin anew when they are done, or arrive by
 chance (`arrivals`); those that memory has no room for wait.
@@ -31,13 +32,15 @@ _LONGEST = 10_000  # tokens of a run, should nothing ever disagree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Near:
-    """The near side: seconds of a pass, for each text in it, and for each position. workers: of them side by side.
-    together: texts in a pass. memory: bytes, for texts of `text_bytes` each; None is no limit.
+    """The near side: seconds of a pass, for each text in it, for each position, and for each request that follows on
+    it. workers: of them side by side. together: texts in a pass. memory: bytes, for texts of `text_bytes` each; None is
+    no limit.
     """
 
     of_pass: float = 0.0
     of_text: float = 0.0
     of_position: float = 0.0
+    of_request: float = 0.0
     workers: int = 1
     together: int = 1
     memory: float | None = None
@@ -53,6 +56,8 @@ class Near:
 class Far:
     """The base and the way there. bits: a second; request_bytes, token_bytes: what a request and each of its tokens
     with its log probabilities take. None is no limit. full: whether a minute's worth may be taken at the beginning.
+    of_request, of_token: seconds that the base works for each; it does so for one token at a time, in turn, and writes
+    none before the one before it has arrived. 0: it has no work, and is never late.
     """
 
     network: Network = field(default_factory=Network)
@@ -62,6 +67,12 @@ class Far:
     request_bytes: float = 0.0
     token_bytes: float = 0.0
     full: bool = False
+    of_request: float = 0.0
+    of_token: float = 0.0
+
+    @property
+    def works(self) -> bool:
+        return self.of_request > 0.0 or self.of_token > 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +173,8 @@ class _Bucket:
 @dataclass(slots=True)
 class _Text:
     """A text at work. written: tokens that are final; run: of this request; seen: that the near side has read of it;
-    first: when its first token is there.
+    first: when its first token is there. Of a base that works, too: requests so far, when the last was admitted, tokens
+    of it that have come, and whether the near side waits for one.
     """
 
     arrived: float
@@ -170,6 +182,10 @@ class _Text:
     run: int = 0
     seen: int = 0
     first: float = 0.0
+    requests: int = 0
+    admitted: float = 0.0
+    came: int = 0
+    waits: bool = True
 
 
 class _World:
@@ -183,7 +199,9 @@ class _World:
         self.free = near.workers
         self.active = self.begun = 0
         self.texts, self.tokens, self.requests, self.prompt, self.output = 0, 0, 0, 0, 0
-        self.worked = self.waited = 0.0
+        self.jobs: deque[tuple[_Text, int]] = deque()  # for the base: a text, and the number of its request
+        self.writing = False
+        self.worked = self.waited = self.wrote = 0.0
         rates = {
             "requests/min": (far.requests_per_minute, 60.0),
             "tokens/min": (far.tokens_per_minute, 60.0),
@@ -229,13 +247,46 @@ class _World:
             admitted = bucket.admit(admitted, costs[name])
         self.requests += 1
         self.prompt += prompt
+        if self.far.works:
+            text.requests, text.admitted, text.came, text.waits = text.requests + 1, admitted, 0, True
+            self.put(admitted, "asked", (text, text.requests))
+            return
         text.first = admitted + self.far.network.first_token
         self.put(text.first, "ready", text)
 
     def there(self, now: float, text: _Text) -> int:
         """Tokens of its request that have arrived."""
+        if self.far.works:
+            return text.came
         left, per = self.load.tokens - text.written, self.far.network.per_token
         return left if per <= 0.0 else min(left, 1 + int((now - text.first) / per + 1e-9))
+
+    # -- a base that works --------------------------------------------------------------------------------------------
+
+    def write(self, now: float) -> None:
+        while self.jobs and not self.writing:
+            text, request = self.jobs.popleft()
+            if request == text.requests:  # else nobody reads it any more
+                seconds = self.far.of_token + (0.0 if text.came else self.far.of_request)
+                self.writing, self.wrote = True, self.wrote + seconds
+                self.put(now + seconds, "written", (text, request))
+
+    def written(self, now: float, text: _Text, request: int) -> None:
+        self.writing = False
+        if request == text.requests:
+            self.put(max(now, text.admitted + self.far.network.delay(text.came + 1)), "came", (text, request))
+
+    def came(self, text: _Text, request: int) -> None:
+        if request != text.requests:
+            return
+        text.came += 1
+        if text.waits:
+            text.waits = False
+            self.ready.append(text)
+        if text.came < self.load.tokens - text.written:
+            self.jobs.append((text, request))
+
+    # -- the near side ------------------------------------------------------------------------------------------------
 
     def work(self, now: float) -> None:
         while self.free and self.ready:
@@ -243,6 +294,7 @@ class _World:
             counts = [self.there(now, text) for text in batch]
             new = sum(counts) - sum(text.seen for text in batch)
             seconds = self.near.of_pass + self.near.of_text * len(batch) + self.near.of_position * new
+            seconds += self.near.of_request * sum(n >= text.run for n, text in zip(counts, batch, strict=True))
             self.free -= 1
             self.worked += seconds
             self.put(now + seconds, "done", (batch, counts))
@@ -252,10 +304,16 @@ class _World:
         for text, count in zip(batch, counts, strict=True):
             self.tokens += min(count, text.run) - text.seen
             text.seen = count
+            if count < text.run and self.far.works:
+                text.waits = text.came == count
+                if not text.waits:
+                    self.ready.append(text)
+                continue
             if count < text.run:
                 self.put(max(now, text.first + count * self.far.network.per_token), "ready", text)
                 continue
             self.output += self.there(now, text)
+            text.requests += self.far.works  # the stream is closed
             text.written += text.run
             if text.written < self.load.tokens:
                 self.ask(now, text)
@@ -279,12 +337,20 @@ class _World:
                 self.ready.append(what)
             else:
                 assert isinstance(what, tuple)
-                self.done(now, *what)
+                if kind == "asked":
+                    self.jobs.append(what)
+                elif kind == "written":
+                    self.written(now, *what)
+                elif kind == "came":
+                    self.came(*what)
+                else:
+                    self.done(now, *what)
+            self.write(now)
             self.work(now)
         return now if math.isinf(until) else until
 
     def counted(self) -> tuple[float, ...]:
-        spent = (self.tokens, self.texts, self.requests, self.prompt, self.output, self.waited, self.worked)
+        spent = (self.tokens, self.texts, self.requests, self.prompt, self.output, self.waited, self.worked, self.wrote)
         return (*spent, *(bucket.taken for bucket in self.buckets.values()))
 
 
@@ -306,12 +372,14 @@ def simulate(load: Load, near: Near, far: Far, seed: int = 0) -> Simulated:
         before = world.counted()
     end = world.run(math.inf if load.texts is not None else start + load.seconds)
     found = [after - one for after, one in zip(world.counted(), before, strict=True)]
-    tokens, texts, requests, prompt, output, waited, worked = found[:7]
+    tokens, texts, requests, prompt, output, waited, worked, wrote = found[:8]
     seconds = max(end - start, 1e-12)
     busy = {"near side": min(worked / (near.workers * seconds), 1.0)}  # a pass counts as it begins
+    if far.works:
+        busy["base"] = min(wrote / seconds, 1.0)
     if math.isfinite(near.room):
         busy["memory"] = min(world.active / max(near.room, 1), 1.0) if load.texts is None else 0.0
-    busy |= {name: taken / (world.rates[name] * seconds) for name, taken in zip(world.buckets, found[7:], strict=True)}
+    busy |= {name: taken / (world.rates[name] * seconds) for name, taken in zip(world.buckets, found[8:], strict=True)}
     usage = Usage(int(requests), int(prompt), int(output))
     return Simulated(load.streams, seconds, int(tokens), int(texts), waited / max(texts, 1), usage, busy)
 
@@ -325,6 +393,7 @@ def binding(load: Load, near: Near, far: Far, found: Simulated) -> str | None:
         return next(iter(found.saturated), None)
     more: dict[str, tuple[Near, Far]] = {
         "near side": (replace(near, workers=2 * near.workers), far),
+        "base": (near, replace(far, of_request=far.of_request / 2, of_token=far.of_token / 2)),
         "memory": (replace(near, memory=2 * (near.memory or 0.0)), far),
         "requests/min": (near, replace(far, requests_per_minute=2 * (far.requests_per_minute or 0.0))),
         "tokens/min": (near, replace(far, tokens_per_minute=2 * (far.tokens_per_minute or 0.0))),

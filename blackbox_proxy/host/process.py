@@ -106,7 +106,7 @@ class HostProcess:
                     pipe.close()
 
     def stats(self) -> dict[str, int]:
-        """What the server has counted: requests, prompt_tokens, completion_tokens …"""
+        """What the server has counted: requests, prompt_tokens, completion_tokens …; and its processor time, ms."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is no matter for a proxy
         with direct.open(f"{self.url}/stats", timeout=self._timeout) as answer:
             found: dict[str, int] = json.load(answer)

@@ -136,7 +136,7 @@ class _Service:
         return Response()
 
     async def show_stats(self, request: Request) -> Response:
-        return JSONResponse(asdict(self._stats))
+        return JSONResponse(asdict(self._stats) | {"processor_ms": round(1e3 * time.process_time())})
 
     # -- generation -----------------------------------------------------------------------------------------------
 

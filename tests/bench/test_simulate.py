@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from steps import step
 
-from blackbox_proxy.bench.scale import near_of
+from blackbox_proxy.bench.scale import near_of, work_of
 from blackbox_proxy.bench.simulate import Far, Load, Near, binding, runs_at, runs_of, simulate
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
@@ -52,6 +52,42 @@ def test_texts_that_share_a_pass_share_its_cost() -> None:
     near = Near(of_pass=0.01, of_position=0.001, together=8)
     found = simulate(Load(streams=64, tokens=5, runs=(5,), seconds=10.0), near, Far(network=Network(0.01, 0.0)))
     assert found.tokens_per_second == pytest.approx(8 * 5 / (0.01 + 8 * 5 * 0.001), rel=0.01)
+
+
+def test_a_base_that_is_slower_than_its_network_is_as_slow_as_it_is() -> None:
+    """One text: 0.1 s and 10 tokens of 0.05 s, of which the network would let 0.3 + 9 * 0.02 s pass."""
+    far = Far(network=NETWORK, of_request=0.1, of_token=0.05)
+    found = simulate(Load(streams=1, tokens=10, runs=(10,), texts=1), Near(), far)
+    assert found.seconds == pytest.approx(0.3 + 9 * 0.05)
+    assert found.usage.completion_tokens == 10
+    quick = simulate(
+        Load(streams=1, tokens=10, runs=(10,), texts=1), Near(), Far(network=NETWORK, of_request=0.1, of_token=0.01)
+    )
+    assert quick.seconds == pytest.approx(0.3 + 9 * 0.02)
+
+
+def test_texts_take_turns_at_a_base_that_works() -> None:
+    """A token of each text in turn, a request every 8: 0.004 + 8 * 0.002 s; what is written past the run is lost."""
+    far = Far(network=Network(0.05, 0.0), of_request=0.004, of_token=0.002)
+    found = simulate(Load(streams=32, tokens=8, runs=(8,), seconds=20.0), Near(), far)
+    assert found.tokens_per_second == pytest.approx(8 / 0.020, rel=0.01)
+    assert found.saturated == ("base",)
+    cut = simulate(Load(streams=32, tokens=8, runs=(4,), seconds=20.0), Near(), far)
+    assert cut.usage.api_calls / cut.texts == pytest.approx(2.0, rel=0.01)
+    assert 4 / 0.014 < cut.tokens_per_second < 4 / 0.010  # at most a token past each run
+
+
+def test_what_this_side_does_for_a_request_is_part_of_the_pass_before_it() -> None:
+    load = Load(streams=1, tokens=20, runs=(5,), texts=1)
+    near = Near(of_pass=0.01, of_request=0.03)
+    found = simulate(load, near, Far(network=Network(0.3, 0.0)))
+    assert found.seconds == pytest.approx(4 * (0.3 + 0.01 + 0.03))
+
+
+def test_work_is_told_apart_by_requests_of_two_lengths() -> None:
+    work = work_of(0.011, 0.011 + 9 * 0.002, 10.0)
+    assert (work.of_request, work.of_token) == (pytest.approx(0.009), pytest.approx(0.002))
+    assert work_of(0.01, 0.009, 10.0).of_token == 0.0
 
 
 @pytest.mark.parametrize(
