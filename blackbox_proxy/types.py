@@ -8,7 +8,7 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -182,6 +182,8 @@ class Scores:
     (`Session.refine`); 0 where it is that. Left out, it is 0.
     `apart`: the same of each log mass by itself, of which the offset keeps only what expert and anti-expert do not have
     in common. Left out, it is `error`.
+    `own` (2, c): of each model's mass what no other token has as well, no log. Estimates of tokens that begin alike may
+    overlap, so that only these add up to no more than 1. Left out, it is all of each mass.
     """
 
     log_expert: Floats
@@ -190,12 +192,22 @@ class Scores:
     how: tuple[How, ...]
     error: Floats = field(default_factory=lambda: np.empty(0))
     apart: Floats = field(default_factory=lambda: np.empty(0))
+    own: Floats = field(default_factory=lambda: np.empty((2, 0)))
 
     def __post_init__(self) -> None:
         if len(self.error) != len(self.offset):
             object.__setattr__(self, "error", np.zeros(len(self.offset)))
         if len(self.apart) != len(self.offset):
             object.__setattr__(self, "apart", self.error)
+        if self.own.shape[1] != len(self.offset):
+            object.__setattr__(self, "own", np.exp([self.log_expert, self.log_antiexpert]))
+
+    @property
+    def disjoint(self) -> Scores:
+        """The same with the masses that are each token's own: what to add up."""
+        with np.errstate(divide="ignore"):
+            log_e, log_a = np.log(self.own)
+        return replace(self, log_expert=log_e, log_antiexpert=log_a)
 
     def only(self, wanted: NDArray[np.bool_]) -> Scores:
         """Those of some of the tokens, (c,)."""
@@ -207,6 +219,7 @@ class Scores:
             how,
             self.error[wanted],
             self.apart[wanted],
+            self.own[:, wanted],
         )
 
     def then(self, more: Scores) -> Scores:
@@ -218,6 +231,7 @@ class Scores:
             (*self.how, *more.how),
             np.concatenate([self.error, more.error]),
             np.concatenate([self.apart, more.apart]),
+            np.concatenate([self.own, more.own], axis=1),
         )
 
 

@@ -48,9 +48,10 @@ class Place:
         """log q with the hidden mass spread otherwise, (c,)."""
         if spread == PLAIN_SPREAD or self.shown == len(self.log_q) or policy not in ("backoff", "ask"):
             return self.log_q
-        masses = log_spread(pairs, self.scores, spread)
         told = self.log_q[: self.shown]
-        rest = tail(told, masses[: self.shown], masses[self.shown :], "backoff", None, spread.temperature)
+        listed = log_spread(pairs, [scores.disjoint for scores in self.scores], spread)[: self.shown]
+        beyond = log_spread(pairs, self.scores, spread)[self.shown :]
+        rest = tail(told, listed, beyond, "backoff", None, spread.temperature)
         return np.concatenate([told, rest])
 
 
@@ -66,7 +67,7 @@ def terms(place: Place, log_q: Floats, has_antiexperts: Sequence[bool]) -> Float
 
 def unlisted(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> float:
     """The share of q that is on no list."""
-    return unlisted_mass(log_q, log_spread(pairs, place.scores), place.shown)
+    return unlisted_mass(log_q, log_spread(pairs, [scores.disjoint for scores in place.scores]), place.shown)
 
 
 def rest_terms(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> Floats | None:
@@ -78,7 +79,7 @@ def rest_terms(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> Floats | N
         return None
     found = [math.log(hidden)]
     for pair, scores in zip(pairs, place.scores, strict=True):
-        found.append(log_rest(scores.log_expert))
+        found.append(log_rest(scores.own[0]))
         if pair.has_antiexpert:
-            found.append(-log_rest(scores.log_antiexpert))
+            found.append(-log_rest(scores.own[1]))
     return np.array([*found, 0.0, 1.0])

@@ -25,7 +25,7 @@ _BEGINS = 0.05  # of the expert's mass: a beginning with less does not hide its 
 _OPEN = 0.1  # nats: the error of what may go on is larger, of what ends where it ends smaller
 _MARGIN = 0.5  # nats: of a bound that rests on estimates itself
 _NEVER = -1e3  # log of a mass of nothing that can be reckoned with
-_MOVED = 0.005  # of all probability: a token whose error moves less is left as it was estimated
+_MOVED = 0.02  # of all probability: a token whose error moves less is left as it was estimated
 
 
 def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.intp]:

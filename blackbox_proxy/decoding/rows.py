@@ -160,7 +160,7 @@ class Weigher:
         with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
             log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
         log_z += of_tail * (best >= weighed.shown)
-        outside = maths.uncovered(log_a[: weighed.shown])
+        outside = maths.uncovered(scores.disjoint.log_antiexpert[: weighed.shown])
         bound = hidden_bound(log_e[some], log_a[some], factors, weighed.log_hidden, weighed.most, math.log(outside))
         reached = matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)
         return [int(i) for i in some[reached]]

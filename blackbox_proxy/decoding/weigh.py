@@ -158,9 +158,10 @@ def weigh(
     if proposed:
         beyond = [row.score(proposed) for row in rows]
         spread = equation.spread
-        log_a, log_a_beyond = (log_spread(pairs, each, spread) for each in (scores, beyond))
+        log_a = log_spread(pairs, [each.disjoint for each in scores], spread)
+        log_a_beyond = log_spread(pairs, beyond, spread)
         told_log_q = np.concatenate([told_log_q, told])
-        log_a = np.concatenate([log_a, log_a_beyond[: len(told)]])
+        log_a = np.concatenate([log_a, log_spread(pairs, [each.disjoint for each in beyond], spread)[: len(told)]])
         rest = maths.tail(told_log_q, log_a, log_a_beyond[len(told) :], equation.tail, cap, spread.temperature)
         log_q_beyond = np.concatenate([told, rest])
         real = np.isfinite(log_q_beyond)

@@ -33,7 +33,8 @@ _ROUNDING = math.log(1e-6)
 def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation, place: int) -> Weighed:
     """The same candidates with `log_p` over the whole vocabulary: what is missing to 1 is the rest's."""
     if equation.weights is not None:
-        hidden = unlisted_mass(weighed.log_q, log_spread(pairs, weighed.scores), weighed.shown)
+        listed = log_spread(pairs, [scores.disjoint for scores in weighed.scores])
+        hidden = unlisted_mass(weighed.log_q, listed, weighed.shown)
         log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.shown)
         learned: Floats = log_weights - np.logaddexp(
             logsumexp(log_weights), equation.weights.log_rest(hidden, weighed.scores)
@@ -46,7 +47,7 @@ def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation,
         if alpha == 0.0:
             continue
         if pair.has_antiexpert:
-            rest = rest_of(scores.log_expert) - rest_of(scores.log_antiexpert)
+            rest = rest_of(scores.own[0]) - rest_of(scores.own[1])
             log_rest += alpha * rest
         else:  # without a ratio a sum of products cannot be told from its factors: the least of the others
             log_rest += alpha * float(scores.offset.min())

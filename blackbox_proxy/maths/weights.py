@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from blackbox_proxy.errors import InputError
-from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.types import Floats, Scores
 
 _LEAST = 1e-6  # a rest of a model's mass below this is rounding
@@ -122,9 +121,9 @@ class Weights:
             return -math.inf
         total = self.base * math.log(hidden) + self.rest
         for each, expert, antiexpert in zip(scores, self.experts, self.antiexperts, strict=True):
-            total += expert * log_rest(each.log_expert)
+            total += expert * log_rest(each.own[0])
             if antiexpert is not None:
-                total -= antiexpert * log_rest(each.log_antiexpert)
+                total -= antiexpert * log_rest(each.own[1])
         return total
 
     def error(self, scores: Sequence[Scores]) -> Floats:
@@ -154,6 +153,6 @@ def known_masses(log_q: Floats, scores: Scores, has_antiexpert: bool) -> tuple[F
     return np.where(known, scores.log_expert, log_q), np.where(known, scores.log_antiexpert, log_q)
 
 
-def log_rest(log_masses: Floats) -> float:
-    """log (1 - sum) of masses, not less than rounding."""
-    return math.log(max(1.0 - math.exp(logsumexp(log_masses)), _LEAST))
+def log_rest(own: Floats) -> float:
+    """log (1 - sum) of masses that do not overlap, no log, not less than rounding."""
+    return math.log(max(1.0 - float(own.sum()), _LEAST))

@@ -7,14 +7,16 @@ spelling passes are known, so their share is part of every estimate (`Bridges`):
     Z          =  1  +  the same sum over all that bridges the end of x
 
 For a contended token the local tokenizer's own spelling of tail + c is followed (`ways`): where that leaves the tail's,
-where it writes c in pieces, and what goes on from c to a longer token of the base. Ways that the local tokenizer would
-not write itself are left out; alignment.py has them all.
+where it writes c in pieces, and what goes on from c to a longer token of the base. What begins with c may be cut
+otherwise than c itself ("B" and "uc", but "Bu" and "chenau"), so the spellings of its beginnings are followed as well
+where a model may be on them. Ways that the local tokenizer would not write itself are left out; alignment.py has them
+all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,14 +31,19 @@ from blackbox_proxy.types import Floats
 TOP = 128  # ids of a node that are looked at one by one, the likeliest first
 _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
 _LOG_LEAST = math.log(_LEAST)
+_ENTERED = 0.01  # of the mass of x: a beginning with less is not where a token is completed
 _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model never writes may be the other's word
+
+
+Entered = Callable[[Path], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
     """How a token is written after the tail: its path from where the tail starts, the text at each of its nodes, and
     whether it is on the way to a longer token of the base. beside: other nodes at which it may be completed, and the
-    texts there: blanks at its end are cut otherwise once a word follows ("    " is "   " and " def").
+    texts there: blanks at its end are cut otherwise once a word follows ("    " is "   " and " def"), and a word's
+    beginning otherwise once the word goes on.
     """
 
     token: bytes
@@ -51,18 +58,39 @@ class Way:
         return [*(self.path[:end] for end in range(len(self.path) + self.goes_on)), *(node for node, _ in self.beside)]
 
 
-def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes]) -> list[Way]:
-    """The ways of these tokens; of one that the local vocabulary cannot spell there is none."""
+def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: Entered | None = None) -> list[Way]:
+    """The ways of these tokens; of one that the local vocabulary cannot spell there is none. entered: whether a model
+    may be at a node that only the beginnings of a token lead to; those are left out where nothing is known of it.
+    """
     found = []
     paths = alignment.canonicals([tail + token for token in tokens])
     shorter = before_a_word(alignment, [tail + token for token in tokens])
     for token, path, other in zip(tokens, paths, shorter, strict=True):
         if path is None:
             continue
-        beside = () if other is None else tuple(at for at in nodes_of(alignment, other) if at[0] != path[: len(at[0])])
+        beside = {} if other is None else _off(alignment, other, path)
+        if entered is not None:
+            beside |= _entrances(alignment, tail, token, path, entered)
         texts = tuple(text for _, text in nodes_of(alignment, path))
-        found.append(Way(token, path, texts, alignment.may_go_on(token), beside))
+        found.append(Way(token, path, texts, alignment.may_go_on(token), tuple(beside.items())))
     return found
+
+
+def _entrances(alignment: Alignment, tail: bytes, token: bytes, path: Path, entered: Entered) -> dict[Path, bytes]:
+    """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to."""
+    local, found = alignment.local, dict[Path, bytes]()
+    begun = [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
+    for spelled in alignment.canonicals(begun):
+        for node, text in _off(alignment, spelled or (), path).items():
+            if node not in found and not entered(node):
+                break  # nor at those behind it
+            found[node] = text
+    return found
+
+
+def _off(alignment: Alignment, path: Path, main: Path) -> dict[Path, bytes]:
+    """The nodes of a path that are not on the main one, and the texts there."""
+    return {node: text for node, text in nodes_of(alignment, path) if node != main[: len(node)]}
 
 
 def nodes_of(alignment: Alignment, path: Path) -> list[tuple[Path, bytes]]:
@@ -80,6 +108,12 @@ def before_a_word(alignment: Alignment, texts: Sequence[bytes]) -> list[Path | N
     blank = {i: text[:-1] for i, text in enumerate(texts) if len(text) > 1 and text[-2:].isspace()}
     found = dict(zip(blank, alignment.canonicals(list(blank.values())), strict=True)) if blank else {}
     return [found.get(i) for i in range(len(texts))]
+
+
+def begun_by(alignment: Alignment, tail: bytes, node: Path) -> bytes:
+    """What of a node's text is behind the tail once the first token on its way reaches there; b"" where none does."""
+    reached = (text[len(tail) :] for _, text in nodes_of(alignment, node) if len(text) > len(tail))
+    return next(reached, b"")
 
 
 class Going(NamedTuple):
@@ -183,6 +217,10 @@ class Bridges:
         outputs, place = self._places[path[:-1]]
         return math.exp(outputs.at(place, path[-1]))
 
+    def entered(self, node: Path) -> bool:
+        """Whether a node has a mass that is worth a look, as far as is known."""
+        return self.started(node) > _ENTERED
+
     def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]
         found: Floats = np.exp(outputs.gather(place, np.asarray(ids, dtype=np.int64)))
@@ -238,9 +276,11 @@ class Bridges:
         return Going(whole, onward)
 
 
-def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float]) -> float:
+def contended_mass(
+    bridges: Bridges, tail: bytes, way: Way, estimate: float, others: dict[Path, float], behind: dict[Path, float]
+) -> float:
     """The mass of a token by that of x. estimate: R + what `bridges` add. others: receives what nodes off
-    the tail's own spelling write across the end of x.
+    the tail's own spelling write across the end of x; behind: what is completed at each node behind it.
     """
     path, total = way.path, estimate
     for node, text in (*((path[:end], text) for end, text in enumerate(way.texts[:-1])), *way.beside):
@@ -249,7 +289,10 @@ def contended_mass(bridges: Bridges, tail: bytes, way: Way, estimate: float, oth
         if node not in bridges.known:
             if missing:
                 others[node] = scale * bridges.across(node, missing)
-            total += scale * bridges.completing(node, missing, after, way.token)
+            completed = scale * bridges.completing(node, missing, after, way.token)
+            total += completed
+            if after:
+                behind[node] = behind.get(node, 0.0) + completed
         if way.goes_on and node == path[:-1]:
             total -= scale * bridges.step(path) * bridges.going(way).share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.ahead import read_ahead
-from blackbox_proxy.pair.contended import TOP, Bridges, before_a_word, contended_mass, ways
+from blackbox_proxy.pair.contended import TOP, Bridges, before_a_word, begun_by, contended_mass, ways
 from blackbox_proxy.pair.estimates import Known, doubt_of, estimate, estimate_anew, written
 from blackbox_proxy.pair.passes import Pass, View, pass_over
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
@@ -204,6 +204,7 @@ class EstimatedRow:
     def score(self, tokens: Sequence[Token]) -> Scores:
         estimate([(self, tokens)])
         columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros((2, len(tokens)))
+        own = np.zeros((len(self.views), len(tokens)))
         how = np.full(len(tokens), "neutral", dtype=object)
         if self.spelled and len(tokens):
             places = self.known.columns(tokens)
@@ -211,12 +212,14 @@ class EstimatedRow:
             places = places[there]
             columns[:, there] = self.known.masses[:, places] + np.array(self._shift)[:, None]
             error[:, there] = self.known.error[:, places]
+            own[:, there] = self.known.own[:, places] * np.exp(self._shift)[:, None]
             how[there] = np.where(self.known.exact[places], self._summed, "estimated")
             ends = [i for i, token in enumerate(tokens) if token.end]
             if ends:
                 columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
+                own[:, ends] = np.exp(columns[:, ends])
                 how[ends] = "estimated" if self._end_doubt else "exact"
-        return scores_of(list(columns), how.tolist(), error[0], error[1])
+        return scores_of(list(columns), how.tolist(), error[0], error[1], list(own))
 
     @property
     def _summed(self) -> How:
@@ -301,7 +304,7 @@ class EstimatedRow:
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
         self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
         for view, ends in zip(self.views, self._ends, strict=True):
-            found = ways(self.alignment, view.tail, self._wanted) if view.at_x is not None else []
+            found = [] if view.at_x is None else ways(self.alignment, view.tail, self._wanted, self._entered)
             view.ways = {way.token: way for way in found}
             if not self._partial:
                 continue
@@ -320,9 +323,10 @@ class EstimatedRow:
 
     def sum_up(self) -> None:
         columns: list[dict[bytes, float]] = []
+        behind: list[dict[Path, float]] = [{} for _ in self.views]
         for i, (view, bridges) in enumerate(zip(self.views, self.bridges, strict=True)):
             masses = {
-                token: contended_mass(bridges, view.tail, way, self._before_sums(token, i), self._others[i])
+                token: contended_mass(bridges, view.tail, way, self._before_sums(token, i), self._others[i], behind[i])
                 for token, way in view.ways.items()
             }
             columns.append({t: math.log(mass) if mass > 0.0 else -math.inf for t, mass in masses.items()})
@@ -335,7 +339,20 @@ class EstimatedRow:
                 self.known.set_exact(token, [column[token] for column in columns])
             else:  # the local vocabulary cannot write it
                 self.known.error[:, self.known.place[token]] = 0.0
+        self._own_no_more(behind)
         self.follow()
+
+    def _entered(self, node: Path) -> bool:
+        return any(bridges.entered(node) for bridges in self.bridges)
+
+    def _own_no_more(self, behind: Sequence[Mapping[Path, float]]) -> None:
+        """What was completed at nodes behind x, by model, is the mass of tokens that were summed: the row after x has
+        it with the token that the first piece begins.
+        """
+        nodes = list(dict.fromkeys(node for found in behind for node in found))
+        begun = [begun_by(self.alignment, self.views[0].tail, node) for node in nodes]
+        for node, first in zip(nodes, self.alignment.base.first(begun), strict=True):
+            self.known.take(first, [found.get(node, 0.0) for found in behind])
 
     def lay_out_onward(self) -> None:
         """The same for texts that go on."""

@@ -49,7 +49,8 @@ Bools = NDArray[np.bool_]
 class Known:
     """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error (2, c): by
     how much their difference may be off, nats, and each of them by itself; sums: R and what bridges the end of x, no
-    log, 0 where no local token covers one; exact: whether the masses are the sums over all ways.
+    log, 0 where no local token covers one; exact: whether the masses are the sums over all ways; taken: of the sums
+    what turned out to be another token's.
     """
 
     def __init__(self, models: int) -> None:
@@ -58,6 +59,24 @@ class Known:
         self.error: Floats = np.empty((2, 0))
         self.sums: Floats = np.empty((models, 0))
         self.exact: Bools = np.empty(0, dtype=np.bool_)
+        self.taken: dict[bytes, Floats] = {}
+
+    @property
+    def own(self) -> Floats:
+        """Of each mass what no other token has as well, (models, c), no log: the estimates of what the row after x
+        says, each local token counted where it begins, and not where a candidate is only as likely as its first piece.
+        """
+        found = np.where(self.exact, np.exp(self.masses), self.sums)
+        for token, masses in self.taken.items():
+            place = self.place.get(token, -1)
+            if place >= 0 and not self.exact[place]:
+                found[:, place] = np.maximum(found[:, place] - masses, 0.0)
+        return found
+
+    def take(self, token: bytes, masses: Sequence[float]) -> None:
+        """So much of what stands with this token is another's; no log, by model."""
+        more = np.maximum(np.array(masses), 0.0)
+        self.taken[token] = self.taken[token] + more if token in self.taken else more
 
     def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
         """New tokens, as estimated."""

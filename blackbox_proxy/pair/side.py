@@ -188,11 +188,15 @@ def with_end(proposed: Sequence[tuple[Token, float]], log_end: float, count: int
 
 
 def scores_of(
-    columns: Sequence[Floats], how: Sequence[How], error: Floats | None = None, apart: Floats | None = None
+    columns: Sequence[Floats],
+    how: Sequence[How],
+    error: Floats | None = None,
+    apart: Floats | None = None,
+    own: Sequence[Floats] | None = None,
 ) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
     error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked;
-    apart (c,): each mass by itself, as much where it is not given.
+    apart (c,): each mass by itself, as much where it is not given; own: of each column what is the token's alone.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
     the others.
@@ -207,4 +211,7 @@ def scores_of(
     kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
     error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
     apart = error if apart is None else np.where(known, apart, 0.0)
-    return Scores(expert, antiexpert, offset, kinds, error, apart)
+    if own is None:
+        return Scores(expert, antiexpert, offset, kinds, error, apart)
+    both = np.stack([own[0], own[1] if len(own) > 1 else np.ones(len(expert))])
+    return Scores(expert, antiexpert, offset, kinds, error, apart, both)
