@@ -212,7 +212,8 @@ class EstimatedRow:
             places = places[there]
             columns[:, there] = self.known.masses[:, places] + np.array(self._shift)[:, None]
             error[:, there] = self.known.error[:, places]
-            own[:, there] = self.known.own[:, places] * np.exp(self._shift)[:, None]
+            shift = np.exp(self._shift)
+            own[:, there] = self.known.own(1.0 / shift)[:, places] * shift[:, None]
             how[there] = np.where(self.known.exact[places], self._summed, "estimated")
             ends = [i for i, token in enumerate(tokens) if token.end]
             if ends:

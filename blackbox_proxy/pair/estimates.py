@@ -40,6 +40,7 @@ _PART = 0.01  # of all that a token could have: a way with less is none
 _ENDS_APART = 0.05
 _GOES_ON_APART = 2.0
 _ACROSS_APART = 2.0
+_LEFT = 0.1  # of what a row gives to tokens that are not known: no sums of others take more of it
 _LEAST = 1e-6  # mass below which nothing is proposed
 _UNSHOWN = 3.0  # nats: how far below what its like got on average an id may be that a model does not show
 
@@ -61,17 +62,25 @@ class Known:
         self.exact: Bools = np.empty(0, dtype=np.bool_)
         self.taken: dict[bytes, Floats] = {}
 
-    @property
-    def own(self) -> Floats:
+    def own(self, most: Floats) -> Floats:
         """Of each mass what no other token has as well, (models, c), no log: the estimates of what the row after x
-        says, each local token counted where it begins, and not where a candidate is only as likely as its first piece.
+        says, each local token counted where it begins, and not where a candidate is only as likely as its first piece;
+        and sums, of which others have no part. most (models,): of all that can be. Ways that were followed for two
+        tokens may still overlap, so that something is left in any case of what the row gives to tokens that are not
+        here.
         """
         found = np.where(self.exact, np.exp(self.masses), self.sums)
         for token, masses in self.taken.items():
             place = self.place.get(token, -1)
             if place >= 0 and not self.exact[place]:
                 found[:, place] = np.maximum(found[:, place] - masses, 0.0)
-        return found
+        begun = self.sums.sum(axis=1)
+        moved = found.sum(axis=1) - begun
+        room = (1.0 - _LEFT) * np.maximum(most - begun, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            part = np.where(moved > room, room / moved, 1.0)
+        scaled: Floats = self.sums + part[:, None] * (found - self.sums)
+        return scaled
 
     def take(self, token: bytes, masses: Sequence[float]) -> None:
         """So much of what stands with this token is another's; no log, by model."""

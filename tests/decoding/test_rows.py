@@ -46,7 +46,7 @@ def test_greedy_whoever_could_be_the_likeliest_contends(
 
 def test_sampled_whoever_moves_p_contends_too() -> None:
     log_p = np.log([0.7, 0.2, 0.09, 0.01])
-    bar = np.array([0.0, 0.02, 0.1, 0.4])  # of all probability: 0, 0.004, 0.009, 0.005
+    bar = np.array([0.0, 0.05, 0.3, 1.0])  # of all probability: 0, 0.010, 0.031, 0.017
     assert contenders(log_p, bar, 0.0).tolist() == []
     assert contenders(log_p, bar, 1.0).tolist() == [2]
     assert contenders(log_p, bar, 2.0).tolist() == [2, 3], "a flatter p gives the unlikely more to move"

@@ -178,6 +178,29 @@ def test_estimates_choose_what_the_sums_choose(built: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("k", [5, 20])
+def test_given_text_comes_as_near_to_direct_tuning_by_estimates_as_by_sums(built: Path, k: int) -> None:
+    """NLL of texts that the directly tuned model writes: the closed share of the distance from the base to it."""
+    from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair
+
+    models = demo_models(built)
+    direct = TransformersBase(models.direct, device="cpu")
+    base = TransformersBase(models.base, top_logprobs=k, device="cpu")
+    nothing = ProxyTuner(direct, TransformersPair(str(models.expert), str(models.antiexpert), device="cpu"), 0.0)
+    prompts = [report.prompt for report in reports(build_world(0), "test", count=16)]
+    texts = [(prompt, nothing.generate(prompt, max_tokens=60).text) for prompt in prompts]
+    nll = {"direct": -sum(nothing.score(*text).log_q for text in texts)}
+    for exact in (False, True):
+        pair = TransformersPair(str(models.expert), str(models.antiexpert), device="cpu", exact=exact)
+        scores = [ProxyTuner(base, pair).score(*text) for text in texts]
+        nll["base"] = -sum(score.log_q for score in scores)
+        nll["summed" if exact else "estimated"] = -sum(score.log_p for score in scores)
+    closed = {name: (nll["base"] - nll[name]) / (nll["base"] - nll["direct"]) for name in ("summed", "estimated")}
+    print(f"k = {k}: closed {closed['estimated']:.2%} by estimates, {closed['summed']:.2%} by sums")
+    assert closed["estimated"] == pytest.approx(closed["summed"], rel=0.005)
+
+
+@pytest.mark.slow
 def test_the_demo_shows_what_it_claims(built: Path) -> None:
     """The claims of the README on its table: pytest -m slow tests/demo (minutes)."""
     from blackbox_proxy.demo.run import run_demo

@@ -4,59 +4,21 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
-import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from toys import tiny_model
-from transformers import PreTrainedTokenizerFast
+from readers import TOGETHER, code_vocabulary, reader
 
-from blackbox_proxy.bench.near import own_text
-from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
-from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Position, Token
 
 Both = tuple[TransformersPair, TransformersPair]
-TOGETHER = r" +|\n|\w+|[^\s\w]"
-
-
-@cache
-def code_vocabulary(pattern: str | None) -> Vocabulary:
-    """Byte-level BPE trained on this package's own code: GPT-2's pattern, or one that keeps blanks together."""
-    tokenizer = Tokenizer(models.BPE())
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, level])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([own_text()], trainer)
-    return from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>"))
 
 
 @pytest.fixture(scope="module")
 def both() -> Both:
     """Models that have read some code, estimated and summed."""
-    local = code_vocabulary(None)
-    ids = torch.tensor(local.encode([own_text().encode()])[0])
-    torch.manual_seed(0)
-    made = []
-    for seed in (1, 101):
-        model = tiny_model("llama", len(local), seed).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-        for _ in range(60):
-            starts = torch.randint(0, len(ids) - 48, (8,))
-            batch = torch.stack([ids[start : start + 48] for start in starts])
-            model(input_ids=batch, labels=batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        made.append(CausalLM(model, local, str(seed)))
+    made = [reader(None, seed) for seed in (1, 101)]
     return TransformersPair(*made), TransformersPair(*made, exact=True)
 
 
