@@ -47,6 +47,7 @@ _TABLED = 1_024  # ids of a local vocabulary up to which F is evaluated for all 
 _CACHED_SETS = 20_000
 _CACHED_PATHS = 2_000
 _CACHED_MASKS = 256
+_NO_BYTE = 256
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
@@ -80,6 +81,7 @@ class Alignment:
         self._masks: Memo[bytes, tuple[NDArray[np.bool_], bool]] = Memo(_CACHED_MASKS)
         self._tables: Memo[tuple[bytes, bytes], Ids] = Memo(_CACHED_SETS)
         self._following: Memo[bytes, frozenset[bytes]] = Memo(_CACHED_SETS)
+        self._onward: Memo[bytes, NDArray[np.bool_]] = Memo(_CACHED_MASKS)
         self._own: Memo[tuple[bytes, bytes], frozenset[Path]] = Memo(_CACHED_PATHS)
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
@@ -225,6 +227,21 @@ class Alignment:
         if found is None:
             found = self._following.keep(token, self.base.following(token))
         return found
+
+    def going_on(self, token: bytes, ids: Ids) -> NDArray[np.bool_]:
+        """Which of the local ids begin with a byte with which longer tokens of the base go on from this one, (c,)."""
+        found = self._onward.get(token)
+        if found is None:
+            found = np.zeros(_NO_BYTE + 1, dtype=np.bool_)
+            found[[following[0] for following in self.following(token)]] = True
+            self._onward.keep(token, found)
+        among: NDArray[np.bool_] = found[self._initials[ids]]
+        return among
+
+    @cached_property
+    def _initials(self) -> NDArray[np.int16]:
+        """The first byte of each local id, `_NO_BYTE` where it has none."""
+        return np.array([text[0] if text else _NO_BYTE for text in self.local.spelling], dtype=np.int16)
 
     # -- which nodes are computed ----------------------------------------------------------------------------------
 

@@ -129,9 +129,13 @@ class Weigher:
             raise
         except BlackboxError:  # whoever comes to it will hear of it; the positions before it are good
             return list(found.values())
+        spreads: dict[object, Floats] = {}
         for weighed, equation in zip(weighed_by, self.equations, strict=True):
             bar = equation.error(weighed.scores, scored.place)
-            spread = log_spread(self.pairs[:1], weighed.scores[:1], equation.spread)
+            kind = (equation.spread, id(weighed.scores))
+            if kind not in spreads:
+                spreads[kind] = log_spread(self.pairs[:1], weighed.scores[:1], equation.spread)
+            spread = spreads[kind]
             wanted = [
                 *contenders(weighed.log_p, bar, self.temperature),
                 *spreading(weighed.log_p, bar, spread, weighed.shown, self.temperature),

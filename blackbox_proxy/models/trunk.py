@@ -22,6 +22,7 @@ _WORTH_COPYING = 32  # tokens shared with another text from which on copying its
 _CHEAP_LOSS = 8  # tokens that are cut off a kept text without leaving it behind: a replaced token and its draft
 _LONG = 128  # tokens from which on a text is read alone, since another may begin alike
 _CHUNK = 512  # tokens of a long text that are read in one pass
+_MOST_NODES = 256  # of a tree's nodes that are read in one pass
 
 
 class Weights(Protocol):
@@ -106,6 +107,8 @@ class Trunk:
         m, chain = len(tokens), 0
         while chain < m and parents[chain] == chain - 1:
             chain += 1
+        if keep == 0 and chain == 0 and m > _MOST_NODES:
+            return self._in_parts(ids, parents, tokens)
         with self._alone(ids, keep):
             rest = self._fill(ids, leave=keep)
             n = len(rest)
@@ -116,6 +119,33 @@ class Trunk:
         self._kv.length -= m - chain
         self.ids = [*ids, *tokens[:chain]]
         return found
+
+    def _in_parts(self, ids: list[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """The nodes that hang on a text, tree by tree in passes of about `_MOST_NODES`: in one, each would be held
+        against all of the others to see nothing of them.
+        """
+        with self._alone(ids, 0):
+            self._fill(ids, leave=0, whole=True)
+            trees: list[list[int]] = []  # the nodes that hang on the text, each with what hangs on it
+            owner: list[list[int]] = []
+            for i, parent in enumerate(parents):
+                if parent < 0:
+                    trees.append([])
+                owner.append(trees[-1] if parent < 0 else owner[parent])
+                owner[i].append(i)
+            order: list[int] = []
+            found: list[torch.Tensor] = []
+            part: list[int] = []
+            for tree in trees:
+                part += tree
+                if len(part) >= _MOST_NODES or tree is trees[-1]:
+                    place = {node: at for at, node in enumerate(part)}
+                    own = [place.get(parents[i], parents[i]) for i in part]
+                    found.append(self._pass([tokens[i] for i in part], list(range(len(part))), own))
+                    self._kv.length -= len(part)
+                    order += part
+                    part = []
+        return torch.cat(found)[torch.argsort(torch.tensor(order, device=found[0].device))]
 
     @contextmanager
     def _alone(self, ids: list[int], leave: int) -> Iterator[None]:

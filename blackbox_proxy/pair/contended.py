@@ -40,22 +40,18 @@ Entered = Callable[[Path], bool]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Way:
-    """How a token is written after the tail: its path from where the tail starts, the text at each of its nodes, and
-    whether it is on the way to a longer token of the base. beside: other nodes at which it may be completed, and the
-    texts there: blanks at its end are cut otherwise once a word follows ("    " is "   " and " def"), and a word's
-    beginning otherwise once the word goes on.
+    """How a token is written after the tail: its path from where the tail starts; passed: the nodes on the way, its end
+    not among them, with the text at each, and other nodes at which the token may be completed: blanks at its end are
+    cut otherwise once a word follows ("    " is "   " and " def"), and a word's beginning otherwise once the word goes
+    on. goes_on: whether it is on the way to a longer token of the base. nodes: where something has to be known, at each
+    place on the way, and behind what may go on.
     """
 
     token: bytes
     path: Path
-    texts: tuple[bytes, ...]
+    passed: tuple[tuple[Path, bytes], ...]
     goes_on: bool
-    beside: tuple[tuple[Path, bytes], ...] = ()
-
-    @property
-    def nodes(self) -> list[Path]:
-        """Where something has to be known: at each place on the way, and behind what may go on."""
-        return [*(self.path[:end] for end in range(len(self.path) + self.goes_on)), *(node for node, _ in self.beside)]
+    nodes: tuple[Path, ...]
 
 
 def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: Entered | None = None) -> list[Way]:
@@ -71,8 +67,9 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: En
         beside = {} if other is None else _off(alignment, other, path)
         if entered is not None:
             beside |= _entrances(alignment, tail, token, path, entered)
-        texts = tuple(text for _, text in nodes_of(alignment, path))
-        found.append(Way(token, path, texts, alignment.may_go_on(token), tuple(beside.items())))
+        passed, goes_on = (*nodes_of(alignment, path)[:-1], *beside.items()), alignment.may_go_on(token)
+        nodes = tuple(node for node, _ in passed)
+        found.append(Way(token, path, passed, goes_on, (*nodes, path) if goes_on else nodes))
     return found
 
 
@@ -256,17 +253,18 @@ class Bridges:
         return found
 
     def _goes(self, way: Way) -> Going:
-        whole, onward = dict[bytes, float](), dict[bytes, float]()
         if not way.goes_on:
             return _STAYS
-        following = self._alignment.following(way.token)
         outputs, place = self._places[way.path]
         ids, values = outputs.top(place, TOP)
-        values = np.exp(values[values > _LOG_LEAST])
+        ids = ids[: int(np.count_nonzero(values > _LOG_LEAST))]
+        among = self._alignment.going_on(way.token, ids)
+        if not among.any():
+            return _STAYS
+        whole, onward = dict[bytes, float](), dict[bytes, float]()
+        shares = np.exp(values[: len(ids)][among]).tolist()
         spelling, base = self._alignment.local.spelling, self._alignment.base
-        written = [spelling[index] or b"" for index in ids[: len(values)].tolist()]
-        all_of_them = zip(written, values.tolist(), strict=True)
-        likely = [(way.token + text, p) for text, p in all_of_them if text[:1] in following]
+        likely = [(way.token + (spelling[i] or b""), p) for i, p in zip(ids[among].tolist(), shares, strict=True)]
         cut, *firsts = base.first([way.token, *(text for text, _ in likely)])
         for (text, p), first in zip(likely, firsts, strict=True):
             if first != cut:
@@ -282,17 +280,17 @@ def contended_mass(
     """The mass of a token by that of x. estimate: R + what `bridges` add. others: receives what nodes off
     the tail's own spelling write across the end of x; behind: what is completed at each node behind it.
     """
-    path, total = way.path, estimate
-    for node, text in (*((path[:end], text) for end, text in enumerate(way.texts[:-1])), *way.beside):
-        missing, after = tail[len(text) :], text[len(tail) :]
-        scale = bridges.scale(node)
+    total = estimate
+    for node, text in way.passed:
         if node not in bridges.known:
+            missing, after = tail[len(text) :], text[len(tail) :]
+            scale = bridges.scale(node)
             if missing:
                 others[node] = scale * bridges.across(node, missing)
             completed = scale * bridges.completing(node, missing, after, way.token)
             total += completed
             if after:
                 behind[node] = behind.get(node, 0.0) + completed
-        if way.goes_on and node == path[:-1]:
-            total -= scale * bridges.step(path) * bridges.going(way).share
+    if way.goes_on and (share := bridges.going(way).share):
+        total -= bridges.scale(way.path[:-1]) * bridges.step(way.path) * share
     return max(total, _LEAST * estimate)  # what all goes on elsewhere has no mass that could be told from rounding

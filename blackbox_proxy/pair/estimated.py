@@ -23,7 +23,7 @@ from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.ahead import read_ahead
-from blackbox_proxy.pair.contended import TOP, Bridges, before_a_word, begun_by, contended_mass, ways
+from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, begun_by, contended_mass, ways
 from blackbox_proxy.pair.estimates import Known, doubt_of, estimate, estimate_anew, written
 from blackbox_proxy.pair.passes import Pass, View, pass_over
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
@@ -202,7 +202,8 @@ class EstimatedRow:
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
     def score(self, tokens: Sequence[Token]) -> Scores:
-        estimate([(self, tokens)])
+        if self.known.lacks(tokens):
+            estimate([(self, tokens)])
         columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros((2, len(tokens)))
         own = np.zeros((len(self.views), len(tokens)))
         how = np.full(len(tokens), "neutral", dtype=object)
@@ -304,8 +305,11 @@ class EstimatedRow:
         known = self.known
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
         self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
+        written: dict[bytes, list[Way]] = {}  # by tail: mostly that of both models
         for view, ends in zip(self.views, self._ends, strict=True):
-            found = [] if view.at_x is None else ways(self.alignment, view.tail, self._wanted, self._entered)
+            if view.tail not in written:
+                written[view.tail] = ways(self.alignment, view.tail, self._wanted, self._entered)
+            found = written[view.tail] if view.at_x is not None else []
             view.ways = {way.token: way for way in found}
             if not self._partial:
                 continue

@@ -116,6 +116,11 @@ class Known:
         place = self.place
         return list(dict.fromkeys(t.bytes for t in tokens if t.bytes and t.bytes not in place and not t.end))
 
+    def lacks(self, tokens: Sequence[Token]) -> bool:
+        """Whether one of these tokens may not have been estimated yet."""
+        place = self.place
+        return any(t.bytes not in place for t in tokens)
+
     def columns(self, tokens: Sequence[Token]) -> Ids:
         """The column of each token, (c,); -1 where it has none."""
         return np.fromiter(map(self.place.get, [t.bytes or b"" for t in tokens], repeat(-1)), np.int64, len(tokens))
