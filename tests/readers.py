@@ -1,4 +1,4 @@
-"""Tiny models that have read this package's own code, with vocabularies that cut blanks in two ways."""
+"""Tiny models that have read some code, with vocabularies that cut blanks in two ways."""
 
 from __future__ import annotations
 
