@@ -5,10 +5,10 @@
 The base runs in this process, in vLLM (from its folder), and in llama-server, from the GGUF file of fetch.py and from
 the same in float32 (written first; it takes the package gguf). It writes on from the beginnings of Python modules,
 alone and steered by the small models (the expert of domain.py, tuned first where it is not there). Where two texts
-part, it is said whether the servers' own log probabilities explain it: both tokens' scores must differ by just what
-their log q differ by, since the pair is the same. Then the times: each text alone, and `run` and `eval` with several at
-a time. --server vllm=http://127.0.0.1:8000/v1 takes one that runs already. What cannot be had is skipped, with the
-reason.
+part, it is said whether the servers' own log probabilities explain it: since the pair is the same, scores may differ by
+what log q does, and by no more than an estimate may be off where that decides nothing. Then the times: each text alone,
+and `run` and `eval` with several at a time. --server vllm=http://127.0.0.1:8000/v1 takes one that runs already. What
+cannot be had is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from domain import code_expert, held_out
 from domain_adaptation import standard_library
 from parts import Chain, chain, keep, models_folder, parser, run, say
-from starting import CannotBeHad, Way, checked, command, in_float32, started, way
+from starting import CannotBeHad, Way, checked, command, in_float32, started, there, way
 
 from blackbox_proxy import ProxyTuner, TransformersBase, TransformersPair, evaluate, run_job
 from blackbox_proxy import tuner as tuners
@@ -42,7 +42,7 @@ TABLES = (
     ("base", "calls per token", "in no draft", "tokens/s alone", "steered", "first token alone", "steered"),
     ("base", "run", "eval, lines to write", "eval, given text"),
 )
-SAME = 0.02  # nats by which two scores may differ beyond what log q does: those of the pair are estimates, too
+SAME = 0.02  # nats below which two scores count as equal
 Spot = tuple[str, dict[str, float], dict[str, float]]  # the token taken; score and log q of those shown
 
 
@@ -115,6 +115,15 @@ class Parting:
     better_there: float | None
     unexplained: float | None
 
+    @property
+    def explained(self) -> bool:
+        """Whether log q turned it over: what it leaves is too little to. The pair's scores of a token that is far from
+        the best are estimates.
+        """
+        if self.better_here is None or self.better_there is None or self.unexplained is None:
+            return False
+        return self.unexplained <= SAME + max(0.0, min(self.better_here, self.better_there))
+
 
 def compare(here: Text, there: Text) -> tuple[list[float], Parting | None]:
     """How far log q of the same tokens is apart as long as the texts are the same, and where they part, if they do."""
@@ -141,11 +150,10 @@ def agreement(name: str, what: str, here: Sequence[Text], there: Sequence[Text])
     partings = [parting for _, parting in pairs if parting]
     for parting in partings:
         say(f"{name}, {what}: {parting}")
-    told = [parting.unexplained for parting in partings if parting.unexplained is not None]
     unlike = [max(p.better_here or 0.0, p.better_there or 0.0) for p in partings if p.unexplained is not None]
     median, most = (float(np.median(apart)), max(apart)) if apart else (0.0, 0.0)
     row = f"| {name} | {what} | {median:.3g} | {most:.3g} | {len(here) - len(partings)} of {len(here)} | "
-    row += f"{sum(x <= SAME for x in told)} of {len(partings)} | {f'{max(unlike):.3g}' if unlike else ''} |"
+    row += f"{sum(p.explained for p in partings)} of {len(partings)} | {f'{max(unlike):.3g}' if unlike else ''} |"
     return {"median": median, "most": most, "partings": [asdict(parting) for parting in partings]}, row
 
 
@@ -201,10 +209,11 @@ def bulk(
 def ways(given: argparse.Namespace, ours: Chain) -> Iterator[Way]:
     """This process, then each server, which is ended before the next one begins."""
     yield Way(HERE, TransformersBase(ours.base, top_logprobs=given.shown, device="cpu"))
-    wide, site = ours.cache / "gemma-f32.gguf", models_folder(given.models) / "site"
+    models, wide = models_folder(given.models), ours.cache / "gemma-f32.gguf"
+    narrow = given.gguf or models / "gemma.gguf"
     for name, kind, program, model in (
-        ("llama-server", "llama-server", given.llama_server, lambda: found(given)),
-        (FLOAT32, "llama-server", given.llama_server, lambda: in_float32(found(given), wide, site)),
+        ("llama-server", "llama-server", given.llama_server, lambda: there(narrow)),
+        (FLOAT32, "llama-server", given.llama_server, lambda: in_float32(there(narrow), wide, models / "site")),
         ("vllm", "vllm", given.vllm_python, lambda: ours.base),
     ):
         with ExitStack() as until_next:
@@ -220,14 +229,6 @@ def ways(given: argparse.Namespace, ours: Chain) -> Iterator[Way]:
             yield way(kind, kind, url, ours.base, given.shown, given.window)
         except CannotBeHad as reason:
             say(f"Skipped: {one}: {reason}")
-
-
-def found(given: argparse.Namespace) -> Path:
-    """The GGUF file. Raises CannotBeHad."""
-    path: Path = given.gguf or models_folder(given.models) / "gemma.gguf"
-    if not path.is_file():
-        raise CannotBeHad(f"there is no GGUF file {path}")
-    return path
 
 
 def options() -> argparse.Namespace:

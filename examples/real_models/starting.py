@@ -40,6 +40,13 @@ def checked(program: str | None) -> str:
     return program
 
 
+def there(path: Path) -> Path:
+    """Raises CannotBeHad."""
+    if not path.is_file():
+        raise CannotBeHad(f"there is no GGUF file {path}")
+    return path
+
+
 def command(kind: str, program: str, model: str, window: int, at_once: int) -> list[str]:
     """How a server is started with a model, a folder or (llama-server) a GGUF file: one thread, and 32 bits for what it
     keeps of a text, as in this process.

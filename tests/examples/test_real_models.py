@@ -142,9 +142,13 @@ def test_a_parting_is_explained_by_log_q_or_it_is_not() -> None:
     assert parting.after == 1
     assert (parting.better_here, parting.better_there) == pytest.approx((0.1, 0.2))
     assert parting.unexplained == pytest.approx(0.0)
+    assert parting.explained
+    assert replace(parting, unexplained=0.11).explained  # less than either was better by
+    assert not replace(parting, unexplained=0.13).explained
     _, parting = served.compare(here, wrong)
     assert parting is not None
     assert parting.unexplained == pytest.approx(2.1)
+    assert not parting.explained
     _, parting = served.compare(here, hidden)
     assert parting is not None
     assert parting.unexplained is None
@@ -288,9 +292,9 @@ def test_servers_in_small(real: Path, tmp_path: Path) -> None:
     for each in others:
         for what in ("alone", "steered"):
             assert 0 < each[what]["median"] < LOG_Q[each["base"]]
-            left = [parting["unexplained"] for parting in each[what]["partings"]]
-            assert all(x is None or x < served.SAME for x in left)
-            assert not left or each["base"] == "llama-server"  # the others have the same weights and numbers
+            partings = [served.Parting(**parting) for parting in each[what]["partings"]]
+            assert all(parting.unexplained is None or parting.explained for parting in partings)
+            assert not partings or each["base"] == "llama-server"  # the others have the same weights and numbers
         assert 0 < each["times"]["calls_per_token"] < 1
         assert each["bulk"]["run"] > 0
         assert f"| {each['base']} | steered |" in printed
