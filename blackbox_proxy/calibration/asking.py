@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -55,7 +56,7 @@ class Plan:
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Document:
     """One row, and what it cost: a text place by place, or a question by its options."""
 
@@ -63,7 +64,7 @@ class Document:
     usage: Usage = field(default_factory=Usage)
     options: tuple[Option, ...] = ()
 
-    @property
+    @cached_property
     def places(self) -> list[Place]:
         """Those of a text at which what was right is among the candidates."""
         return [place for place in self.every if place.listed]

@@ -73,11 +73,16 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: En
     return found
 
 
+def texts_begun(alignment: Alignment, tail: bytes, token: bytes) -> list[bytes]:
+    """The texts that are a token's beginnings after the tail, from which some local token goes on."""
+    local = alignment.local
+    return [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
+
+
 def _entrances(alignment: Alignment, tail: bytes, token: bytes, path: Path, entered: Entered) -> dict[Path, bytes]:
     """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to."""
-    local, found = alignment.local, dict[Path, bytes]()
-    begun = [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
-    for spelled in alignment.canonicals(begun):
+    found = dict[Path, bytes]()
+    for spelled in alignment.canonicals(texts_begun(alignment, tail, token)):
         for node, text in _off(alignment, spelled or (), path).items():
             if node not in found and not entered(node):
                 break  # nor at those behind it

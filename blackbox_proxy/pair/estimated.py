@@ -23,7 +23,7 @@ from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.pair.ahead import read_ahead
-from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, begun_by, contended_mass, ways
+from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, begun_by, contended_mass, texts_begun, ways
 from blackbox_proxy.pair.estimates import Known, doubt_of, estimate, estimate_anew, written
 from blackbox_proxy.pair.passes import Pass, View, pass_over
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
@@ -94,8 +94,10 @@ class EstimatedSession:
             texts: dict[Alignment, list[bytes]] = {}
             for row, tokens in asked:
                 spelled = [token.bytes for token in tokens if token.bytes and not token.end]
+                own = texts.setdefault(row.alignment, [])
                 for tail in {view.tail for view in row.views}:
-                    texts.setdefault(row.alignment, []).extend([tail + text for text in spelled])
+                    own += [tail + text for text in spelled]
+                    own += [begun for text in spelled for begun in texts_begun(row.alignment, tail, text)]
             for alignment, some in texts.items():
                 alignment.spell(some)
             for row, tokens in asked:
