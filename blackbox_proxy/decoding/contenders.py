@@ -34,7 +34,7 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
         return np.empty(0, dtype=np.intp)
     contend = log_p + bar >= np.max(log_p - bar)
     if np.count_nonzero(contend) == 1:
-        contend[:] = False
+        contend &= bar > _OPEN
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))

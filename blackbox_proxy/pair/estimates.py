@@ -34,6 +34,8 @@ _ACROSS = 0.7
 IN_PIECES = 1.5  # nats: of a candidate that no local token covers, known by the first of its pieces
 _BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
 _LOOKED_AT = 20  # ids after x, the expert's likeliest
+_ALIKE = 2.0  # nats: where they differ by less, what goes on does so alike in both
+_MOST_GOING = 6.0  # times as much the offset of what goes on may be off where they differ by more
 _FARTHER = 2.0  # times as much as their log E and log A differ, an offset may be off
 _PART = 0.01  # of all that a token could have: a way with less is none
 # The same of a mass by itself, which has all that both models agree about.
@@ -180,9 +182,11 @@ def _estimated(
         shares.append(lead / np.maximum(total, 1e-300))
     of_all = np.stack(sums)
     summed = np.min(of_all, axis=0) > 0.0
-    error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, GOES_ON, _ENDS) + _ACROSS * across
+    differ = np.repeat(_differ(rows), sizes)
+    unlike = _ENDS + _FARTHER * differ
+    going = GOES_ON * np.clip(differ / _ALIKE, 1.0, _MOST_GOING)
+    error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, going, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
-    unlike = np.repeat(_unlike(rows), sizes)
     pieces = np.minimum(IN_PIECES, unlike)
     errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, IN_PIECES)])
     with np.errstate(divide="ignore"):
@@ -193,9 +197,9 @@ def _estimated(
     return masses, errors + doubt, np.where(summed, of_all, 0.0)
 
 
-def _unlike(rows: Sequence[EstimatedRow]) -> Floats:
-    """The most that an offset is taken to be off at each row, (r,) nats: where E and A hardly differ about what is
-    likely to come next, they do not about what comes behind it.
+def _differ(rows: Sequence[EstimatedRow]) -> Floats:
+    """How much E and A differ at most about what is likely to come next at each row, (r,) nats: where that is little,
+    they do not differ about what comes behind it either, and where it is much, they may.
     """
     if len(rows[0].views) == 1:
         return np.full(len(rows), np.inf)
@@ -205,7 +209,8 @@ def _unlike(rows: Sequence[EstimatedRow]) -> Floats:
     places = np.repeat(np.array([row.views[1].after_x[1] for row in rows], dtype=np.int64), sizes)
     log_a = antiexpert.gather(places, np.concatenate([ids for ids, _ in tops]))
     differ = np.abs(np.concatenate([values for _, values in tops]) - log_a)
-    return _ENDS + _FARTHER * np.maximum.reduceat(differ, np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+    most: Floats = np.maximum.reduceat(differ, np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+    return most
 
 
 def _blanks(
