@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.bench.setting import Setting
+from blackbox_proxy.bench.setting import Setting, table_over
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_causal_lm
@@ -119,14 +118,8 @@ def _network(text: Generation, network: Network) -> float:
 
 
 def _table(found: Sequence[Batched], network: Network) -> Table:
-    drawn = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
-    )
-    for title in ("texts at a time", "tokens/s", "by one", "base alone", "of it", "network", "of it", "ms a token"):
-        drawn.add_column(title, justify="right")
+    titles = ("texts at a time", "tokens/s", "by one", "base alone", "of it", "network", "of it", "ms a token")
+    drawn = table_over(network, *titles)
     for row in found:
         drawn.add_row(
             str(row.texts),

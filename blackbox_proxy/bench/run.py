@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.bench.measure import RAW, WAYS, Measured, measure, measure_raw
-from blackbox_proxy.bench.setting import Setting
+from blackbox_proxy.bench.setting import Setting, table_over
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.pair.transformers import TransformersPair
@@ -80,15 +79,8 @@ def _warm(base: OpenAIBase, pair: TransformersPair, prompt: str) -> None:
 def table(found: Sequence[Measured], network: Network, prices: Prices) -> Table:
     """One row for each way of asking; speed and cost relative to the base alone, time relative to the floor."""
     raw, floor = found[0], _floor(found, network)
-    drawn = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
-    )
-    drawn.add_column("", no_wrap=True)
-    for title in ("calls", "disagree", "speed", "floor", "prompt", "output", "wasted", "cost"):
-        drawn.add_column(title, justify="right")
+    drawn = table_over(network, "", "calls", "disagree", "speed", "floor", "prompt", "output", "wasted", "cost")
+    drawn.columns[0].justify, drawn.columns[0].no_wrap = "left", True
     for row in found:
         drawn.add_row(
             row.name,

@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.bench.setting import Setting
+from blackbox_proxy.bench.setting import Setting, table_over
 from blackbox_proxy.bench.simulate import Far, Load, Near, Simulated, binding, runs_of, simulate
 from blackbox_proxy.decoding.pace import Drafting
 from blackbox_proxy.host.network import Network
@@ -294,14 +294,8 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
 
 
 def _checked_table(found: Sequence[Checked], network: Network, prices: Prices) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
-    )
-    for title in ("streams", "tokens/s", "predicted", "off", "requests", "predicted", "cost", "predicted"):
-        table.add_column(title, justify="right")
+    titles = ("streams", "tokens/s", "predicted", "off", "requests", "predicted", "cost", "predicted")
+    table = table_over(network, *titles)
     for one in found:
         then = one.predicted
         speeds = (f"{one.real:.1f}", f"{then.tokens_per_second:.1f}", f"{one.off:+.0%}")

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from openai import AsyncOpenAI
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 
-from blackbox_proxy.bench.setting import Setting
+from blackbox_proxy.bench.setting import Setting, table_over
 from blackbox_proxy.errors import ServerFailed
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.host.process import HostProcess
@@ -134,15 +133,8 @@ def run_serve(console: Console, setting: Setting, *, clients: int = 64) -> tuple
 
 
 def _table(found: Sequence[Served], network: Network) -> Table:
-    drawn = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
-    )
     titles = ("clients", "tokens", "tokens/s", "first p50", "p99", "between p50", "p99")
-    for title in titles:
-        drawn.add_column(title, justify="right")
+    drawn = table_over(network, *titles)
     for row in found:
         times = [_ms(row.first, 50), _ms(row.first, 99), _ms(row.between, 50), _ms(row.between, 99)]
         drawn.add_row(str(row.clients), str(row.tokens), f"{row.tokens_per_second:.1f}", *times)

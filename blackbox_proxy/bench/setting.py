@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.base.opening import open_base
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.host.process import HostProcess
+from blackbox_proxy.screen.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +55,16 @@ class Setting:
         """So many prompts, no two alike."""
         prompts = self.prompts
         return [f"{prompts[i % len(prompts)]}{' ' * (i // len(prompts))}" for i in range(count)]
+
+
+def table_over(network: Network, *columns: str) -> Table:
+    """An empty table of figures, with what was emulated as its title."""
+    drawn = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"first token after {network.first_token * 1000:g} ms, each further one {network.per_token * 1000:g} ms",
+    )
+    for title in columns:
+        drawn.add_column(title, justify="right")
+    return drawn
