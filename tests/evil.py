@@ -28,7 +28,7 @@ async def hostile(request: Request) -> Response:
     if body["model"] == "html":
         return Response(f"<html>{EVIL}", 502 if "502" in str(body["prompt"]) else 404)
     n = body.get("max_tokens") or 1
-    rows = [(EVIL, -0.1, {EVIL: -0.1, " b": -3.0, "\x1b[31m": -4.0})] * n
+    rows = [(EVIL, -0.1, {EVIL: -0.1, " b": -30.0, "\x1b[31m": -40.0})] * n
     return JSONResponse(legacy(*rows, text=EVIL * n))
 
 

@@ -60,15 +60,13 @@ def test_a_base_over_http_keeps_the_laws(api_base: Callable[..., OpenAIBase]) ->
     assert set(kept) == ALL_BASE_LAWS - {"draws_follow_what_is_shown", "room_shrinks_by_one_a_token"}
 
 
-def test_a_base_whose_prefixes_travel_as_text_keeps_the_laws(api_base: Callable[..., OpenAIBase]) -> None:
-    """Text that is sent anew may be cut into other tokens: a draft ends before that, tokenizer known or not. Where it
-    is not, what a closed stream has cost is a guess, and the law about that says so.
-    """
-    kept = check_base(lambda: api_base(dialect="together"), PROMPTS)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_base_whose_prefixes_travel_as_text_keeps_the_laws(api_base: Callable[..., OpenAIBase], known: bool) -> None:
+    """Text that is sent anew may be cut into other tokens: a draft ends before that, tokenizer known or not."""
+    given = {"dialect": "together"} if known else {"dialect": "openai", "tokenizer": None}
+    kept = check_base(lambda: api_base(**given), PROMPTS)
     assert "a_draft_of_n_is_n_drafts_of_one" in kept
     assert "named_tokens_have_the_probabilities_shown" not in kept
-    with pytest.raises(AssertionError, match="the usage of all parts"):
-        check_base(lambda: api_base(dialect="openai", tokenizer=None), PROMPTS)
 
 
 async def test_bases_around_a_base_keep_the_laws(lm: CausalLM, tmp_path: Path) -> None:
@@ -86,11 +84,14 @@ async def test_bases_around_a_base_keep_the_laws(lm: CausalLM, tmp_path: Path) -
 def test_local_pairs_keep_every_law(
     kind: str, models: dict[str, str], pairs: Callable[[str], TransformersPair], spelling: Vocabulary
 ) -> None:
-    """What spells like the base has nothing to estimate."""
+    """What spells like the base has nothing to estimate. What is written in pieces is summed to a few thousandths: of
+    what goes on behind a token the likeliest ids are looked at.
+    """
+    how: dict[str, Any] = {} if kind == "same" else {"tolerance": 2e-3}
     every = {law.__name__ for law in PAIR_LAWS} - (set() if kind != "same" else {REFINED})
     alone = TransformersPair(models[f"{kind}-expert"], device="cpu")
     for pair in (pairs(kind), alone):
-        assert set(check_pair(pair, spelling, PROMPTS)) >= every
+        assert set(check_pair(pair, spelling, PROMPTS, **how)) >= every
     itself = TransformersPair(models[f"{kind}-expert"], models[f"{kind}-expert"], device="cpu")
     assert len(check_equal_models(itself, spelling, PROMPTS)) == len(EQUAL_LAWS)
 

@@ -44,7 +44,7 @@ class Way:
     not among them, with the text at each, and other nodes at which the token may be completed: blanks at its end are
     cut otherwise once a word follows ("    " is "   " and " def"), and a word's beginning otherwise once the word goes
     on. goes_on: whether it is on the way to a longer token of the base. nodes: where something has to be known, at each
-    place on the way, and behind what may go on.
+    place on the way, and behind what may go on. entrances: those that only a word's beginning leads to.
     """
 
     token: bytes
@@ -52,6 +52,7 @@ class Way:
     passed: tuple[tuple[Path, bytes], ...]
     goes_on: bool
     nodes: tuple[Path, ...]
+    entrances: frozenset[Path] = frozenset()
 
 
 def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: Entered | None = None) -> list[Way]:
@@ -65,11 +66,12 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: En
         if path is None:
             continue
         beside = {} if other is None else _off(alignment, other, path)
-        if entered is not None:
-            beside |= _entrances(alignment, tail, token, path, entered)
+        begun = {} if entered is None else _entrances(alignment, tail, token, path, entered)
+        entrances = frozenset(begun.keys() - beside.keys())
+        beside |= begun
         passed, goes_on = (*nodes_of(alignment, path)[:-1], *beside.items()), alignment.may_go_on(token)
         nodes = tuple(node for node, _ in passed)
-        found.append(Way(token, path, passed, goes_on, (*nodes, path) if goes_on else nodes))
+        found.append(Way(token, path, passed, goes_on, (*nodes, path) if goes_on else nodes, entrances))
     return found
 
 
@@ -80,14 +82,23 @@ def texts_begun(alignment: Alignment, tail: bytes, token: bytes) -> list[bytes]:
 
 
 def _entrances(alignment: Alignment, tail: bytes, token: bytes, path: Path, entered: Entered) -> dict[Path, bytes]:
-    """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to."""
+    """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to. What is
+    completed at one must not count with the token of the base that it begins as well: so only those that a token ends
+    at, which leaves what goes on from there to others.
+    """
     found = dict[Path, bytes]()
     for spelled in alignment.canonicals(texts_begun(alignment, tail, token)):
         for node, text in _off(alignment, spelled or (), path).items():
-            if node not in found and not entered(node):
+            if node not in found and not (entered(node) and _ends_there(alignment, tail, node, text)):
                 break  # nor at those behind it
             found[node] = text
     return found
+
+
+def _ends_there(alignment: Alignment, tail: bytes, node: Path, text: bytes) -> bool:
+    """Whether what a node has written after the tail is a token of the base, usually spelled so; or nothing is."""
+    after = text[len(tail) :]
+    return not after or (alignment.canonical(text) == node and alignment.base.first([after]) == [after])
 
 
 def _off(alignment: Alignment, path: Path, main: Path) -> dict[Path, bytes]:
@@ -235,9 +246,13 @@ class Bridges:
         exact = local.id_of(missing)
         return float(self.probability(path, ids[ids != exact] if exact is not None else ids).sum())
 
-    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> float:
-        """The probability that this node completes x and makes `token` the base's first one."""
+    def completing(self, path: Path, missing: bytes, after: bytes, token: bytes, likely: bool = False) -> float:
+        """The probability that this node completes x and makes `token` the base's first one; likely: by the ids that
+        count as what goes on from there, and no others.
+        """
         ids = self._completing(path, missing, after, token)
+        if likely and len(ids):
+            ids = ids[np.isin(ids, self._looked_at(path)[0])]
         return float(self.probability(path, ids).sum()) if len(ids) else 0.0
 
     def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> Ids:
@@ -249,6 +264,13 @@ class Bridges:
         order = np.argsort(-values, kind="stable")[:TOP]
         likely = ids[order[: max(_ALWAYS, int(np.count_nonzero(values[order] > _LEAST)))]]
         return self._alignment.making(likely, missing, after, token)
+
+    def _looked_at(self, path: Path) -> tuple[Ids, Floats]:
+        """The ids after a node that are looked at one by one, and their probabilities."""
+        outputs, place = self._places[path]
+        ids, values = outputs.top(place, TOP)
+        values = np.exp(values[values > _LOG_LEAST])
+        return ids[: len(values)], values
 
     def going(self, way: Way) -> Going:
         """What follows a token at its own node and makes a longer token of the base of it, or is on its way there."""
@@ -292,7 +314,7 @@ def contended_mass(
             scale = bridges.scale(node)
             if missing:
                 others[node] = scale * bridges.across(node, missing)
-            completed = scale * bridges.completing(node, missing, after, way.token)
+            completed = scale * bridges.completing(node, missing, after, way.token, node in way.entrances)
             total += completed
             if after:
                 behind[node] = behind.get(node, 0.0) + completed

@@ -241,7 +241,7 @@ def test_weights_for_something_else_are_found_before_anything_is_asked(
         return status, [[each["level"], each["text"]] for each in found if each["what"] == "weights"]
 
     status, ((level, text),) = told("config check", {})
-    assert (status, level, "these names, k and tail" in text) == (0, "ok", True)
+    assert (status, level, "these names, k, tail and prompts" in text) == (0, "ok", True)
     for changed, said in (
         ({"top_logprobs": 20}, "another k: 20, not 5"),
         ({"tail": "floor"}, "another tail"),
