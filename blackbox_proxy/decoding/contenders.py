@@ -2,7 +2,8 @@
 
 A pair may score by estimate first, and say by how much each offset can be off. What then holds of log p is a bar around
 it, sum_i |alpha_i| error_i. Greedy, tokens contend if the upper ends of their bars reach the best lower end; one that
-does so alone has won:
+does so alone has won, unless something may go on from it and the models differ much: then all that it has may be a
+longer token's (" I" of " Iris"), which no bar tells, so it is looked at itself.
 
     log p   a -1.0 ± 0.1     b -1.3 ± 0.4     c -4.0 ± 0.5     best lower end -1.1: a and b contend, c cannot win
 
@@ -23,6 +24,7 @@ _NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off
 _SPREADS = 0.02  # of all mass: a candidate with less changes little of what is left for the tail
 _BEGINS = 0.05  # of the expert's mass: a beginning with less does not hide its choice
 _OPEN = 0.1  # nats: the error of what may go on is larger, of what ends where it ends smaller
+_SURE = 0.5  # nats: the error of what may go on is larger where the models differ much about what comes next
 _MARGIN = 0.5  # nats: of a bound that rests on estimates itself
 _NEVER = -1e3  # log of a mass of nothing that can be reckoned with
 _MOVED = 0.02  # of all probability: a token whose error moves less is left as it was estimated
@@ -34,7 +36,7 @@ def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.int
         return np.empty(0, dtype=np.intp)
     contend = log_p + bar >= np.max(log_p - bar)
     if np.count_nonzero(contend) == 1:
-        contend &= bar > _OPEN
+        contend &= bar > _SURE
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))

@@ -71,6 +71,8 @@ class Known:
         tokens may still overlap, so that something is left in any case of what the row gives to tokens that are not
         here.
         """
+        if not self.exact.any():
+            return self.sums
         found = np.where(self.exact, np.exp(self.masses), self.sums)
         for token, masses in self.taken.items():
             place = self.place.get(token, -1)
