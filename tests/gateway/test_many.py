@@ -189,11 +189,12 @@ async def test_the_far_side_dies_and_comes_back(
                     stream = await client.completions.create(
                         model="tuned", prompt=prompt, max_tokens=300, temperature=0, stream=True
                     )
-                    await anext(stream)
-                    begun.release()
-                    with pytest.raises(openai.APIError) as failed:
-                        async for _ in stream:
-                            pass
+                    async with stream:
+                        await anext(stream)
+                        begun.release()
+                        with pytest.raises(openai.APIError) as failed:
+                            async for _ in stream:
+                                pass
                     return str(failed.value)
 
                 begun = asyncio.Semaphore(0)
