@@ -113,8 +113,7 @@ async def _streams(base: OpenAIBase, prompts: Sequence[str], max_tokens: int) ->
 def _network(text: Generation, network: Network) -> float:
     """Seconds that the network alone takes for a text with the fewest requests that can do."""
     steps = [step for step in text.steps if step.candidates]
-    requests = 1 + sum(not step.drafted and step.finish_reason is None for step in steps)
-    return requests * network.first_token + max(len(steps) - requests, 0) * network.per_token
+    return network.least(len(steps), 1 + sum(not step.drafted and step.finish_reason is None for step in steps))
 
 
 def _table(found: Sequence[Batched], network: Network) -> Table:

@@ -64,8 +64,7 @@ class Measured:
         """Seconds that the network alone takes for these texts with the fewest requests that can do: one for each text
         and one after each disagreement, every token read as soon as it is there.
         """
-        requests = len(self.texts) + self.restarts
-        return requests * network.first_token + (self.tokens - requests) * network.per_token
+        return network.least(self.tokens, len(self.texts) + self.restarts)
 
 
 WAYS: dict[str, Drafting] = {

@@ -201,17 +201,16 @@ def work_of(one: float, all_tokens: float, tokens: float) -> Work:
 
 def _works(base: OpenAIBase, host: HostProcess, prompts: Sequence[str], max_tokens: int) -> tuple[Work, Work]:
     """What the base's process does for its streams, and what this one does, one stream at a time."""
-    found: list[tuple[float, float, float]] = []
+    there, here, tokens = list[float](), list[float](), list[float]()
     for count in (1, max_tokens):
         before, begin = host.stats(), time.process_time()
         for prompt in prompts:
             run(_alone(base, [prompt], count))
-        here, after = time.process_time() - begin, host.stats()
-        there, written = (after[name] - before[name] for name in ("processor_ms", "completion_tokens"))
-        of_all = (there / 1e3, here, float(written))
-        found.append((of_all[0] / len(prompts), of_all[1] / len(prompts), of_all[2] / len(prompts)))
-    (there_one, here_one, _), (there_all, here_all, tokens) = found
-    return work_of(there_one, there_all, tokens), work_of(here_one, here_all, tokens)
+        here.append((time.process_time() - begin) / len(prompts))
+        after = host.stats()
+        there.append((after["processor_ms"] - before["processor_ms"]) / 1e3 / len(prompts))
+        tokens.append((after["completion_tokens"] - before["completion_tokens"]) / len(prompts))
+    return work_of(there[0], there[1], tokens[1]), work_of(here[0], here[1], tokens[1])
 
 
 def near_of(drafts: Sequence[tuple[int, float]], many: float, streams: int) -> Near:

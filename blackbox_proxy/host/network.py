@@ -37,6 +37,12 @@ class Network:
         """Seconds from the request until so many tokens are there; those of the first token if there are none."""
         return self.first_token + max(0, tokens - 1) * self.per_token
 
+    def least(self, tokens: int, requests: int) -> float:
+        """Seconds for so many tokens that come of so many requests, one after the other, each read as soon as it is
+        there.
+        """
+        return requests * self.first_token + max(0, tokens - requests) * self.per_token
+
 
 class OverNetwork(EngineAround):
     """An engine as seen over a network.

@@ -34,7 +34,6 @@ _LOG_LEAST = math.log(_LEAST)
 _ENTERED = 0.01  # of the mass of x: a beginning with less is not where a token is completed
 _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model never writes may be the other's word
 
-
 Entered = Callable[[Path], bool]
 
 
@@ -282,14 +281,12 @@ class Bridges:
     def _goes(self, way: Way) -> Going:
         if not way.goes_on:
             return _STAYS
-        outputs, place = self._places[way.path]
-        ids, values = outputs.top(place, TOP)
-        ids = ids[: int(np.count_nonzero(values > _LOG_LEAST))]
+        ids, values = self._looked_at(way.path)
         among = self._alignment.going_on(way.token, ids)
         if not among.any():
             return _STAYS
         whole, onward = dict[bytes, float](), dict[bytes, float]()
-        shares = np.exp(values[: len(ids)][among]).tolist()
+        shares = values[among].tolist()
         spelling, base = self._alignment.local.spelling, self._alignment.base
         likely = [(way.token + (spelling[i] or b""), p) for i, p in zip(ids[among].tolist(), shares, strict=True)]
         cut, *firsts = base.first([way.token, *(text for text, _ in likely)])
