@@ -18,6 +18,7 @@ from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.order import descending
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.protocols import Pair, Row
 from blackbox_proxy.text.vocabulary import VocabularyTokens
@@ -111,9 +112,9 @@ class Weighed:
         """What a step keeps: everything where the list is short; else the likeliest under p and under q, and the
         chosen one.
         """
-        order = np.argsort(-self.log_p, kind="stable")
+        order = descending(self.log_p)
         if len(order) > 2 * _KEPT:
-            wanted = set(order[:_KEPT].tolist()) | set(np.argsort(-self.log_q, kind="stable")[:_KEPT].tolist())
+            wanted = set(order[:_KEPT].tolist()) | set(descending(self.log_q)[:_KEPT].tolist())
             order = np.array([i for i in order if i in wanted])
         order = order[np.isfinite(self.log_p[order])]
         tokens = tuple(self.tokens[int(i)] for i in order)
@@ -146,13 +147,14 @@ def weigh(
         raise NoLogprobs(
             "the base gave no log probability at this position", hint="Use a model and API that return top logprobs."
         )
+    covered = maths.covered_mass(log_q)
     told_log_q, cap = log_q, float(np.min(log_q))
     count = equation.tail_size + len(known.joining)
     limit = min((row.limit for row in rows if row.limit is not None), default=len(tokens))
     if len(tokens) > limit:
         tokens, log_q = _worth_scoring(tokens, log_q, rows, limit, 2 * count, known.joining)
     scores = [row.score(tokens) for row in rows]
-    hidden = equation.tail != "truncate" and maths.hidden_mass(told_log_q) > 0.0
+    hidden = equation.tail != "truncate" and maths.hidden_by(covered) > 0.0
     proposed, told = _told_first(_proposals(tokens, rows if hidden else (), count, known.joining), known.log_q)
     everything, shown = tokens, len(tokens)
     if proposed:
@@ -161,6 +163,7 @@ def weigh(
         log_a = log_spread(pairs, [each.disjoint for each in scores], spread)
         log_a_beyond = log_spread(pairs, beyond, spread)
         told_log_q = np.concatenate([told_log_q, told])
+        covered = maths.covered_mass(told_log_q)
         log_a = np.concatenate([log_a, log_spread(pairs, [each.disjoint for each in beyond], spread)[: len(told)]])
         rest = maths.tail(told_log_q, log_a, log_a_beyond[len(told) :], equation.tail, cap, spread.temperature)
         log_q_beyond = np.concatenate([told, rest])
@@ -170,8 +173,8 @@ def weigh(
         log_q = np.concatenate([log_q, log_q_beyond[real]])
         scores = [score.then(more.only(real)) for score, more in zip(scores, beyond, strict=True)]
     log_p = equation.log_p(log_q, scores, place, shown)
-    most = min(cap, math.log(max(maths.hidden_mass(told_log_q), 1e-300)))
-    return Weighed(everything, shown, log_q, log_p, scores, maths.covered_mass(told_log_q), most)
+    most = min(cap, math.log(max(maths.hidden_by(covered), 1e-300)))
+    return Weighed(everything, shown, log_q, log_p, scores, covered, most)
 
 
 def _proposals(tokens: Sequence[Token], rows: Sequence[Row], count: int, joining: Sequence[Token]) -> list[Token]:

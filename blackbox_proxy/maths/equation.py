@@ -152,7 +152,12 @@ def covered_mass(log_q: Floats) -> float:
 
 def hidden_mass(log_q: Floats) -> float:
     """r = max(0, 1 - sum q): what the base did not show."""
-    hidden = 1.0 - covered_mass(log_q)
+    return hidden_by(covered_mass(log_q))
+
+
+def hidden_by(covered: float) -> float:
+    """The same where the sum of q is known."""
+    hidden = 1.0 - covered
     return hidden if hidden > _TINY else 0.0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.order import descending
 from blackbox_proxy.types import Floats
 
 TieBreak = Callable[[int], tuple[object, ...]]
@@ -47,7 +48,7 @@ def nucleus(log_p: Floats, sampling: Sampling) -> Floats:
     probabilities: Floats = np.exp((log_p - np.max(log_p)) / sampling.temperature)
     probabilities = probabilities / probabilities.sum()
     if sampling.top_p < 1.0:
-        order = np.argsort(-probabilities, kind="stable")
+        order = descending(probabilities)
         before = np.cumsum(probabilities[order]) - probabilities[order]
         probabilities[order[before >= sampling.top_p]] = 0.0
         probabilities = probabilities / probabilities.sum()
@@ -126,7 +127,7 @@ def greedy(log_p: Floats, tie: TieBreak) -> int:
 
 def ranked(log_p: Floats, tie: TieBreak) -> NDArray[np.intp]:
     """Indices from the most likely on; equal ones by `tie`, so that the order of listing does not matter."""
-    order = np.argsort(-log_p, kind="stable")
+    order = descending(log_p)
     values = log_p[order]
     repeated = np.flatnonzero((values[1:] == values[:-1]) & np.isfinite(values[1:]))
     for value in np.unique(values[repeated]):
