@@ -105,7 +105,7 @@ def solved(rng: random.Random, count: int) -> str:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--problems", type=int, default=160, help="that the expert learns from")
-    options.add_argument("--test", type=int, default=48, help="problems that are asked")
+    options.add_argument("--test", type=int, default=120, help="problems that are asked")
     options.add_argument("--develop", type=int, default=16, help="problems that weights are learned from")
     options.add_argument("--shown", type=int, nargs="+", default=[5], help="candidates; 0: all")
     options.add_argument("--alpha", type=float, nargs="+", default=[1.0])
