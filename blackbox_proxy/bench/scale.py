@@ -3,7 +3,8 @@
 The real run is of this machine: the base over an emulated network in a process of its own, the pair here. One text at a
 time gives the runs and what the near side is asked, which is then asked again without a base, of one text and of many
 at a time; and the base is asked without a pair, which tells what a request and a token of it take of its processor and
-of this one. From this alone the speed of many texts at a time is predicted, and then measured.
+of this one. What one text at a time took of this processor beyond the two is the arithmetic between them. From this
+alone the speed of many texts at a time is predicted, and then measured.
 """
 
 from __future__ import annotations
@@ -199,6 +200,14 @@ def work_of(one: float, all_tokens: float, tokens: float) -> Work:
     return Work(max(one - of_token, 0.0), of_token)
 
 
+def between(worked: float, near: float, usage: Usage, client: Work, positions: int) -> float:
+    """Processor seconds of a position that are neither the pair's nor the client's, but of the arithmetic between them:
+    by what one text at a time took in all, and the pair of it. usage: the requests, and tokens that came of them.
+    """
+    asked = usage.api_calls * client.of_request + usage.completion_tokens * client.of_token
+    return max(worked - near - asked, 0.0) / positions
+
+
 def _works(base: OpenAIBase, host: HostProcess, prompts: Sequence[str], max_tokens: int) -> tuple[Work, Work]:
     """What the base's process does for its streams, and what this one does, one stream at a time."""
     there, here, tokens = list[float](), list[float](), list[float]()
@@ -228,12 +237,16 @@ def near_of(drafts: Sequence[tuple[int, float]], many: float, streams: int) -> N
     return Near(of_pass=alone - each, of_text=each - slope * positions, of_position=slope, together=streams)
 
 
-def _near(pair: _NotedPair, streams: int) -> Near:
-    """The same, measured on what the pair has noted."""
+def _near(pair: _NotedPair, streams: int) -> tuple[Near, int, float]:
+    """The same, measured on what the pair has noted; and its positions in all, and the seconds of this processor that
+    they take one text at a time.
+    """
     texts = [text for text in pair.noted if text.calls]
+    begin = time.process_time()
     drafts = [draft for text in texts for draft in pair.again([text])[1]]
+    worked = time.process_time() - begin
     seconds, several = pair.again([texts[i % len(texts)] for i in range(streams)])
-    return near_of(drafts, seconds / len(several), streams)
+    return near_of(drafts, seconds / len(several), streams), sum(count for count, _ in drafts), worked
 
 
 def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: Prices | None = None) -> list[Checked]:
@@ -244,18 +257,18 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
         pair = _NotedPair(setting.expert, setting.antiexpert)
         tuner = ProxyTuner(black_box, pair, draft=_DRAFTING)
 
-        def timed(some: Sequence[str], at_a_time: int) -> tuple[list[Generation], float, Usage]:
-            before, begin = host.stats(), time.perf_counter()
+        def timed(some: Sequence[str], at_a_time: int) -> tuple[list[Generation], float, Usage, float]:
+            before, begin, worked = host.stats(), time.perf_counter(), time.process_time()
             texts = tuner.generate_batch(some, concurrency=at_a_time, max_tokens=max_tokens, temperature=0.0)
-            seconds, after = time.perf_counter() - begin, host.stats()
+            seconds, worked, after = time.perf_counter() - begin, time.process_time() - worked, host.stats()
             counted = [after[name] - before[name] for name in ("requests", "prompt_tokens", "completion_tokens")]
-            return texts, seconds, Usage(*counted)
+            return texts, seconds, Usage(*counted), worked
 
         try:
             timed(told[-1:], 1)  # connections, caches that are made once
             pair.noted.clear()
             alone = timed(told[:_ALONE], 1)
-            near, runs = _near(pair, streams), runs_of(text.steps for text in alone[0])
+            (near, positions, asked), runs = _near(pair, streams), runs_of(text.steps for text in alone[0])
             seen = run(_alone(black_box, told[:1], max_tokens))
             there, here = _works(black_box, host, told[:_ALONE], max_tokens)
             many = timed(told, streams)
@@ -263,9 +276,12 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
             run(black_box.aclose())
             pair.close()
     far = Far(network=seen, full=True, of_request=there.of_request, of_token=there.of_token)
-    ours = replace(near, of_position=near.of_position + here.of_token, of_request=here.of_request)
+    _, _, usage, worked = alone
+    of_rest = between(worked, asked, usage, here, positions)
+    of_position = near.of_position + here.of_token + of_rest
+    ours = replace(near, of_position=of_position, of_request=here.of_request)
     found = []
-    for (texts, seconds, usage), at_a_time in zip((alone, many), (1, streams), strict=True):
+    for (texts, seconds, usage, _), at_a_time in zip((alone, many), (1, streams), strict=True):
         tokens = sum(len(text.steps) for text in texts)
         # Each request shows the base the prompt and what stands there by then, half of the text on average.
         shown = usage.prompt_tokens / usage.api_calls - tokens / len(texts) / 2
@@ -281,7 +297,8 @@ def run_check(console: Console, setting: Setting, *, streams: int = 8, prices: P
     console.print(_checked_table(found, network, prices or Prices()))
     console.print(
         f"A near side of {1e3 * near.of_pass:.1f} ms a pass, {1e3 * near.of_text:.1f} ms a text and "
-        f"{1e3 * near.of_position:.1f} ms a position, measured by itself on the drafts of one text at a time, and "
+        f"{1e3 * near.of_position:.1f} ms a position, measured by itself on the drafts of one text at a time; "
+        f"{1e3 * of_rest:.1f} ms a position between it and the answers; "
         f"{sum(runs) / len(runs):.1f} tokens a request, as these had; a request takes {1e3 * there.of_request:.1f} ms "
         f"of the base's processor and {1e3 * here.of_request:.1f} ms of this one, a token {1e3 * there.of_token:.1f} "
         f"and {1e3 * here.of_token:.1f} ms. All else is predicted from that: at {streams} streams "

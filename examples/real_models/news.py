@@ -93,7 +93,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--read", type=int, default=800, help="characters it reads of each")
     made.add_argument("--length", type=int, default=200, help="characters measured of an article")
     made.add_argument("--questions", type=int, default=45, help="that are measured, at most")
-    made.add_argument("--texts", type=int, default=10, help="articles measured of each kind, at most")
+    made.add_argument("--texts", type=int, default=30, help="articles measured of each kind, at most")
     made.add_argument("--shown", type=int, nargs="+", default=[20], help="candidates; 0: all")
     made.add_argument("--alpha", type=float, nargs="+", default=[0.5, 1.0, 1.5])
     made.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")

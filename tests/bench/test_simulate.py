@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from steps import step
 
-from blackbox_proxy.bench.scale import near_of, work_of
+from blackbox_proxy.bench.scale import Work, between, near_of, work_of
 from blackbox_proxy.bench.simulate import Far, Load, Near, binding, runs_at, runs_of, simulate
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.host.network import Network
 from blackbox_proxy.prices import Prices
+from blackbox_proxy.types import Usage
 
 NETWORK = Network(0.3, 0.02)
 
@@ -162,6 +163,13 @@ def test_a_near_side_is_known_by_its_drafts() -> None:
     told = (found.of_pass, found.of_text, found.of_position)
     assert told == pytest.approx((0.002, 0.003, 0.001))
     assert near_of(drafts, many=0.0, streams=1).of_text == pytest.approx(0.005)
+
+
+def test_what_is_neither_the_pairs_nor_the_clients_is_between_them() -> None:
+    """40 positions in 300 ms, of which the pair took 100, the client 5 for each request and 1 for each token."""
+    usage = Usage(api_calls=8, prompt_tokens=90, completion_tokens=60)
+    assert between(0.3, 0.1, usage, Work(0.005, 0.001), 40) == pytest.approx((0.3 - 0.1 - 0.04 - 0.06) / 40)
+    assert between(0.1, 0.1, usage, Work(0.005, 0.001), 40) == 0.0
 
 
 @pytest.mark.parametrize("wrong", [{"streams": 0}, {"tokens": 0}, {"runs": ()}, {"arrivals": 0.0}, {"seconds": 0.0}])
