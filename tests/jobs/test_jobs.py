@@ -217,7 +217,8 @@ def test_an_estimate_bounds_the_cost_and_asks_nothing(tmp_path: Path) -> None:
     assert not tuner.asked
 
 
-def test_progress_shows_speed_calls_money_and_failures() -> None:
+def test_progress_shows_speed_calls_money_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal is shown no bars
     report = JobReport(10, 3, 1, 2, tokens=40, usage=Usage(8, 100, 50, retries=1), seconds=2.0, failed_before=1, bad=4)
     shown = "20.0 tokens/s, 0.20 calls/token, cost 200, 1 failed"
     assert figures(report, Prices(1.0, 1.0, 2.0)) == shown
