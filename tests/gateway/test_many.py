@@ -192,10 +192,12 @@ async def test_the_far_side_dies_and_comes_back(
                     async with stream:
                         await anext(stream)
                         begun.release()
-                        with pytest.raises(openai.APIError) as failed:
+                        try:  # with pytest.raises the client's generators would be left to the collector, in any thread
                             async for _ in stream:
                                 pass
-                    return str(failed.value)
+                        except openai.APIError as error:
+                            return str(error)
+                    return "no error"
 
                 begun = asyncio.Semaphore(0)
                 tasks = [asyncio.create_task(failing(prompt)) for prompt in prompts(count)]
