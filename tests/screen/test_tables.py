@@ -87,6 +87,8 @@ def test_an_evaluation(on_terminal: OnTerminal, api: list[str], tmp_path: Path) 
         "1",
         "--max-tokens",
         "4",
+        "--draft",  # else what is drafted, and billed, follows from what requests took
+        "2",
         "--alpha",
         "1",
         "--alpha",
