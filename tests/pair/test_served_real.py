@@ -25,8 +25,8 @@ PROMPTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "most"), [(256, 3.0), (-1, 2.0)])
-def test_texts_are_those_of_the_pair_on_this_machine(limit: int, most: float) -> None:
+@pytest.mark.parametrize("limit", [256, -1])
+def test_texts_are_those_of_the_pair_on_this_machine(limit: int) -> None:
     """20 prompts of 32 tokens; with all ids shown it can take an hour. Prints how many requests that took: where not
     all ids are shown, those that matter are asked for by name in one more.
     """
@@ -53,7 +53,7 @@ def test_texts_are_those_of_the_pair_on_this_machine(limit: int, most: float) ->
             assert found.text == wanted.text
         each = (expert.stats()["requests"] + antiexpert.stats()["requests"] - 2) / 2 / pair.drafts
         print(f"{limit}: {each:.2f} requests for each model and draft, of {pair.drafts} drafts")
-        assert each <= most
+        assert each <= 2.0
         pair.close()
 
 
