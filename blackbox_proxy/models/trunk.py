@@ -23,6 +23,7 @@ _CHEAP_LOSS = 8  # tokens that are cut off a kept text without leaving it behind
 _LONG = 128  # tokens from which on a text is read alone, since another may begin alike
 _CHUNK = 512  # tokens of a long text that are read in one pass
 _MOST_NODES = 256  # of a tree's nodes that are read in one pass
+_KEPT_ROWS = 4  # of a text's last places what follows is kept: the next draft asks about its tail's places again
 
 
 class Weights(Protocol):
@@ -53,6 +54,7 @@ class Trunk:
         self.ids: list[int] = []
         self.lock = threading.RLock()
         self._kv = KV()
+        self._said: dict[int, torch.Tensor] = {}  # what follows the first so many of `ids`, (outputs,)
         self._dynamic: Any = None
         self._slots = slots
 
@@ -82,8 +84,8 @@ class Trunk:
         """Logits (keep + m, outputs) of what follows the last `keep` tokens of `ids`, and each node of a tree.
 
         A node follows an earlier one, or (-1) the end of the text, (-2) its last token but one, and so on. One pass
-        where the model takes packs. Nodes that continue the text in a row, from the first on, stay read. Raises
-        ContextTooLong.
+        where the model takes packs, over what it has not read yet. Nodes that continue the text in a row, from the
+        first on, stay read. Raises ContextTooLong.
         """
         depth = [0] * len(tokens)
         for i, parent in enumerate(parents):
@@ -109,16 +111,39 @@ class Trunk:
             chain += 1
         if keep == 0 and chain == 0 and m > _MOST_NODES:
             return self._in_parts(ids, parents, tokens)
+        whole = [*ids, *tokens[:chain]]
+        first = len(ids) - keep + 1  # tokens before the first place that is asked about
         with self._alone(ids, keep):
-            rest = self._fill(ids, leave=keep)
-            n = len(rest)
+            told = self._told(whole, first)
+            passed = max(0, len(told) - keep)  # nodes of the chain that need not be read again
+            leave = max(0, keep - len(told))
+            rest = self._fill(whole[: len(ids) + passed], leave=leave)
+            n, new = len(rest), m - passed
             tree = None
             if chain < m:
-                tree = [*range(-1, n - 1), *(n + parent for parent in parents)]
-            found = self._pass([*rest, *tokens], [*range(n - keep, n), *range(n, n + m)], tree)
+                tree = [*range(-1, n - 1), *(n + parent - passed for parent in parents[passed:])]
+            if n + new:
+                told.append(self._pass([*rest, *tokens[passed:]], [*range(n - leave, n), *range(n, n + new)], tree))
+        found = torch.cat(told)
         self._kv.length -= m - chain
-        self.ids = [*ids, *tokens[:chain]]
+        self.ids = whole
+        last = range(max(first, len(whole) - _KEPT_ROWS + 1), len(whole) + 1)
+        self._said |= {length: found[length - first].clone() for length in last if length not in self._said}
+        self._said = {length: row for length, row in self._said.items() if length > len(whole) - _KEPT_ROWS}
         return found
+
+    def _told(self, whole: list[int], first: int) -> list[torch.Tensor]:
+        """What follows the first `first` tokens of a text, and one more, and so on, as far as it is known, (1, outputs)
+        each.
+        """
+        shared, told = _shared(self.ids, whole), []
+        while first <= shared and first in self._said:
+            told.append(self._said[first][None])
+            first += 1
+        return told
+
+    def forget_rows(self) -> None:
+        self._said = {}
 
     def _in_parts(self, ids: list[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         """The nodes that hang on a text, tree by tree in passes of about `_MOST_NODES`: in one, each would be held
@@ -165,6 +190,7 @@ class Trunk:
             shared = self._borrowed(self._slots, ids, shared, leave)
         self._kv.length = min(self._kv.length, shared)
         self.ids = ids[:shared]
+        self._said = {length: row for length, row in self._said.items() if length <= shared}
         while len(ids) - len(self.ids) > (0 if whole else _CHUNK + leave):
             part = ids[len(self.ids) : len(self.ids) + _CHUNK][: len(ids) - leave - len(self.ids)]
             self._pass(part, [len(part) - 1], None)
@@ -271,6 +297,7 @@ class Slots:
             self._lent.discard(trunk)
             if not trunk.ids:
                 return
+            trunk.forget_rows()
             self._kept = [one for one in self._kept if one.ids != trunk.ids[: len(one.ids)]]  # it begins this one
             self._kept.append(trunk)
             while len(self._kept) > self._count or (self.tokens > self._most_tokens and len(self._kept) > 1):

@@ -83,7 +83,7 @@ def test_reading_only_what_is_new() -> None:
     asked(trunk.branch([*TEXT, 1, 2], PARENTS, TOKENS))
     asked(trunk.advance([*TEXT, 1, 2, 3]))
     asked(trunk.advance([*TEXT, 1, 2, 3]))
-    assert read == [len(TEXT), 1, 1 + len(TOKENS), 1, 1]
+    assert read == [len(TEXT), 1, 1 + len(TOKENS), 1, 0]
 
 
 def test_a_chain_that_was_right_is_not_read_again() -> None:
@@ -94,6 +94,24 @@ def test_a_chain_that_was_right_is_not_read_again() -> None:
     rows = trunk.branch([*TEXT, 5, 6, 7, 9], [], [])
     assert lm.reader.read_tokens - start == 1
     assert torch.allclose(rows[0], plain(lm, [*TEXT, 5, 6, 7, 9]), atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_what_follows_the_last_places_is_known_when_the_next_tree_asks_again(kept: int) -> None:
+    """However much of the chain that was read goes on, every row is that of its own text."""
+    lm = make("llama")
+    trunk = Trunk(lm)
+    trunk.branch(TEXT, [-1, 0, 1, 0], [5, 6, 7, 8])
+    chain = [*([5, 6, 7][:kept]), 4]
+    parents = [*range(-1, kept), -1, kept - 1]  # the chain; beside it one node at its start, one before its last
+    start = lm.reader.read_tokens
+    rows = trunk.branch(TEXT, parents, [*chain, 10, 2])
+    # The rows of the text and of the nodes that stayed are there: only the other three are read, and no more.
+    assert lm.reader.read_tokens - start == 3
+    ways = [TEXT, *([*TEXT, *chain[:end]] for end in range(1, kept + 2)), [*TEXT, 10], [*TEXT, *chain[:kept], 2]]
+    assert len(rows) == len(ways)
+    for row, way in zip(rows, ways, strict=True):
+        assert torch.allclose(row, plain(lm, way), atol=1e-4)
 
 
 def test_padding_ids_get_no_probability() -> None:
