@@ -147,6 +147,7 @@ def measure(folder: Path, seed: int, steps: int) -> None:
                 print(
                     f"seed {seed} {kind:4} k {k:2} {'through' if through else 'plain':7}  {figures}  | over alpha 1: "
                     f"{gain.gain:+.3f} ({gain.gain_low:+.3f} to {gain.gain_high:+.3f}), elsewhere {elsewhere:+.3f}"
+                    f"{' (does not carry over)' if found.carries_over is False else ''}"
                     f"  | bits per byte: {bits}",
                     flush=True,
                 )

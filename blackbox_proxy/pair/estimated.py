@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from blackbox_proxy.types import Floats, How, Position, Scores, Token
 _ONWARD = 4  # local tokens that are followed from a beginning to the longer tokens of the base that it becomes
 _FOLLOWED = 0.02  # of the expert's mass: a beginning with less is not followed
 _NAMED = 8  # ids that begin a token, of which a model that shows only some ids is asked
+_LITTLE = 0.01  # of a mass: a model that shows only some ids is not asked about one that has less than that
 _PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
 
 
@@ -308,7 +310,7 @@ class EstimatedRow:
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
         self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
         written: dict[bytes, list[Way]] = {}  # by tail: mostly that of both models
-        for view, ends in zip(self.views, self._ends, strict=True):
+        for i, (view, ends) in enumerate(zip(self.views, self._ends, strict=True)):
             if view.tail not in written:
                 written[view.tail] = ways(self.alignment, view.tail, self._wanted, self._entered)
             found = written[view.tail] if view.at_x is not None else []
@@ -316,11 +318,17 @@ class EstimatedRow:
             if not self._partial:
                 continue
             for way in found:
-                view.want_steps(way.path)
-            for relations in self.crossing.of(self._wanted):
-                view.want(view.at_x or (), relations.covering[:_NAMED].tolist())
+                view.want_steps(way.path, partial(self._little, i, self._before_sums(way.token, i)))
+            for token, relations in zip(self._wanted, self.crossing.of(self._wanted), strict=True):
+                little = self._little(i, self._before_sums(token, i), view.at_x or ())
+                view.want(view.at_x or (), relations.covering[:_NAMED].tolist(), little)
             if any(token.end for token in tokens):
-                view.want(view.at_x or (), ends.tolist())
+                little = self._little(i, math.exp(self._end()[i]), view.at_x or ())
+                view.want(view.at_x or (), ends.tolist(), little)
+
+    def _little(self, model: int, mass: float, node: Path) -> float:
+        """The log probability at a node that is little beside a mass by that of x."""
+        return math.log(max(_LITTLE * mass, 1e-300)) - math.log(max(self.bridges[model].started(node), 1e-300))
 
     def look_again(self) -> None:
         """Estimate anew what models that show only some ids were asked about."""
@@ -363,10 +371,10 @@ class EstimatedRow:
 
     def lay_out_onward(self) -> None:
         """The same for texts that go on."""
-        for view in self.views:
+        for i, view in enumerate(self.views):
             view.ways = {way.token: way for way in ways(self.alignment, view.tail, self.onward)}
             for way in view.ways.values() if self._partial else ():
-                view.want_steps(way.path)
+                view.want_steps(way.path, partial(self._little, i, _FOLLOWED))
 
     def follow(self) -> None:
         """Take what the ways' ends become into what is proposed; what has to be followed further is `onward` then."""

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +20,7 @@ class View:
     """One position in one model: where its tail starts, as a path from what is read, the tail, and its usual spelling
     (None where the vocabulary cannot write it). `beside`: another, of a tail that ends in blanks. `places`: node ->
     what the model says there. `ways`: what is summed. `wanted`: node -> the ids there of which the model's own word is
-    wanted, should it show only some.
+    wanted, should it show only some, each with the log probability up to which it does not matter.
     """
 
     root: Path
@@ -28,7 +29,7 @@ class View:
     beside: Path | None = None
     places: dict[Path, tuple[Outputs, int]] = field(default_factory=dict)
     ways: dict[bytes, Way] = field(default_factory=dict)
-    wanted: dict[Path, set[int]] = field(default_factory=dict)
+    wanted: dict[Path, dict[int, float]] = field(default_factory=dict)
 
     @property
     def after_x(self) -> tuple[Outputs, int]:
@@ -41,13 +42,15 @@ class View:
             for end in range(len(path) + 1):
                 yield path[:end]
 
-    def want(self, node: Path, ids: Iterable[int]) -> None:
-        self.wanted.setdefault(node, set()).update(ids)
+    def want(self, node: Path, ids: Iterable[int], enough: float = -math.inf) -> None:
+        wanted = self.wanted.setdefault(node, {})
+        for index in ids:
+            wanted[index] = min(enough, wanted.get(index, math.inf))
 
-    def want_steps(self, path: Path) -> None:
+    def want_steps(self, path: Path, enough: Callable[[Path], float] = lambda _: -math.inf) -> None:
         """Want what the way to the end of a path hangs on."""
         for end, index in enumerate(path):
-            self.want(path[:end], (index,))
+            self.want(path[:end], (index,), enough(path[:end]))
 
 
 class Pass(Protocol):
@@ -115,7 +118,7 @@ class Asking:
         self._text = text
         self._ahead = ahead
         self._read = tuple(read)
-        self._told: dict[tuple[View, Path], frozenset[int]] = {}  # the ids that were wanted there
+        self._told: dict[tuple[View, Path], Mapping[int, float]] = {}  # what was wanted there
 
     def run(self, views: Sequence[View]) -> None:
         for view in views:
@@ -130,7 +133,7 @@ class Asking:
             (view, path)
             for view in views
             for path, ids in view.wanted.items()
-            if path in view.places and not ids <= self._told[view, path]
+            if path in view.places and ids != self._told[view, path]
         ]
         self._ask([*new, *again])
         return len(new)
@@ -141,11 +144,11 @@ class Asking:
             return
         texts = [(*self._read, *view.root, *path) for view, path in nodes]
         texts += [(*self._read, *path) for path in ahead]
-        wanted: Mapping[int, set[int]] = {i: view.wanted.get(path, set()) for i, (view, path) in enumerate(nodes)}
+        wanted = {i: dict(view.wanted.get(path, {})) for i, (view, path) in enumerate(nodes)}
         outputs = self._text.places(texts, wanted)
         for i, (view, path) in enumerate(nodes):
             view.places[path] = (outputs, i)
-            self._told[view, path] = frozenset(wanted[i])
+            self._told[view, path] = wanted[i]
 
 
 def _unknown(view: View) -> list[Path]:

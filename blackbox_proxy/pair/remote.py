@@ -7,16 +7,17 @@ remembered. Only the tokenizer is here.
 
 Where the server shows whole rows (vLLM with --max-logprobs -1, top_logprobs=-1) the scores are those of the same models
 on this machine. Where it shows the k likeliest ids, what is left is spread evenly over the rest; of what contends the
-others that matter (its own, those on the way to it) are asked for by name in a request more, and scores that were
-summed over such rows are marked "prefix".
+others that matter (its own, those on the way to it, where they could have more than a hundredth of what it has) are
+asked for by name in a request more, and scores that were summed over such rows are marked "prefix".
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +40,7 @@ from blackbox_proxy.errors import (
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.pair.models import ModelPair
 from blackbox_proxy.pair.outputs import Outputs, Rows, Shown
-from blackbox_proxy.pair.side import Wanted
+from blackbox_proxy.pair.side import Named, Wanted
 from blackbox_proxy.text.files import declared_ends
 from blackbox_proxy.text.spelling import from_pretrained
 from blackbox_proxy.text.vocabulary import Vocabulary
@@ -145,6 +146,16 @@ class _Known:
     named: dict[int, float] = field(default_factory=dict)
     _ids: frozenset[int] | None = None
 
+    @property
+    def least(self) -> float:
+        """No id that is not shown has more."""
+        return float(self.shown.values.min())
+
+    def matter(self, wanted: Mapping[int, float]) -> list[int]:
+        """Those of these ids that are not shown and could have more than does not matter."""
+        least = self.least
+        return [index for index, enough in wanted.items() if least > enough and not self.shows(index)]
+
     def __len__(self) -> int:
         return len(self.shown.ids) + len(self.named)
 
@@ -184,15 +195,16 @@ class RemoteModel:
     def text(self, ids: Sequence[int]) -> RemoteText:
         return RemoteText(self)
 
-    def after(self, texts: Sequence[Text], wanted: Sequence[Collection[int]] = ()) -> Shown:
-        """Rows after these texts, (m, V); with the ids that are wanted at each of them, if any are.
+    def after(self, texts: Sequence[Text], wanted: Sequence[Mapping[int, float]] = ()) -> Shown:
+        """Rows after these texts, (m, V); with the ids that are wanted at each of them, if any are, and the log
+        probability up to which each may be guessed.
 
         At most two requests for all of them (more where there are hundreds), none for what is known. A row depends
         on what the model shows and what is wanted here, never on what others have asked before.
         """
-        return _BACKGROUND.run(self._after(texts, wanted or [()] * len(texts)))
+        return _BACKGROUND.run(self._after(texts, wanted or [{}] * len(texts)))
 
-    async def _after(self, texts: Sequence[Text], wanted: Sequence[Collection[int]]) -> Shown:
+    async def _after(self, texts: Sequence[Text], wanted: Sequence[Mapping[int, float]]) -> Shown:
         try:
             if not self._checked:
                 await self._compare()
@@ -231,10 +243,10 @@ class RemoteModel:
             )
         self._checked = True
 
-    def _unknown(self, known: _Known, ids: Collection[int]) -> set[int]:
+    def _unknown(self, known: _Known, ids: Mapping[int, float]) -> set[int]:
         if not ids or self._is_whole(known):
             return set()
-        return {i for i in ids if i < self.size and self._real[i] and i not in known.named and not known.shows(i)}
+        return {i for i in known.matter(ids) if i < self.size and self._real[i] and i not in known.named}
 
     def _is_whole(self, known: _Known) -> bool:
         """Whether there are no more ids than those shown: padding among them may have taken the place of some."""
@@ -242,11 +254,11 @@ class RemoteModel:
         everything = self._all and (self._scorer.top_logprobs == -1 or int(ids.max()) < self.size)
         return everything or len(ids) >= self.size
 
-    def _filled(self, known: _Known, wanted: Collection[int] = ()) -> tuple[Rows, float, float]:
+    def _filled(self, known: _Known, wanted: Mapping[int, float]) -> tuple[Rows, float, float]:
         """A row with what was shown and what is wanted, what each of the other ids got, and the most it could have
         got.
         """
-        named = {i: known.named[i] for i in wanted if i in known.named}
+        named = {i: known.named[i] for i in known.matter(wanted) if i in known.named}
         ids = np.concatenate([np.fromiter(named, np.int32, len(named)), known.shown.ids])
         values = np.concatenate([np.fromiter(named.values(), np.float64, len(named)), known.shown.values])
         row = np.full(self.size, -np.inf)
@@ -259,7 +271,7 @@ class RemoteModel:
         if count == 0 or self._is_whole(known):
             return (row - logsumexp(row)).astype(np.float32), -np.inf, -np.inf
         mass = max(1.0 - float(np.exp(values).sum()), 1e-9)
-        least = float(known.shown.values.min())
+        least = known.least
         hidden = float(np.float32(min(np.log(mass / count), least)))
         row[rest] = hidden
         return row.astype(np.float32), hidden, least
@@ -336,7 +348,7 @@ class RemoteText:
         if not 1 <= keep <= len(ids):
             raise ValueError(f"keep must be between 1 and the {len(ids)} tokens of the text")
         whole = tuple(ids)
-        return self._after([whole[: len(whole) - keep + 1 + j] for j in range(keep)], wanted)
+        return self._after([whole[: len(whole) - keep + 1 + j] for j in range(keep)], _all_matter(wanted))
 
     def branch(
         self, ids: Sequence[int], parents: Sequence[int], tokens: Sequence[int], wanted: Wanted | None = None
@@ -344,14 +356,19 @@ class RemoteText:
         texts = [tuple(ids)]
         for parent, token in zip(parents, tokens, strict=True):
             texts.append((*texts[parent + 1], token))
-        return self._after(texts, wanted)
+        return self._after(texts, _all_matter(wanted))
 
-    def places(self, texts: Sequence[Sequence[int]], wanted: Wanted) -> Outputs:
+    def places(self, texts: Sequence[Sequence[int]], wanted: Named) -> Outputs:
         return self._after([tuple(ids) for ids in texts], wanted)
 
-    def _after(self, texts: Sequence[Text], wanted: Wanted | None) -> Outputs:
+    def _after(self, texts: Sequence[Text], wanted: Named) -> Outputs:
         self._model.check_length(max(map(len, texts)), "the text")
-        return self._model.after(texts, [wanted.get(row, ()) for row in range(len(texts))] if wanted else ())
+        return self._model.after(texts, [wanted.get(row, {}) for row in range(len(texts))])
+
+
+def _all_matter(wanted: Wanted | None) -> Named:
+    """Ids that are wanted however little they have."""
+    return {row: dict.fromkeys(ids, -math.inf) for row, ids in (wanted or {}).items()}
 
 
 def _vocabulary(

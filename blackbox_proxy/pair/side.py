@@ -23,6 +23,9 @@ T = TypeVar("T")
 Wanted = Mapping[int, Collection[int]]
 """Row -> the ids whose log probability there must be the model's own, even where it shows only some."""
 
+Named = Mapping[int, Mapping[int, float]]
+"""The same, with the log probability up to which each may be guessed: then it does not matter."""
+
 
 class Text(Protocol):
     """One growing text in one model. It may be given anew each time; what agrees with the last one is not read again.
@@ -67,7 +70,7 @@ class ReadText(Text, Protocol):
 class AskedText(Text, Protocol):
     """A text that a server is asked about."""
 
-    def places(self, texts: Sequence[Sequence[int]], wanted: Wanted) -> Outputs:
+    def places(self, texts: Sequence[Sequence[int]], wanted: Named) -> Outputs:
         """What follows each of these texts, which begin as this one does or might."""
         ...
 

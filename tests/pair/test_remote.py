@@ -231,18 +231,26 @@ def test_what_is_hidden_is_spread_evenly_below_the_least_that_is_shown() -> None
     vocabulary = from_tokenizer(train_tokenizer("bytes", 300))
     model = RemoteModel(Scorer("m", base_url="http://localhost:1/v1", top_logprobs=3), vocabulary, "expert")
     shown = Logprobs(np.array([5, 6, 7], dtype=np.int32), np.log([0.5, 0.3, 0.1]).astype(np.float32))
-    row, hidden, least = model._filled(_Known(shown, {8: np.log(0.02), 9: -1.0}), [8])
+    least_that_matters = np.log(0.2)  # more than an id that is not shown can have
+    row, hidden, least = model._filled(_Known(shown, {8: np.log(0.02), 9: -1.0}), {8: -np.inf, 9: least_that_matters})
     assert least == pytest.approx(np.log(0.1))
     assert np.exp(row.astype(float)).sum() == pytest.approx(1.0, abs=1e-5)
     assert row[9] == np.float32(hidden) == np.float32(np.log(0.08 / (len(vocabulary) - 4)))
     shown = Logprobs(np.array([5, 6], dtype=np.int32), np.log([0.5, 1e-4]).astype(np.float32))
-    capped, hidden, least = model._filled(_Known(shown))
+    capped, hidden, least = model._filled(_Known(shown), {})
     assert hidden == np.float32(np.log(1e-4)) == np.float32(least)
     every = np.arange(len(vocabulary) + 9, dtype=np.int32)
-    whole, hidden, _ = model._filled(_Known(Logprobs(every, np.full(len(every), -6.0, np.float32))))  # with padding
+    whole, hidden, _ = model._filled(_Known(Logprobs(every, np.full(len(every), -6.0, np.float32))), {})  # padded
     assert hidden == -np.inf
     np.testing.assert_allclose(whole, -np.log(len(vocabulary)), atol=1e-5)
     assert np.isfinite(capped).all()
+
+
+def test_only_ids_that_could_have_more_than_does_not_matter_are_asked_for() -> None:
+    known = _Known(Logprobs(np.array([5, 6], dtype=np.int32), np.log([0.5, 0.25]).astype(np.float32)))
+    least = known.least
+    assert least == pytest.approx(np.log(0.25))
+    assert known.matter({5: -np.inf, 7: -np.inf, 8: least - 1.0, 9: least, 10: 0.0}) == [7, 8]
 
 
 # -- what it costs ------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ PROMPTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [256, -1])
-def test_texts_are_those_of_the_pair_on_this_machine(limit: int) -> None:
-    """20 prompts of 32 tokens; with all ids shown it can take an hour. Prints how many requests that took: where not
-    all ids are shown, those that matter are asked for by name in one more.
+@pytest.mark.parametrize(("limit", "most"), [(256, 3.0), (4096, 2.0), (-1, 2.0)])
+def test_texts_are_those_of_the_pair_on_this_machine(limit: int, most: float) -> None:
+    """20 prompts of 32 tokens; with all ids shown it can take an hour. Prints how many requests that took: where few
+    ids are shown, those that matter are asked for by name in one more.
     """
     folder = Path(os.environ.get("BLACKBOX_PROXY_REAL_MODELS", ""))
     names = {name: str(folder / name) for name in ("gemma", "smollm2", "smollm2-tuned")}
@@ -44,7 +44,7 @@ def test_texts_are_those_of_the_pair_on_this_machine(limit: int) -> None:
             expert_url=expert.base_url,
             antiexpert_url=antiexpert.base_url,
             tokenizer=names["smollm2"],
-            top_logprobs=-1 if limit == -1 else None,
+            top_logprobs=limit,
             timeout=600.0,
         )
         for prompt in PROMPTS:
@@ -53,7 +53,7 @@ def test_texts_are_those_of_the_pair_on_this_machine(limit: int) -> None:
             assert found.text == wanted.text
         each = (expert.stats()["requests"] + antiexpert.stats()["requests"] - 2) / 2 / pair.drafts
         print(f"{limit}: {each:.2f} requests for each model and draft, of {pair.drafts} drafts")
-        assert each <= 2.0
+        assert each <= most
         pair.close()
 
 
