@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from blackbox_proxy.models.wide import log_norm, top
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
 
 Rows = NDArray[np.float32]
-
-_WIDE = 65_536  # ids: rows of so many do not fit into the processor's cache together
-_FOLD = 16  # lines
 
 
 class Outputs(Protocol):
@@ -68,7 +66,7 @@ class Logits:
 
     @cached_property
     def _norm(self) -> Floats:
-        norm: Floats = _log_norm(self._logits).double().cpu().numpy()
+        norm: Floats = log_norm(self._logits).double().cpu().numpy()
         return norm
 
     @property
@@ -109,36 +107,10 @@ class Logits:
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         count = min(count, self._logits.shape[1])
         if self._top is None or self._top[0] < count:  # for all places at once: who asks for one asks for others
-            values, ids = _top(self._logits, count)
+            values, ids = top(self._logits, count)
             self._top = (count, ids.cpu().numpy(), values.double().cpu().numpy() - self._norm[:, None])
         _, ids_of_all, values_of_all = self._top
         return ids_of_all[place, :count], values_of_all[place, :count]
-
-
-def _log_norm(logits: torch.Tensor) -> torch.Tensor:
-    """log sum exp of each row of (m, V), (m,). Wide rows one by one, so that each stays in the processor's cache: that
-    takes a third of the time of all at once.
-    """
-    if logits.device.type != "cpu" or logits.shape[1] < _WIDE or len(logits) == 0:
-        return torch.logsumexp(logits, -1)
-    return torch.stack([torch.logsumexp(row, -1) for row in logits])
-
-
-def _top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As torch.topk over (m, V), likeliest first. The best are in the columns with the best maxima, when a row is laid
-    out in `_FOLD` lines, so that only those are sorted: a third of the time for a large vocabulary.
-    """
-    wide = logits.shape[1] // _FOLD
-    if wide < 2 * count:
-        values, ids = torch.topk(logits, count, dim=-1)
-        return values, ids
-    folded = logits[:, : _FOLD * wide].reshape(len(logits), _FOLD, wide).amax(1)
-    columns = torch.topk(folded, count, dim=-1, sorted=False).indices
-    lines = wide * torch.arange(_FOLD, device=logits.device)
-    rest = torch.arange(_FOLD * wide, logits.shape[1], device=logits.device).expand(len(logits), -1)
-    ids = torch.cat([(columns[:, None, :] + lines[:, None]).flatten(1), rest], dim=1)
-    values, places = torch.topk(logits.gather(1, ids), count, dim=-1)
-    return values, ids.gather(1, places)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
