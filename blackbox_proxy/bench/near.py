@@ -145,7 +145,7 @@ def measure_near(
     drafts = max(_FEWEST, _ROUNDS // n)
     positions = positions_of(text, base, candidates, n * (drafts + 1))
     local = expert.vocabulary.encode([text.encode()])[0]
-    share = len(local) / len(base.encode([text.encode()])[0])
+    ends = np.cumsum([len(position.token.bytes or b"") for position in positions])
     pair = TransformersPair(expert, antiexpert, exact=exact)
     weigher = Weigher([pair], (Equation((1.0,)),))
     caches = [DynamicCache(), DynamicCache()]
@@ -166,7 +166,7 @@ def measure_near(
             near.append(time.perf_counter() - begin)
             if start == 0:
                 clock.spent.clear()  # what is made once and kept
-            upto = max(read + 1, round(share * (start + n)))
+            upto = max(read + 1, len(expert.vocabulary.encode([text.encode()[: ends[start + n - 1]]])[0]))
             bare.append(_bare([expert, antiexpert], caches, local[read:upto]))
             read = upto
         nodes = getattr(sessions[0], "nodes", 0) / 2 / (start + n)
