@@ -256,7 +256,7 @@ def values(part: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.real
 def test_domain_in_small(real: Path, tmp_path: Path) -> None:
-    small = ("--texts", "8", "--modules", "4", "--develop", "8", "--length", "120", "--shown", "5", "0", "--alpha", "1")
+    small = ("--texts", "8", "--modules", "4", "--develop", "6", "--length", "100", "--shown", "5", "0", "--alpha", "1")
     found, printed = ran("domain", real, tmp_path, *small)
     few, whole = map(values, found)
     assert [part["shown"] for part in found] == [5, 0]
@@ -309,7 +309,8 @@ def test_news_in_small(real: Path, realtimeqa: Path, tmp_path: Path) -> None:
     data = realtimeqa / "2026"
     if not data.is_dir():
         pytest.skip(f"there is no {data}")
-    small = ("--data", str(data), "--articles", "8", "--read", "300", "--texts", "4", "--length", "120", "--alpha", "1")
+    size = ("--articles", "8", "--read", "300", "--questions", "15", "--texts", "4", "--length", "100", "--alpha", "1")
+    small = ("--data", str(data), *size)
     found, _ = ran("news", real, tmp_path, *small)
     assert [part["part"] for part in found] == ["Questions of the weeks that were read", "Later news", "Old news"]
     assert all(part["measured"]["tables"][0]["rows"] >= 4 for part in found)
