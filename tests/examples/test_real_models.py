@@ -256,7 +256,7 @@ def values(part: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.real
 def test_domain_in_small(real: Path, tmp_path: Path) -> None:
-    small = ("--texts", "8", "--modules", "4", "--develop", "6", "--length", "100", "--shown", "5", "0", "--alpha", "1")
+    small = ("--texts", "8", "--modules", "4", "--develop", "8", "--length", "120", "--shown", "5", "0", "--alpha", "1")
     found, printed = ran("domain", real, tmp_path, *small)
     few, whole = map(values, found)
     assert [part["shown"] for part in found] == [5, 0]
