@@ -136,13 +136,15 @@ class Trunk:
         """What follows the first `first` tokens of a text, and one more, and so on, as far as it is known, (1, outputs)
         each.
         """
-        shared, told = _shared(self.ids, whole), []
+        told: list[torch.Tensor] = []
+        shared = _shared(self.ids, whole) if first in self._said else 0
         while first <= shared and first in self._said:
             told.append(self._said[first][None])
             first += 1
         return told
 
     def forget_rows(self) -> None:
+        """They are as wide as the vocabulary: only texts in use keep them."""
         self._said = {}
 
     def _in_parts(self, ids: list[int], parents: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:

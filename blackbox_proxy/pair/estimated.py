@@ -317,14 +317,14 @@ class EstimatedRow:
             view.ways = {way.token: way for way in found}
             if not self._partial:
                 continue
+            at_x = view.at_x or ()
             for way in found:
                 view.want_steps(way.path, partial(self._little, i, self._before_sums(way.token, i)))
             for token, relations in zip(self._wanted, self.crossing.of(self._wanted), strict=True):
-                little = self._little(i, self._before_sums(token, i), view.at_x or ())
-                view.want(view.at_x or (), relations.covering[:_NAMED].tolist(), little)
+                little = self._little(i, self._before_sums(token, i), at_x)
+                view.want(at_x, relations.covering[:_NAMED].tolist(), little)
             if any(token.end for token in tokens):
-                little = self._little(i, math.exp(self._end()[i]), view.at_x or ())
-                view.want(view.at_x or (), ends.tolist(), little)
+                view.want(at_x, ends.tolist(), self._little(i, math.exp(self._end()[i]), at_x))
 
     def _little(self, model: int, mass: float, node: Path) -> float:
         """The log probability at a node that is little beside a mass by that of x."""

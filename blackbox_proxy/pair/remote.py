@@ -258,7 +258,8 @@ class RemoteModel:
         """A row with what was shown and what is wanted, what each of the other ids got, and the most it could have
         got.
         """
-        named = {i: known.named[i] for i in known.matter(wanted) if i in known.named}
+        asked = {i: enough for i, enough in wanted.items() if i in known.named}  # none of a whole row
+        named = {i: known.named[i] for i in known.matter(asked)}
         ids = np.concatenate([np.fromiter(named, np.int32, len(named)), known.shown.ids])
         values = np.concatenate([np.fromiter(named.values(), np.float64, len(named)), known.shown.values])
         row = np.full(self.size, -np.inf)

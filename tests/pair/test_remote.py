@@ -240,8 +240,10 @@ def test_what_is_hidden_is_spread_evenly_below_the_least_that_is_shown() -> None
     capped, hidden, least = model._filled(_Known(shown), {})
     assert hidden == np.float32(np.log(1e-4)) == np.float32(least)
     every = np.arange(len(vocabulary) + 9, dtype=np.int32)
-    whole, hidden, _ = model._filled(_Known(Logprobs(every, np.full(len(every), -6.0, np.float32))), {})  # padded
+    known = _Known(Logprobs(every, np.full(len(every), -6.0, np.float32)))  # padded
+    whole, hidden, _ = model._filled(known, {8: -np.inf})
     assert hidden == -np.inf
+    assert known._ids is None  # a second copy of all ids, which nothing needs
     np.testing.assert_allclose(whole, -np.log(len(vocabulary)), atol=1e-5)
     assert np.isfinite(capped).all()
 
