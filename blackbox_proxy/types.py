@@ -222,16 +222,31 @@ class Scores:
             self.own[:, wanted],
         )
 
-    def then(self, more: Scores) -> Scores:
-        """These, and those of further tokens after them."""
+    def part(self, own: slice) -> Scores:
+        """Those of the tokens in one piece of the list."""
         return Scores(
-            np.concatenate([self.log_expert, more.log_expert]),
-            np.concatenate([self.log_antiexpert, more.log_antiexpert]),
-            np.concatenate([self.offset, more.offset]),
-            (*self.how, *more.how),
-            np.concatenate([self.error, more.error]),
-            np.concatenate([self.apart, more.apart]),
-            np.concatenate([self.own, more.own], axis=1),
+            self.log_expert[own],
+            self.log_antiexpert[own],
+            self.offset[own],
+            self.how[own],
+            self.error[own],
+            self.apart[own],
+            self.own[:, own],
+        )
+
+    def then(self, *more: Scores) -> Scores:
+        """These, and those of further tokens after them."""
+        if not more:
+            return self
+        every = (self, *more)
+        return Scores(
+            np.concatenate([each.log_expert for each in every]),
+            np.concatenate([each.log_antiexpert for each in every]),
+            np.concatenate([each.offset for each in every]),
+            tuple(kind for each in every for kind in each.how),
+            np.concatenate([each.error for each in every]),
+            np.concatenate([each.apart for each in every]),
+            np.concatenate([each.own for each in every], axis=1),
         )
 
 

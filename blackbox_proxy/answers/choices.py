@@ -22,7 +22,8 @@ from blackbox_proxy.answers.forms import Forms, ShownForms
 from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.rows import Rows, Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Known, log_spread
+from blackbox_proxy.decoding.weigh import log_spread
+from blackbox_proxy.decoding.weighed import Known
 from blackbox_proxy.decoding.whole_vocabulary import over_everything
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths import equation as maths

@@ -15,7 +15,7 @@ from blackbox_proxy.answers import scoring
 from blackbox_proxy.answers.choices import Rule, asked_about, check, scored_forms
 from blackbox_proxy.decoding.rows import Scored, Weigher
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Base, Pair
 from blackbox_proxy.types import Prompt, Usage

@@ -19,7 +19,7 @@ from blackbox_proxy.answers.windows import encoded, windows
 from blackbox_proxy.decoding.prompted import check_prompt
 from blackbox_proxy.decoding.rows import Scored, Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known
+from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known
 from blackbox_proxy.decoding.whole_vocabulary import of_given, over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation

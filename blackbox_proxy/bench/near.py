@@ -156,7 +156,7 @@ def measure_near(
         clock.watching(Reader, "read", "forwards"),
         clock.watching(type(sessions[0]), "score", "score"),
         clock.watching(type(sessions[0]), "refine", "refine"),
-        clock.watching(rows, "weigh", "weigh"),
+        clock.watching(Weigher, "weigh", "weigh"),
     ):
         for start in range(0, n * (drafts + 1), n):
             issued = [position.token for position in positions[:start]]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from blackbox_proxy.calibration.asking import Document
-from blackbox_proxy.calibration.fitting import Fitted, Learner, rest_weight, spread_of_weights
+from blackbox_proxy.calibration.fitting import Fitted, Learner, Spreads, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.likelihood import Table, Terms
 from blackbox_proxy.calibration.options import choices_of
-from blackbox_proxy.calibration.places import ALPHAS, terms, unlisted
+from blackbox_proxy.calibration.places import ALPHAS, Places, unlisted
 from blackbox_proxy.evaluation.statistics import bootstrap_interval, bootstrap_p
 from blackbox_proxy.learned import Learned
 from blackbox_proxy.maths.logspace import logsumexp
@@ -122,20 +122,24 @@ class Work:
         self._choice = any(document.options for document in documents)
         places = [place for document in documents for place in document.seen]
         tail = any(place.shown < len(place.log_q) for place in places) and tuner.equation.tail in ("backoff", "ask")
-        spreads = cache(lambda spread: self._table(documents, spread))
-        self._learner = Learner(spreads, has, learn_tail and tail, learns_rest=self._choice)
+        self._learner = Learner(cache(self._tables(documents)), has, learn_tail and tail, learns_rest=self._choice)
 
-    def _table(self, documents: Sequence[Document], spread: Spread) -> Table:
+    def _tables(self, documents: Sequence[Document]) -> Spreads:
+        """The table of these documents, however the hidden mass is spread."""
         pairs, policy = self._tuner.pairs, self._tuner.equation.tail
         if documents[0].options:
-            return choices_of([document.options for document in documents], spread, policy, pairs)
-        rows = []
-        for number, document in enumerate(documents):
-            for place in document.places:
-                log_q = place.spread_anew(spread, policy, pairs)
-                kept = np.isfinite(log_q)
-                rows.append((terms(place, log_q, self._learner.has_antiexperts)[kept], place.right[kept], number))
-        return Terms.of(rows)
+            return lambda spread: choices_of([document.options for document in documents], spread, policy, pairs)
+        places = [place for document in documents for place in document.places]
+        every, right = Places.of(places), np.concatenate([place.right for place in places])
+        numbers = np.repeat(np.arange(len(documents)), [len(document.places) for document in documents])
+
+        def table(spread: Spread) -> Table:
+            log_q = every.spread_anew(spread, policy, pairs)
+            kept = np.isfinite(log_q)
+            x = every.terms(log_q, [pair.has_antiexpert for pair in pairs])
+            return Terms(x.T.compress(kept, axis=1).T, every.parts.only(kept).starts, right[kept], numbers)
+
+        return table
 
     def calibration(self, kind: str, asked: Sequence[Document], usage: Usage, models: dict[str, Any]) -> Calibration:
         learner, numbers = self._learner, list(range(len(self._documents)))
@@ -183,7 +187,8 @@ class Work:
         """The weights on texts of another kind."""
         if not self._others:
             return ()
-        plain, own = (self._table(self._others, spread) for spread in (PLAIN_SPREAD, weights.spread))
+        tables = self._tables(self._others)
+        plain, own = tables(PLAIN_SPREAD), tables(weights.spread)
         has, choice = self._learner.has_antiexperts, bool(self._others[0].options)
         learner = Learner(lambda _: plain, has, learns_tail=False, learns_rest=choice)
         learned = own.losses(_vector(weights, rest=choice))
@@ -209,13 +214,14 @@ class Work:
         """The number for everything beyond the candidates, where p is over the whole vocabulary."""
         weights = weights_of(fitted, self._learner.has_antiexperts, 0.0)
         pairs, policy = self._tuner.pairs, self._tuner.equation.tail
-        listed, rest, right = [], [], []
-        for document in self._documents:
-            for place in document.every:
-                log_q = place.spread_anew(fitted.spread, policy, pairs)
-                listed.append(logsumexp(weights.log_weights(log_q, place.scores, place.shown)))
-                rest.append(weights.log_rest(unlisted(place, log_q, pairs), place.scores))
-                right.append(not place.listed)
+        places = [place for document in self._documents for place in document.every]
+        every = Places.of(places)
+        log_qs = every.parts.split(every.spread_anew(fitted.spread, policy, pairs))
+        listed, rest = [], []
+        for place, log_q in zip(places, log_qs, strict=True):
+            listed.append(logsumexp(weights.log_weights(log_q, place.scores, place.told)))
+            rest.append(weights.log_rest(unlisted(place, log_q, pairs), place.scores))
+        right = [not place.listed for place in places]
         return rest_weight(np.array(listed), np.array(rest), np.array(right))
 
 

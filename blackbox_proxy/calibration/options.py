@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.calibration.likelihood import Terms, log_sums, means, moments, shares
-from blackbox_proxy.calibration.places import Place, rest_terms, terms
+from blackbox_proxy.calibration.places import Place, Places, rest_terms
 from blackbox_proxy.decoding.whole_vocabulary import log_share, of_nothing
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.weights import Spread
@@ -178,21 +178,19 @@ def choices_of(
     tokens: list[tuple[Floats, NDArray[np.bool_], int]] = []
     owners: list[int] = []
     fixed: list[float] = []
-    compared: list[Option] = []
-    counts: list[int] = []
-    for number, question in enumerate(questions):
-        possible = [option for option in question if option.possible]
-        for option in possible:
-            nats = 0.0
-            for spot in option.spots:
-                found, more = _rows(spot, spread, policy, pairs)
-                nats += more
-                if found is not None:
-                    tokens.append((*found, number))
-                    owners.append(len(compared))
-            fixed.append(nats)
-            compared.append(option)
-        counts.append(len(possible))
+    possible = [[option for option in question if option.possible] for question in questions]
+    compared = [option for question in possible for option in question]
+    numbers = np.repeat(np.arange(len(questions)), [len(question) for question in possible]).tolist()
+    spots = iter(_spread(compared, spread, policy, pairs))
+    for owner, (option, number) in enumerate(zip(compared, numbers, strict=True)):
+        nats = 0.0
+        for spot in option.spots:
+            found, more = _rows(spot, *next(spots), pairs)
+            nats += more
+            if found is not None:
+                tokens.append((*found, number))
+                owners.append(owner)
+        fixed.append(nats)
     if not tokens:
         raise InputError(
             "no weight would change the probability of any option",
@@ -203,7 +201,7 @@ def choices_of(
         np.array(owners, dtype=np.intp),
         np.array(fixed),
         np.array([option.size for option in compared], dtype=np.float64),
-        _starts(np.array(counts, dtype=np.intp)),
+        _starts(np.array([len(question) for question in possible], dtype=np.intp)),
         np.array([option.right for option in compared]),
         np.arange(len(questions), dtype=np.intp),
         np.empty(0),
@@ -218,16 +216,30 @@ def choices_of(
     )
 
 
+def _spread(
+    options: Sequence[Option], spread: Spread, policy: TailPolicy, pairs: Sequence[Pair]
+) -> list[tuple[Floats, Floats]]:
+    """Of each token of the options: log q, (c,), with the hidden mass spread so, and what the weights multiply,
+    (c, d).
+    """
+    places = [spot.place for option in options for spot in option.spots]
+    if not places:
+        return []
+    every = Places.of(places)
+    log_q = every.spread_anew(spread, policy, pairs)
+    terms = every.terms(log_q, [pair.has_antiexpert for pair in pairs])
+    return list(zip(every.parts.split(log_q), every.parts.split(terms), strict=True))
+
+
 def _rows(
-    spot: Spot, spread: Spread, policy: TailPolicy, pairs: Sequence[Pair]
+    spot: Spot, log_q: Floats, terms: Floats, pairs: Sequence[Pair]
 ) -> tuple[tuple[Floats, NDArray[np.bool_]] | None, float]:
     """What is compared at a token, (c, d), which of it is right, (c,), and nats that no weight changes; None where
-    there is nothing else.
+    there is nothing else. log_q, terms: see `_spread`.
     """
     place = spot.place
-    log_q = place.spread_anew(spread, policy, pairs)
     kept = place.among & np.isfinite(log_q)
-    own = terms(place, log_q, [pair.has_antiexpert for pair in pairs])[kept]
+    own = terms[kept]
     x, right = np.pad(own, ((0, 0), (0, 1))), place.right[kept]
     if spot.log_q is None:
         return (x, right), 0.0

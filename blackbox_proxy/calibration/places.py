@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.decoding.weigh import Weighed, log_spread
-from blackbox_proxy.maths.equation import tail, unlisted_mass
+from blackbox_proxy.decoding.weigh import log_spread
+from blackbox_proxy.decoding.weighed import Weighed
+from blackbox_proxy.maths.equation import hidden_masses, tails, unlisted_mass
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, known_masses, log_rest
 from blackbox_proxy.protocols import Pair
 from blackbox_proxy.types import Floats, Scores, TailPolicy
@@ -40,29 +42,57 @@ class Place:
         return cls(weighed.log_q, weighed.shown, weighed.scores, right, np.ones(count, dtype=np.bool_))
 
     @property
+    def told(self) -> NDArray[np.bool_]:
+        """Whether the base told a candidate's log q, (c,)."""
+        return np.arange(len(self.log_q)) < self.shown
+
+    @property
     def listed(self) -> bool:
         """Whether what was right is among the candidates."""
         return bool((self.right & self.among & np.isfinite(self.log_q)).any())
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """The candidates of many places under one another, each place a part: one array operation is for all of them.
+
+    log_q (n,), nats; told (n,): whether the base told it. scores: of each pair.
+    """
+
+    log_q: Floats
+    told: NDArray[np.bool_]
+    scores: Sequence[Scores]
+    parts: Parts
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> Places:
+        """At least one."""
+        return cls(
+            np.concatenate([place.log_q for place in places]),
+            np.concatenate([place.told for place in places]),
+            [first.then(*more) for first, *more in zip(*(place.scores for place in places), strict=True)],
+            Parts.of([len(place.log_q) for place in places]),
+        )
+
     def spread_anew(self, spread: Spread, policy: TailPolicy, pairs: Sequence[Pair]) -> Floats:
-        """log q with the hidden mass spread otherwise, (c,)."""
-        if spread == PLAIN_SPREAD or self.shown == len(self.log_q) or policy not in ("backoff", "ask"):
+        """log q with the hidden mass spread otherwise, (n,)."""
+        if spread == PLAIN_SPREAD or self.told.all() or policy not in ("backoff", "ask"):
             return self.log_q
-        told = self.log_q[: self.shown]
-        listed = log_spread(pairs, [scores.disjoint for scores in self.scores], spread)[: self.shown]
-        beyond = log_spread(pairs, self.scores, spread)[self.shown :]
-        rest = tail(told, listed, beyond, "backoff", None, spread.temperature)
-        return np.concatenate([told, rest])
+        told, parts = self.told, self.parts
+        hidden = hidden_masses(parts.sums(np.where(told, np.exp(self.log_q), 0.0)))
+        own = log_spread(pairs, [scores.disjoint for scores in self.scores], spread)
+        log_a = np.where(told, own, log_spread(pairs, self.scores, spread))
+        cap = -parts.most(np.where(told, -self.log_q, 0.0))
+        return np.where(told, self.log_q, tails(hidden, log_a, told, parts, "backoff", cap, spread.temperature))
 
-
-def terms(place: Place, log_q: Floats, has_antiexperts: Sequence[bool]) -> Floats:
-    """What the weights multiply, (c, d): log q, log E and -log A of each pair, whether log q is estimated."""
-    columns = [log_q]
-    for scores, has in zip(place.scores, has_antiexperts, strict=True):
-        log_e, log_a = known_masses(log_q, scores, has)
-        columns += [log_e, -log_a] if has else [log_e]
-    columns.append((np.arange(len(log_q)) >= place.shown).astype(np.float64))
-    return np.stack(columns, axis=1)
+    def terms(self, log_q: Floats, has_antiexperts: Sequence[bool]) -> Floats:
+        """What the weights multiply, (n, d): log q, log E and -log A of each pair, whether log q is estimated."""
+        columns = [log_q]
+        for scores, has in zip(self.scores, has_antiexperts, strict=True):
+            log_e, log_a = known_masses(log_q, scores, has)
+            columns += [log_e, -log_a] if has else [log_e]
+        columns.append((~self.told).astype(np.float64))
+        return np.stack(columns).T  # column by column, as `likelihood.Terms` wants it
 
 
 def unlisted(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> float:

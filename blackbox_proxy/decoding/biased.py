@@ -86,7 +86,7 @@ class Offsets:
         tokens = list({token.key: token for token in proposed if token.end or token.bytes}.values())
         if not tokens:
             return {}
-        complete(self._sessions, [self._rows], lambda _: self._unsure(tokens))
+        complete(self._sessions, [self._rows], lambda _: [self._unsure(tokens)])
         scores = [row.score(tokens) for row in self._rows]
         offsets = self._equation.shift(scores, self._place)
         weight = np.exp(self._log_mass(tokens))

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from blackbox_proxy.maths.equation import normalise
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.parts import Parts
+from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats, Scores
 
 _NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off does not come up by what is spread
@@ -30,37 +32,40 @@ _NEVER = -1e3  # log of a mass of nothing that can be reckoned with
 _MOVED = 0.02  # of all probability: a token whose error moves less is left as it was estimated
 
 
-def contenders(log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.intp]:
-    """Indices of the candidates to be scored anew: log_p (c,), finite somewhere, and its bar (c,), nats >= 0."""
+def contenders(log_p: Floats, bar: Floats, temperature: float, parts: Parts | None = None) -> Ids:
+    """Indices of the candidates to be scored anew: log_p (n,), finite somewhere, and its bar (n,), nats >= 0; of one
+    position, or of several, each a part.
+    """
     if not bar.any():
         return np.empty(0, dtype=np.intp)
-    contend = log_p + bar >= np.max(log_p - bar)
-    if np.count_nonzero(contend) == 1:
-        contend &= bar > _SURE
+    parts = Parts.of([len(log_p)]) if parts is None else parts
+    contend = log_p + bar >= parts.each(parts.most(log_p - bar))
+    contend &= parts.each(parts.counts(contend) > 1).astype(np.bool_) | (bar > _SURE)
     if temperature > 0.0:
-        contend |= _moved(normalise(log_p / temperature), bar / temperature)
+        contend |= _moved(normalise(log_p / temperature, parts), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))
 
 
-def spreading(log_p: Floats, bar: Floats, log_mass: Floats, shown: int, temperature: float = 0.0) -> NDArray[np.intp]:
-    """Candidates that decide how much of the hidden mass each token of the tail gets: it is spread over what the first
-    `shown` leave of all mass, and beside a " " that was only the beginning of words nothing would be left. Once that is
-    known better a token of the tail gets less; so wanted where one could be the likeliest, or, sampled, is near it.
-    log_mass (c,): the spread's.
+def spreading(
+    log_p: Floats, bar: Floats, log_mass: Floats, told: NDArray[np.bool_], temperature: float, parts: Parts
+) -> Ids:
+    """Candidates that decide how much of the hidden mass each token of the tail gets: it is spread over what those that
+    the base told (n,) leave of all mass, and beside a " " that was only the beginning of words nothing would be left.
+    Once that is known better a token of the tail gets less; so wanted where one could be the likeliest, or, sampled, is
+    near it. log_mass (n,): the spread's.
     """
-    least = np.max(log_p - bar) - _MARGIN if temperature == 0.0 else np.max(log_p) - _NEAR
-    if shown == len(log_p) or np.max(log_p[shown:]) < least:
-        return np.empty(0, dtype=np.intp)
-    return np.flatnonzero((np.exp(log_mass) > _SPREADS) & (bar > 0.0))
+    least = parts.most(log_p - bar) - _MARGIN if temperature == 0.0 else parts.most(log_p) - _NEAR
+    near = parts.most(np.where(told, -np.inf, log_p)) >= least
+    near &= parts.counts(~told) > 0
+    return np.flatnonzero(parts.each(near).astype(np.bool_) & (np.exp(log_mass) > _SPREADS) & (bar > 0.0))
 
 
-def beginnings(scores: Scores, shown: int) -> NDArray[np.intp]:
+def beginnings(scores: Scores, told: NDArray[np.bool_], parts: Parts) -> Ids:
     """Candidates that may be the beginning of what the expert writes, " Gre" of " Greta": the token that it becomes may
     be hidden by the base and covered by no token of the pair, and is known only once they are summed.
     """
-    if shown == len(scores.error):
-        return np.empty(0, dtype=np.intp)
-    return np.flatnonzero((np.exp(scores.log_expert) > _BEGINS) & (scores.error > _OPEN))
+    hides = parts.each(parts.counts(~told) > 0).astype(np.bool_)
+    return np.flatnonzero(hides & (np.exp(scores.log_expert) > _BEGINS) & (scores.error > _OPEN))
 
 
 def hidden_bound(
@@ -98,7 +103,7 @@ def matters(bound: Floats, log_p: Floats, bar: Floats, temperature: float) -> ND
     return reach
 
 
-def noticeable(log_mass: Floats, bar: Floats) -> NDArray[np.intp]:
+def noticeable(log_mass: Floats, bar: Floats) -> Ids:
     """The same where offsets themselves are asked for, and no p: log_mass (c,) is what the pair gives each token."""
     return np.flatnonzero(_moved(log_mass, bar))
 

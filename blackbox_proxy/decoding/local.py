@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blackbox_proxy.decoding.weigh import token_keys
+from blackbox_proxy.decoding.weighed import token_keys
 from blackbox_proxy.errors import ContextTooLong
 from blackbox_proxy.maths.sampling import Sampling, choose
 from blackbox_proxy.protocols import Row, Session

@@ -15,16 +15,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.decoding.contenders import beginnings, contenders, hidden_bound, matters, spreading
 from blackbox_proxy.decoding.prompted import open_session
-from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, log_spread, weigh
+from blackbox_proxy.decoding.weigh import Shown, Stack, listed, log_spread
+from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Pair, Row, Session
-from blackbox_proxy.text.vocabulary import Vocabulary
+from blackbox_proxy.text.vocabulary import Ids, Vocabulary
 from blackbox_proxy.types import Floats, Key, Position, Prompt, Token
 
 _PASSES = 6  # for what contends; each may bring tokens that contend only now that others are known better
@@ -51,16 +53,25 @@ def score(sessions: Sequence[Session], issued: Sequence[Token], positions: Seque
     return list(zip(*columns, strict=False))
 
 
-def complete(sessions: Sequence[Session], rows: Sequence[Rows], wanted_at: Callable[[int], Sequence[Token]]) -> None:
-    """Refine rows until nothing is wanted any more. `wanted_at(j)`: tokens whose error matters at position j, as its
-    rows stand; it is asked once more after every pass. A token is refined once, and what is wanted at one position
-    hangs on nothing at another.
+def complete(
+    sessions: Sequence[Session],
+    rows: Sequence[Rows],
+    wanted_at: Callable[[Sequence[int]], Sequence[Sequence[Token]]],
+) -> None:
+    """Refine rows until nothing is wanted any more. `wanted_at(places)`: tokens whose error matters at each of these
+    positions, as their rows stand; it is asked once more after every pass. A token is refined once, and what is wanted
+    at one position hangs on nothing at another.
     """
     asked: list[set[Key]] = [set() for _ in rows]
     left = list(range(len(rows)))
     for passes in range(_PASSES + 1):
         checkpoint()
-        wanted = {j: [token for token in wanted_at(j) if token.key not in asked[j]] for j in left}
+        if not left:
+            return
+        wanted = {
+            j: [token for token in tokens if token.key not in asked[j]]
+            for j, tokens in zip(left, wanted_at(left), strict=True)
+        }
         left = [j for j in left if wanted[j]]
         if not left or passes == _PASSES:
             return
@@ -119,62 +130,109 @@ class Weigher:
         nothing to do, and a position that nobody comes to need not be weighed.
         """
         bounded = [each for each in scored if any(row.limit is not None for row in each.rows)]
-        complete(sessions, [each.rows for each in bounded], lambda j: self._contenders(bounded[j]))
+        complete(sessions, [each.rows for each in bounded], lambda js: self._contenders([bounded[j] for j in js]))
 
-    def _contenders(self, scored: Scored) -> list[Token]:
-        found = {token.key: token for token in scored.newly_joining()}
+    def weigh(self, scored: Sequence[Scored]) -> list[tuple[Stack, Floats]]:
+        """Weigh positions under each equation, as their rows stand, and have them keep it. Of each equation all
+        candidates, and their log p (n,). Raises NoLogprobs, InputError.
+        """
+        stacks: dict[object, tuple[Stack, list[Weighed]]] = {}  # of equations that differ in log p alone
+        found, weighed = [], []
+        places = [each.place for each in scored]
+        for equation in self.equations:
+            known = [each.known.under(equation) for each in scored]
+            kind = (equation.tail, equation.tail_size, equation.spread, *map(id, known))
+            stack, alike = stacks.get(kind, (None, []))
+            if stack is None:
+                how = equation.tail, equation.tail_size
+                positions = [listed(each.shown, each.rows, *how, own) for each, own in zip(scored, known, strict=True)]
+                stack = Stack.of(positions, self.pairs, equation.tail, equation.spread)
+            log_p = equation.log_ps(stack.log_q, stack.scores, places, stack.told, stack.parts)
+            if alike:
+                bounds = zip(alike, stack.parts.bounds, strict=True)
+                weighed.append([replace(each, log_p=log_p[start:end]) for each, (start, end) in bounds])
+            else:
+                weighed.append(stack.weighed(log_p))
+                stacks[kind] = stack, weighed[-1]
+            found.append((stack, log_p))
+        for each, *own in zip(scored, *weighed, strict=True):
+            each.weighed = own
+        return found
+
+    def _contenders(self, scored: Sequence[Scored]) -> list[list[Token]]:
+        """What is wanted at each position."""
+        found: list[dict[Key, Token]] = [{token.key: token for token in each.newly_joining()} for each in scored]
+        self._add_wanted(found, scored)
+        return [list(tokens.values()) for tokens in found]
+
+    def _add_wanted(self, found: Sequence[dict[Key, Token]], scored: Sequence[Scored]) -> None:
         try:
-            weighed_by = scored.weigh()
+            stacks = self.weigh(scored)
         except ContextTooLong:
             raise
-        except BlackboxError:  # whoever comes to it will hear of it; the positions before it are good
-            return list(found.values())
+        except BlackboxError:  # whoever comes to it will hear of it; the other positions are good
+            for one, each in zip(found, scored, strict=True) if len(scored) > 1 else ():
+                self._add_wanted([one], [each])
+            return
         spreads: dict[object, Floats] = {}
-        for weighed, equation in zip(weighed_by, self.equations, strict=True):
-            bar = equation.error(weighed.scores, scored.place)
-            kind = (equation.spread, id(weighed.scores))
-            if kind not in spreads:
-                spreads[kind] = log_spread(self.pairs[:1], weighed.scores[:1], equation.spread)
-            spread = spreads[kind]
-            wanted = [
-                *contenders(weighed.log_p, bar, self.temperature),
-                *spreading(weighed.log_p, bar, spread, weighed.shown, self.temperature),
-                *self._beginnings(weighed, equation, scored.place, bar),
-            ]
-            for i in wanted:
-                found.setdefault(weighed.tokens[int(i)].key, weighed.tokens[int(i)])
-        return list(found.values())
+        for i, equation in enumerate(self.equations):
+            stack, log_p = stacks[i]
+            bar = equation.errors(stack.scores, [each.place for each in scored], stack.parts)
+            wanted = [contenders(log_p, bar, self.temperature, stack.parts)]
+            if not stack.told.all():
+                kind = (equation.spread, id(stack))
+                if kind not in spreads:
+                    spreads[kind] = log_spread(self.pairs[:1], stack.scores[:1], equation.spread)
+                wanted.append(spreading(log_p, bar, spreads[kind], stack.told, self.temperature, stack.parts))
+                wanted += self._beginnings(stack, bar, i, scored)
+            every = np.concatenate(wanted)
+            owners = stack.parts.owners(every)
+            for j, n in zip(owners.tolist(), (every - stack.parts.starts[owners]).tolist(), strict=True):
+                token = stack.tokens[j][n]
+                found[j].setdefault(token.key, token)
 
-    def _beginnings(self, weighed: Weighed, equation: Equation, place: int, bar: Floats) -> list[int]:
-        """Candidates that may be the beginning of a hidden token which could be chosen."""
-        found = [beginnings(scores, weighed.shown) for scores in weighed.scores]
-        factors = equation.factors(place)
-        if factors is None or not self.pairs[0].has_antiexpert:
-            return [int(i) for each in found for i in each]
-        ((some,), (scores,)) = found, weighed.scores
-        if not len(some):
-            return []
+    def _beginnings(self, stack: Stack, bar: Floats, i: int, scored: Sequence[Scored]) -> list[Ids]:
+        """Candidates that may be the beginning of a hidden token which could be chosen under the i-th equation."""
+        begun = [beginnings(each, stack.told, stack.parts) for each in stack.scores]
+        if len(begun) > 1 or not self.pairs[0].has_antiexpert:
+            return begun
+        found, (some,) = [], begun
+        for j in np.unique(stack.parts.owners(some)).tolist():
+            start, end = stack.parts.bounds[j]
+            own = some[(some >= start) & (some < end)]
+            factors = self.equations[i].factors(scored[j].place)
+            if factors is not None:
+                reached = self._reached(scored[j].under(i), bar[start:end], own - start, factors, i)
+                own = own[reached]
+            found.append(own)
+        return found
+
+    def _reached(
+        self, weighed: Weighed, bar: Floats, some: Ids, factors: tuple[float, float, float], i: int
+    ) -> NDArray[np.bool_]:
+        """Of these beginnings at one position which may be such, (b,)."""
+        (scores,), weights = weighed.scores, self.equations[i].weights
         log_e, log_a = scores.log_expert, scores.log_antiexpert
         known = np.isfinite(log_e) & np.isfinite(log_a) & np.isfinite(weighed.log_p)
         if not known.any():
-            return [int(i) for i in some]
+            return np.ones(len(some), dtype=np.bool_)
         best = int(np.argmax(np.where(known, weighed.log_p, -np.inf)))
         of_q, of_e, of_a = factors
-        of_tail = 0.0 if equation.weights is None else equation.weights.tail
+        of_tail = 0.0 if weights is None else weights.tail
         with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
             log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
         log_z += of_tail * (best >= weighed.shown)
         outside = maths.uncovered(scores.disjoint.log_antiexpert[: weighed.shown])
         bound = hidden_bound(log_e[some], log_a[some], factors, weighed.log_hidden, weighed.most, math.log(outside))
-        reached = matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)
-        return [int(i) for i in some[reached]]
+        return matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)
 
 
 @dataclass(slots=True, eq=False)
 class Scored:
     """One position of a text with what the pairs say of it: complete, so that weighing it is arithmetic.
 
-    place: tokens of the text before it. known: what was told besides.
+    place: tokens of the text before it. known: what was told besides. weighed: the candidates under each equation, once
+    they are.
     """
 
     weigher: Weigher
@@ -182,33 +240,27 @@ class Scored:
     rows: Rows
     place: int
     known: Known = NOTHING_KNOWN
-    _weighed: list[Weighed] | None = None
+    weighed: list[Weighed] | None = None
+    _shown: Shown | None = None
     _joined: bool = False
+
+    @property
+    def shown(self) -> Shown:
+        """The base's own candidates. Raises NoLogprobs."""
+        if self._shown is None:
+            self._shown = Shown.at(self.position)
+        return self._shown
 
     def under(self, i: int) -> Weighed:
         """The candidates under the i-th equation. Raises NoLogprobs, InputError."""
-        return (self.weigh() if self._weighed is None else self._weighed)[i]
-
-    def weigh(self) -> list[Weighed]:
-        """The candidates under each equation, as the rows stand."""
-        pairs, weighed = self.weigher.pairs, []
-        alike: dict[object, Weighed] = {}  # equations whose candidates are the same differ in log p alone
-        for equation in self.weigher.equations:
-            known = self.known.under(equation)
-            kind = (equation.tail, equation.tail_size, equation.spread, id(known))
-            found = alike.get(kind)
-            if found is None:
-                found = alike[kind] = weigh(self.position, self.rows, pairs, equation, self.place, known)
-            else:
-                log_p = equation.log_p(found.log_q, found.scores, self.place, found.shown)
-                found = replace(found, log_p=log_p)
-            weighed.append(found)
-        self._weighed = weighed
-        return weighed
+        if self.weighed is None:
+            self.weigher.weigh([self])
+        assert self.weighed is not None
+        return self.weighed[i]
 
     def learn(self, known: Known) -> None:
         """The base was asked about this place. Complete it anew."""
-        self.known, self._weighed, self._joined = known, None, False
+        self.known, self.weighed, self._joined = known, None, False
 
     def newly_joining(self) -> list[Token]:
         """What joins the candidates and is inexact, the first time that it is asked for: then it is refined."""

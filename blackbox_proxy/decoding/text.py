@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.protocols import Base
 from blackbox_proxy.text.writer import Writer

@@ -21,7 +21,7 @@ import numpy as np
 from blackbox_proxy.decoding.local import expert_choice
 from blackbox_proxy.decoding.rows import Scored
 from blackbox_proxy.decoding.text import Text
-from blackbox_proxy.decoding.weigh import NOTHING_KNOWN, Known, Weighed, worth_asking
+from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed, worth_asking
 from blackbox_proxy.errors import BlackboxError, CannotContinue
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.sampling import Sampling, choose, noise, pick, target, uniform

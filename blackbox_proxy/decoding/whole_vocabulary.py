@@ -20,7 +20,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from blackbox_proxy.decoding.weigh import Weighed, log_spread
+from blackbox_proxy.decoding.weigh import log_spread
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.maths.equation import Equation, hidden_mass, unlisted_mass
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.weights import log_rest as rest_of
@@ -35,7 +36,7 @@ def over_everything(weighed: Weighed, pairs: Sequence[Pair], equation: Equation,
     if equation.weights is not None:
         listed = log_spread(pairs, [scores.disjoint for scores in weighed.scores])
         hidden = unlisted_mass(weighed.log_q, listed, weighed.shown)
-        log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.shown)
+        log_weights = equation.weights.log_weights(weighed.log_q, weighed.scores, weighed.told)
         learned: Floats = log_weights - np.logaddexp(
             logsumexp(log_weights), equation.weights.log_rest(hidden, weighed.scores)
         )

@@ -20,7 +20,7 @@ import numpy as np
 from blackbox_proxy import tuner as tuners
 from blackbox_proxy.decoding.rows import Weigher, opened
 from blackbox_proxy.decoding.threads import on_thread
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.statistics import wilson_interval
 from blackbox_proxy.prices import Prices

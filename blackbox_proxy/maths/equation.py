@@ -19,16 +19,20 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.types import Floats, Scores, TailPolicy
 
 Alpha = float | Callable[[int], float]
 """A number, or a schedule: a function of the place in the text (tokens from 0)."""
 
-_TINY = 1e-6  # less hidden mass than this is rounding (of float32, or of the decimals an API prints), not a tail
+Bools = NDArray[np.bool_]
+
+ROUNDING = 1e-6  # less hidden mass than this is rounding (of float32, or of the decimals an API prints), not a tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,17 @@ class Equation:
         """log p over the candidates, (c,); `scores`: of each pair. shown: how many candidates, from the first, have a q
         that the base told.
         """
+        return self.log_ps(log_q, scores, [place], np.arange(len(log_q)) < shown, Parts.of([len(log_q)]))
+
+    def log_ps(
+        self, log_q: Floats, scores: Sequence[Scores], places: Sequence[int], told: Bools, parts: Parts
+    ) -> Floats:
+        """The same at many places, (n,), each a part. told (n,): whether the base told a candidate's q."""
         if self.weights is not None:
-            return normalise(self.weights.log_weights(log_q, scores, shown))
-        return combine(log_q, [each.offset for each in scores], self.at(place))
+            return normalise(self.weights.log_weights(log_q, scores, told), parts)
+        alphas = zip(*(self.at(place) for place in places), strict=True)
+        offsets = [each.offset for each in scores]
+        return combine(log_q, offsets, [_everywhere(values, parts) for values in alphas], parts)
 
     def shift(self, scores: Sequence[Scores], place: int) -> Floats:
         """What the pairs add to log q, (c,) nats; where weights are learned, it is not a matter of addition."""
@@ -106,13 +118,31 @@ class Equation:
 
     def error(self, scores: Sequence[Scores], place: int) -> Floats:
         """By how much the pairs' part of log p may be off either way, (c,) nats: sum_i |alpha_i| error_i."""
+        return self.errors(scores, [place], Parts.of([len(scores[0].error)]))
+
+    def errors(self, scores: Sequence[Scores], places: Sequence[int], parts: Parts) -> Floats:
+        """The same at many places, (n,), each a part."""
         if self.weights is not None:
             return self.weights.error(scores)
-        alphas, total = self.at(place), np.zeros(len(scores[0].error))
-        for each, alpha in zip(scores, alphas, strict=True):
-            if alpha != 0.0:
-                total += abs(alpha) * each.error
+        total = np.zeros(len(scores[0].error))
+        alphas = zip(*(self.at(place) for place in places), strict=True)
+        for each, values in zip(scores, alphas, strict=True):
+            total += _times(np.abs(_everywhere(values, parts)), each.error)
         return total
+
+
+def _everywhere(values: Sequence[float], parts: Parts) -> Floats:
+    """A number of each place for all candidates there, (n,); of one that is everywhere the same just that, ()."""
+    numbers = np.array(values, dtype=np.float64)
+    return numbers[0] if len(set(values)) == 1 else parts.each(numbers)
+
+
+def _times(factor: Floats, values: Floats) -> Floats:
+    """The product, (c,); a factor of 0 leaves out whatever there is."""
+    if factor.ndim == 0:
+        return factor * values if factor != 0.0 else np.zeros(len(values))
+    with np.errstate(invalid="ignore"):
+        return np.where(factor == 0.0, 0.0, factor * values)
 
 
 def alpha_at(alpha: Alpha, place: int) -> float:
@@ -125,22 +155,25 @@ def alpha_at(alpha: Alpha, place: int) -> float:
     return value
 
 
-def normalise(log_weights: Floats) -> Floats:
-    """Log weights (c,) -> log probabilities (c,)."""
-    return log_weights - logsumexp(log_weights)
+def normalise(log_weights: Floats, parts: Parts | None = None) -> Floats:
+    """Log weights (c,) -> log probabilities (c,); with `parts` of each part by itself."""
+    parts = Parts.of([len(log_weights)]) if parts is None else parts
+    return log_weights - parts.each(parts.log_sums(log_weights))
 
 
-def combine(log_q: Floats, offsets: Sequence[Floats], alphas: Sequence[float]) -> Floats:
+def combine(
+    log_q: Floats, offsets: Sequence[Floats], alphas: Sequence[float | Floats], parts: Parts | None = None
+) -> Floats:
     """log p over the candidates, shape (c,): the equation above.
 
     `log_q` (c,) may be unnormalised; `offsets[i]` (c,) are log E_i - log A_i (log E_i where there is no anti-expert);
-    constants added to any of them change nothing. alpha_i = 0 leaves pair i out, whatever its offsets are.
+    constants added to any of them change nothing. alpha_i = 0 leaves pair i out, whatever its offsets are. With
+    `parts` each of them is a place of its own, and alpha_i may differ between them, (c,).
     """
     score = np.array(log_q, dtype=np.float64)
     for offset, alpha in zip(offsets, alphas, strict=True):
-        if alpha != 0.0:
-            score = score + alpha * offset
-    return normalise(score)
+        score += _times(np.asarray(alpha, dtype=np.float64), offset)
+    return normalise(score, parts)
 
 
 def covered_mass(log_q: Floats) -> float:
@@ -158,7 +191,13 @@ def hidden_mass(log_q: Floats) -> float:
 def hidden_by(covered: float) -> float:
     """The same where the sum of q is known."""
     hidden = 1.0 - covered
-    return hidden if hidden > _TINY else 0.0
+    return hidden if hidden > ROUNDING else 0.0
+
+
+def hidden_masses(sums: Floats) -> Floats:
+    """The same at many places, (p,)."""
+    hidden = 1.0 - np.minimum(sums, 1.0)
+    return np.where(hidden > ROUNDING, hidden, 0.0)
 
 
 def unlisted_mass(log_q: Floats, log_a: Floats, shown: int) -> float:
@@ -173,7 +212,7 @@ def unlisted_mass(log_q: Floats, log_a: Floats, shown: int) -> float:
 
 def uncovered(log_a: Floats) -> float:
     """A(not C), what a model gives everything but these events (k,); not less than rounding."""
-    return max(1.0 - float(np.exp(logsumexp(log_a))), _TINY)
+    return max(1.0 - float(np.exp(logsumexp(log_a))), ROUNDING)
 
 
 def tail(
@@ -197,18 +236,42 @@ def tail(
     All are capped at `cap`, min over C of q: the base would have shown a likelier token. It is given where C also holds
     tokens that were asked for by name.
     """
-    hidden = hidden_mass(log_q)
-    if policy == "truncate" or hidden == 0.0 or len(log_a_tail) == 0:
-        return np.full(len(log_a_tail), -np.inf)
+    if len(log_a_tail) == 0:
+        return np.empty(0)
     cap = float(np.min(log_q, initial=0.0)) if cap is None else cap
+    all_a = np.concatenate([log_a, log_a_tail])
+    told = np.arange(len(all_a)) < len(log_a)
+    hidden = np.array([hidden_mass(log_q)])
+    return tails(hidden, all_a, told, Parts.of([len(all_a)]), policy, np.array([cap]), temperature)[~told]
+
+
+def tails(
+    hidden: Floats,
+    log_a: Floats,
+    told: Bools,
+    parts: Parts,
+    policy: TailPolicy,
+    cap: Floats,
+    temperature: float = 1.0,
+) -> Floats:
+    """The same at many places: the estimates, (n,), of the tokens that are not `told` (n,), whose log_a (n,) is among
+    that of the others; what the others get means nothing. hidden (p,): r of each place; cap (p,).
+    """
+    if policy == "truncate":
+        return np.full(len(log_a), -np.inf)
+    with np.errstate(divide="ignore"):
+        log_hidden = np.log(hidden)
     if policy == "floor":
-        return np.full(len(log_a_tail), min(np.log(hidden / len(log_a_tail)), cap))
-    outside = max(uncovered(log_a), float(np.exp(logsumexp(log_a_tail))))
+        counts = np.maximum(parts.counts(~told), 1)
+        return parts.each(np.minimum(log_hidden - np.log(counts), cap))
+    masses = np.exp(log_a)
+    uncovered = np.maximum(1.0 - parts.sums(np.where(told, masses, 0.0)), ROUNDING)
+    outside = np.log(np.maximum(uncovered, parts.sums(np.where(told, 0.0, masses))))
+    spread = log_a - parts.each(outside)
     if temperature != 1.0:
-        tempered: Floats = np.minimum(np.log(hidden) + (log_a_tail - np.log(outside)) / temperature, cap)
-        return tempered
-    estimate: Floats = np.minimum(np.log(hidden) + log_a_tail - np.log(outside), cap)
-    return estimate
+        spread = spread / temperature
+    found: Floats = np.minimum(parts.each(log_hidden) + spread, parts.each(cap))
+    return found
 
 
 def mixture(rows: Sequence[Floats]) -> Floats:

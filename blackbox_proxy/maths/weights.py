@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.types import Floats, Scores
@@ -93,10 +94,8 @@ class Weights:
         rest = (self.base, self.tail, self.rest, self.spread)
         return self.experts if alike and rest == (1.0, 0.0, 0.0, PLAIN_SPREAD) else None
 
-    def terms(self, log_q: Floats, scores: Sequence[Scores], shown: int) -> dict[str, Floats]:
-        """What each term adds to log p + log Z, (c,) nats. shown: how many candidates, from the first, have a q that
-        the base told.
-        """
+    def terms(self, log_q: Floats, scores: Sequence[Scores], told: NDArray[np.bool_]) -> dict[str, Floats]:
+        """What each term adds to log p + log Z, (c,) nats. told (c,): whether the base told a candidate's q."""
         found = {"q": self.base * log_q}
         for i, (each, expert, antiexpert) in enumerate(zip(scores, self.experts, self.antiexperts, strict=True)):
             name = "" if i == 0 else str(i + 1)
@@ -104,12 +103,12 @@ class Weights:
             found[f"E{name}"] = expert * log_e
             if antiexpert is not None:
                 found[f"A{name}"] = -antiexpert * log_a
-        found["tail"] = np.where(np.arange(len(log_q)) < shown, 0.0, self.tail)
+        found["tail"] = np.where(told, 0.0, self.tail)
         return found
 
-    def log_weights(self, log_q: Floats, scores: Sequence[Scores], shown: int) -> Floats:
+    def log_weights(self, log_q: Floats, scores: Sequence[Scores], told: NDArray[np.bool_]) -> Floats:
         """log p up to a constant, (c,)."""
-        terms = self.terms(log_q, scores, shown)
+        terms = self.terms(log_q, scores, told)
         total = np.zeros(len(log_q))
         for term in terms.values():
             total = total + term

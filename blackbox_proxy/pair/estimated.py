@@ -111,6 +111,7 @@ class EstimatedSession:
             for row, _ in asked:
                 row.sum_up()
         self._follow([row for row, _ in asked])
+        estimate([(row, row.propose(_PROPOSED)) for row, _ in asked])
 
     def _follow(self, rows: Sequence[EstimatedRow]) -> None:
         """Find the tokens whose beginnings were summed and had gone on: they may not have been among the candidates."""
@@ -158,7 +159,8 @@ def _lay_out(
 
 
 def propose(rows: Sequence[EstimatedRow]) -> None:
-    """Find what the first model's likeliest ids begin with, for all rows of a draft at once."""
+    """Find what the first model's likeliest ids begin with, and what ends the text, for all rows of a draft at once."""
+    ended([row for row in rows if row.spelled and not row.partial])
     for crossing in {id(row.crossing): row.crossing for row in rows}.values():
         own = [row for row in rows if row.crossing is crossing and row.spelled]
         if own:
@@ -166,6 +168,19 @@ def propose(rows: Sequence[EstimatedRow]) -> None:
             found = written(crossing, outputs, [row.views[0].after_x[1] for row in own], _PROPOSED)
             for row, masses in zip(own, found, strict=True):
                 row.begun(0, masses)
+
+
+def ended(rows: Sequence[EstimatedRow]) -> None:
+    """Find what each model gives the ids that end a text, at all these rows at once."""
+    if not rows:
+        return
+    found = []
+    for i, ends in enumerate(rows[0].ends):
+        outputs, places = rows[0].views[i].after_x[0], np.array([row.views[i].after_x[1] for row in rows])
+        values = outputs.gather(np.repeat(places, len(ends)), np.tile(ends, len(rows)))
+        found.append(np.logaddexp.reduce(values.reshape(len(rows), len(ends)), axis=1, initial=-np.inf).tolist())
+    for row, *masses in zip(rows, *found, strict=True):
+        row.log_end = masses
 
 
 class EstimatedRow:
@@ -185,7 +200,7 @@ class EstimatedRow:
         self.crossing = crossing
         self.lock = session.lock
         self.alignment = alignment
-        self._ends = ends
+        self.ends = ends
         self.known = Known(len(views))
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places, view.beside) for view in views]
         self.bridged = any(bridges.total for bridges in self.bridges)
@@ -197,50 +212,50 @@ class EstimatedRow:
         self._wanted: list[bytes] = []
         self.onward: list[bytes] = []  # texts that are about to become longer tokens of the base
         self._become: list[dict[bytes, float]] = [{} for _ in views]  # by model, their masses by that of x
-        self._log_end: list[float] | None = None
+        self.log_end: list[float] | None = None
         self._end_doubt = 0.0
         self.spelled = all(view.at_x is not None for view in views)
         said = [outputs.hidden[place] for view in views for outputs, place in view.places.values()]
-        self._partial = any(map(math.isfinite, said))
+        self.partial = any(map(math.isfinite, said))
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
     def score(self, tokens: Sequence[Token]) -> Scores:
-        if self.known.lacks(tokens):
+        known = self.known
+        places = known.columns(tokens)
+        if self.spelled and places.min(initial=0) < 0 and known.missing(tokens):
             estimate([(self, tokens)])
-        columns, error = np.full((len(self.views), len(tokens)), -np.inf), np.zeros((2, len(tokens)))
-        own = np.zeros((len(self.views), len(tokens)))
-        how = np.full(len(tokens), "neutral", dtype=object)
-        if self.spelled and len(tokens):
-            places = self.known.columns(tokens)
-            there = np.flatnonzero(places >= 0)
-            places = places[there]
-            columns[:, there] = self.known.masses[:, places] + np.array(self._shift)[:, None]
-            error[:, there] = self.known.error[:, places]
-            shift = np.exp(self._shift)
-            own[:, there] = self.known.own(1.0 / shift)[:, places] * shift[:, None]
-            how[there] = np.where(self.known.exact[places], self._summed, "estimated")
-            ends = [i for i, token in enumerate(tokens) if token.end]
-            if ends:
-                columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
-                own[:, ends] = np.exp(columns[:, ends])
-                how[ends] = "estimated" if self._end_doubt else "exact"
-        return scores_of(list(columns), how.tolist(), error[0], error[1], list(own))
+            places = known.columns(tokens)
+        if not self.spelled:
+            places[:] = -1
+        shift = np.array(self._shift)[:, None]
+        columns, error = known.masses[:, places] + shift, known.error[:, places]
+        own = known.own(np.exp(-shift[:, 0]))[:, places] * np.exp(shift)
+        exact = known.exact[places]
+        how: list[How] = ["estimated"] * len(tokens)
+        if exact.any():
+            how = [self._summed if summed else "estimated" for summed in exact.tolist()]
+        ends = [i for i, token in enumerate(tokens) if token.end] if self.spelled else []
+        if ends:
+            columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
+            own[:, ends] = np.exp(columns[:, ends])
+            for i in ends:
+                how[i] = "estimated" if self._end_doubt else "exact"
+        return scores_of(columns, how, error[0], error[1], own)
 
     @property
     def _summed(self) -> How:
         """What a mass is that was summed: with some ids left out, an estimate went into it."""
-        return "prefix" if self._partial else "exact"
+        return "prefix" if self.partial else "exact"
 
     def _end(self) -> list[float]:
-        if self._log_end is None:
-            self._log_end, self._end_doubt = [], 0.0
-            for view, ends in zip(self.views, self._ends, strict=True):
-                outputs, place = view.after_x
-                values = outputs.gather(place, ends)
-                self._log_end.append(float(np.logaddexp.reduce(values)) if len(values) else -np.inf)
-                self._end_doubt += doubt_of(outputs, place, ends)
-        return [value + shift for value, shift in zip(self._log_end, self._shift, strict=True)]
+        if self.log_end is None:
+            ended([self])
+            if self.partial:
+                of_each = zip(self.views, self.ends, strict=True)
+                self._end_doubt = math.fsum(doubt_of(*view.after_x, ends) for view, ends in of_each)
+        assert self.log_end is not None
+        return [value + shift for value, shift in zip(self.log_end, self._shift, strict=True)]
 
     def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
@@ -310,12 +325,12 @@ class EstimatedRow:
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
         self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
         written: dict[bytes, list[Way]] = {}  # by tail: mostly that of both models
-        for i, (view, ends) in enumerate(zip(self.views, self._ends, strict=True)):
+        for i, (view, ends) in enumerate(zip(self.views, self.ends, strict=True)):
             if view.tail not in written:
                 written[view.tail] = ways(self.alignment, view.tail, self._wanted, self._entered)
             found = written[view.tail] if view.at_x is not None else []
             view.ways = {way.token: way for way in found}
-            if not self._partial:
+            if not self.partial:
                 continue
             at_x = view.at_x or ()
             for way in found:
@@ -332,8 +347,8 @@ class EstimatedRow:
 
     def look_again(self) -> None:
         """Estimate anew what models that show only some ids were asked about."""
-        if self._partial:
-            self._log_end = None
+        if self.partial:
+            self.log_end = None
             estimate_anew(self, self._wanted)
 
     def sum_up(self) -> None:
@@ -373,7 +388,7 @@ class EstimatedRow:
         """The same for texts that go on."""
         for i, view in enumerate(self.views):
             view.ways = {way.token: way for way in ways(self.alignment, view.tail, self.onward)}
-            for way in view.ways.values() if self._partial else ():
+            for way in view.ways.values() if self.partial else ():
                 view.want_steps(way.path, partial(self._little, i, _FOLLOWED))
 
     def follow(self) -> None:

@@ -58,10 +58,11 @@ class Known:
 
     def __init__(self, models: int) -> None:
         self.place: dict[bytes, int] = {}
-        self.masses: Floats = np.empty((models, 0))
-        self.error: Floats = np.empty((2, 0))
-        self.sums: Floats = np.empty((models, 0))
-        self.exact: Bools = np.empty(0, dtype=np.bool_)
+        # The last column is every other token's, of which nothing is known.
+        self.masses: Floats = np.full((models, 1), -np.inf)
+        self.error: Floats = np.zeros((2, 1))
+        self.sums: Floats = np.zeros((models, 1))
+        self.exact: Bools = np.zeros(1, dtype=np.bool_)
         self.taken: dict[bytes, Floats] = {}
 
     def own(self, most: Floats) -> Floats:
@@ -93,12 +94,12 @@ class Known:
 
     def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
         """New tokens, as estimated."""
-        count = len(self.exact)
+        count = len(self.place)
         self.place.update(zip(tokens, range(count, count + len(tokens)), strict=True))
-        self.masses = np.concatenate([self.masses, masses], axis=1)
-        self.error = np.concatenate([self.error, error], axis=1)
-        self.sums = np.concatenate([self.sums, sums], axis=1)
-        self.exact = np.concatenate([self.exact, np.zeros(len(tokens), dtype=np.bool_)])
+        self.masses = np.concatenate([self.masses[:, :-1], masses, self.masses[:, -1:]], axis=1)
+        self.error = np.concatenate([self.error[:, :-1], error, self.error[:, -1:]], axis=1)
+        self.sums = np.concatenate([self.sums[:, :-1], sums, self.sums[:, -1:]], axis=1)
+        self.exact = np.concatenate([self.exact[:count], np.zeros(len(tokens) + 1, dtype=np.bool_)])
 
     def replace(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
         """Tokens that are here, estimated anew from what more is known."""
@@ -120,13 +121,8 @@ class Known:
         place = self.place
         return list(dict.fromkeys(t.bytes for t in tokens if t.bytes and t.bytes not in place and not t.end))
 
-    def lacks(self, tokens: Sequence[Token]) -> bool:
-        """Whether one of these tokens may not have been estimated yet."""
-        place = self.place
-        return any(t.bytes not in place for t in tokens)
-
     def columns(self, tokens: Sequence[Token]) -> Ids:
-        """The column of each token, (c,); -1 where it has none."""
+        """The column of each token, (c,); -1, the last one, where it has none."""
         return np.fromiter(map(self.place.get, [t.bytes or b"" for t in tokens], repeat(-1)), np.int64, len(tokens))
 
 

@@ -191,11 +191,11 @@ def with_end(proposed: Sequence[tuple[Token, float]], log_end: float, count: int
 
 
 def scores_of(
-    columns: Sequence[Floats],
+    columns: Sequence[Floats] | Floats,
     how: Sequence[How],
     error: Floats | None = None,
     apart: Floats | None = None,
-    own: Sequence[Floats] | None = None,
+    own: Sequence[Floats] | Floats | None = None,
 ) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
     error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked;
@@ -207,11 +207,14 @@ def scores_of(
     expert = columns[0]
     antiexpert = columns[1] if len(columns) > 1 else np.zeros(len(expert))
     known = np.isfinite(expert) & np.isfinite(antiexpert)
-    offset = np.zeros(len(expert))
-    offset[known] = expert[known] - antiexpert[known]
-    if len(columns) == 1 and not known.all():
-        offset[~known] = offset[known].min() if known.any() else 0.0
-    kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
+    if known.all():
+        offset, kinds = expert - antiexpert, tuple(how)
+    else:
+        offset = np.zeros(len(expert))
+        offset[known] = expert[known] - antiexpert[known]
+        if len(columns) == 1:
+            offset[~known] = offset[known].min() if known.any() else 0.0
+        kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
     error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
     apart = error if apart is None else np.where(known, apart, 0.0)
     if own is None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from blackbox_proxy import TransformersBase, TransformersPair
 from blackbox_proxy.decoding.rows import Weigher, opened
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.types import Position, Token

@@ -20,7 +20,7 @@ from blackbox_proxy.answers.scoring import ask_whole, given_positions, look, sco
 from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.cli.app import main
 from blackbox_proxy.decoding.rows import Scored
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.decoding.whole_vocabulary import of_given, over_everything
 from blackbox_proxy.errors import BadResponse, ContextTooLong, InputError
 from blackbox_proxy.maths.equation import Equation

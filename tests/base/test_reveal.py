@@ -12,7 +12,8 @@ import pytest
 
 from blackbox_proxy import Budget, BudgetedBase, CachedBase, ProxyTuner, TransformersBase, open_base
 from blackbox_proxy.api.naming import in_requests
-from blackbox_proxy.decoding.weigh import Known, Weighed, weigh, worth_asking
+from blackbox_proxy.decoding.weigh import weigh
+from blackbox_proxy.decoding.weighed import Known, Weighed, worth_asking
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import BudgetReached, InputError
 from blackbox_proxy.maths.equation import Equation

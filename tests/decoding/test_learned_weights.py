@@ -17,7 +17,7 @@ from blackbox_proxy.base.openai import OpenAIBase
 from blackbox_proxy.decoding.loop import decode
 from blackbox_proxy.decoding.rows import Weigher, opened
 from blackbox_proxy.decoding.text import Limits
-from blackbox_proxy.decoding.weigh import worth_asking
+from blackbox_proxy.decoding.weighed import worth_asking
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.sampling import Sampling

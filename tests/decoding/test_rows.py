@@ -18,7 +18,7 @@ from tables import SETTINGS, Settings, Table, TableBase, TablePair, TableRow, de
 from blackbox_proxy.decoding.contenders import contenders, hidden_bound, matters, noticeable
 from blackbox_proxy.decoding.rows import Weigher, complete, refine
 from blackbox_proxy.decoding.threads import Turns, on_thread
-from blackbox_proxy.decoding.weigh import Known
+from blackbox_proxy.decoding.weighed import Known
 from blackbox_proxy.maths.equation import Equation, hidden_mass, tail, uncovered
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Ask, Row
@@ -229,10 +229,10 @@ def test_passes_are_bounded_and_a_token_is_asked_about_once() -> None:
 
     pair = Stubborn({}, 1.0)
     rows = [tuple(pair.score((), [Position.ahead()]))]
-    complete([pair], rows, lambda _: [token(b"a")])
+    complete([pair], rows, lambda _: [[token(b"a")]])
     assert len(pair.passes) == 1
     names = iter(range(1000))
-    complete([pair], rows, lambda _: [token(b"x%d" % next(names))])
+    complete([pair], rows, lambda _: [[token(b"x%d" % next(names))]])
     assert len(pair.passes) < 10
 
 

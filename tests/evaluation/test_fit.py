@@ -17,7 +17,7 @@ from toys import words
 
 from blackbox_proxy import Prices, ProxyTuner, TransformersBase, TransformersPair, cli, measure_fit
 from blackbox_proxy.base.openai import OpenAIBase
-from blackbox_proxy.decoding.weigh import Weighed
+from blackbox_proxy.decoding.weighed import Weighed
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.fit import Fit, _look, _verdicts
 from blackbox_proxy.maths.equation import combine

@@ -53,7 +53,7 @@ def test_weights_next_to_plain_ones_are_next_to_it(row: tuple[Floats, ...], alph
 def test_each_term_by_hand() -> None:
     log_q, expert, antiexpert = np.log([0.5, 0.2, 0.1]), np.log([0.1, 0.6, 0.2]), np.log([0.3, 0.3, 0.1])
     weights = Weights(0.5, (0.8,), (0.2,), tail=-0.25)
-    terms = weights.terms(log_q, [scores(expert, antiexpert)], shown=2)
+    terms = weights.terms(log_q, [scores(expert, antiexpert)], np.arange(3) < 2)
     assert list(terms) == ["q", "E", "A", "tail"]
     assert terms["q"][0] == pytest.approx(0.5 * math.log(0.5))
     assert terms["E"][1] == pytest.approx(0.8 * math.log(0.6))
@@ -67,7 +67,7 @@ def test_two_pairs_one_of_them_without_an_antiexpert() -> None:
     log_q, one, two = np.log([0.5, 0.5]), np.log([0.1, 0.9]), np.log([0.7, 0.3])
     weights = Weights(0.5, (0.8, 0.3), (0.2, None))
     lone = Scores(two, np.zeros(2), two, ("exact",) * 2)
-    terms = weights.terms(log_q, [scores(one, one), lone], 2)
+    terms = weights.terms(log_q, [scores(one, one), lone], np.ones(2, dtype=np.bool_))
     assert list(terms) == ["q", "E", "A", "E2", "tail"]
     assert np.allclose(terms["E2"], 0.3 * two)
     assert weights.of_first() == Weights(0.5, (0.8,), (0.2,))
@@ -76,9 +76,9 @@ def test_two_pairs_one_of_them_without_an_antiexpert() -> None:
 def test_a_token_of_which_the_pair_knows_nothing_keeps_the_bases_own() -> None:
     log_q = np.log([0.5, 0.2])
     unknown = scores(np.array([-1.0, -np.inf]), np.array([-2.0, -3.0]))
-    terms = Weights(0.5, (0.8,), (0.8,), rest=1.0).terms(log_q, [unknown], 2)
+    terms = Weights(0.5, (0.8,), (0.8,), rest=1.0).terms(log_q, [unknown], np.ones(2, dtype=np.bool_))
     assert terms["E"][1] + terms["A"][1] == pytest.approx(0.0), "as in plain proxy-tuning"
-    assert np.isfinite(Weights(0.5, (0.8,), (-0.2,)).log_weights(log_q, [unknown], 2)).all()
+    assert np.isfinite(Weights(0.5, (0.8,), (-0.2,)).log_weights(log_q, [unknown], np.ones(2, dtype=np.bool_))).all()
 
 
 def test_what_two_masses_share_cancels_only_as_far_as_their_weights_do() -> None:
