@@ -32,13 +32,15 @@ _NONE: Ids = np.empty(0, dtype=np.int64)
 
 class Relations(NamedTuple):
     """How one token of the base stands to the local vocabulary: `covering` and `leading` ids (see above; nothing leads
-    to what is usually one local token), the first id of its usual spelling (-1 where it has none), and whether the
-    local tokenizer goes on from it to write a longer token of the base ("2" before "23").
+    to what is usually one local token), the first id of its usual spelling (-1 where it has none), of how many ids that
+    is, whether the local tokenizer goes on from it to write a longer token of the base ("2" before "23"), and in how
+    many blanks it ends, 2 for several.
     """
 
     covering: Ids
     leading: Ids
     begins: int
+    pieces: int
     goes_on: bool
     blanks: int
 
@@ -66,11 +68,11 @@ class Crossing:
             if len(known) > _MOST_KNOWN:
                 known = self._known = {}  # whoever reads the old one goes on with it
                 missing = list(dict.fromkeys(tokens))
-            for token, begins in zip(missing, self._begins(missing), strict=True):
+            for token, (begins, pieces) in zip(missing, self._begins(missing), strict=True):
                 alone = self.local.id_of(token) == begins and not token[-1:].isspace()
                 leading = _NONE if alone else self._leading(token)
                 blanks = min(len(token) - len(token.rstrip()), 2)
-                known[token] = Relations(self._covering(token), leading, begins, self._goes_on(token), blanks)
+                known[token] = Relations(self._covering(token), leading, begins, pieces, self._goes_on(token), blanks)
         return [known[token] for token in tokens]
 
     def codes(self, ids: Sequence[Ids]) -> tuple[list[Ids], Sequence[bytes]]:
@@ -94,10 +96,12 @@ class Crossing:
             found = self._tokens[spelling] = self.base.token(spelling)
         return found
 
-    def _begins(self, tokens: Sequence[bytes]) -> list[int]:
+    def _begins(self, tokens: Sequence[bytes]) -> list[tuple[int, int]]:
+        """The first id of each token's usual spelling, and how many it has."""
         whole = [token for token in tokens if utf8_prefix(token) == len(token)]
         paths = dict(zip(whole, self.local.encode(whole), strict=True))
-        return [paths[token][0] if paths.get(token) else self._longest(token) for token in tokens]
+        found = [paths.get(token) or [self._longest(token)] for token in tokens]
+        return [(path[0], len(path)) for path in found]
 
     def _longest(self, token: bytes) -> int:
         """The longest local token that begins a token which no tokenizer cuts, because it is part of a character."""

@@ -29,6 +29,8 @@ from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
 
 TOP = 128  # ids of a node that are looked at one by one, the likeliest first
+_MORE = 1024  # where those leave a mass that moves what goes on, so many are
+_REST = 0.03  # of a node's distribution: a mass that moves it
 _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
 _LOG_LEAST = math.log(_LEAST)
 _ENTERED = 0.01  # of the mass of x: a beginning with less is not where a token is completed
@@ -267,8 +269,11 @@ class Bridges:
     def _looked_at(self, path: Path) -> tuple[Ids, Floats]:
         """The ids after a node that are looked at one by one, and their probabilities."""
         outputs, place = self._places[path]
-        ids, values = outputs.top(place, TOP)
-        values = np.exp(values[values > _LOG_LEAST])
+        for count in (TOP, _MORE):
+            ids, values = outputs.top(place, count)
+            values = np.exp(values[values > _LOG_LEAST])
+            if values.sum() > 1.0 - _REST:
+                break
         return ids[: len(values)], values
 
     def going(self, way: Way) -> Going:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ from blackbox_proxy.calibration.asking import Plan
 from blackbox_proxy.calibration.fitting import Learner, fit, folds, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.learning import Calibration
 from blackbox_proxy.calibration.likelihood import Terms
+from blackbox_proxy.calibration.places import Place, Places
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.learned import models_of, read_learned, write_weights
+from blackbox_proxy.maths.equation import tail
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
 from blackbox_proxy.report.calibration import lines
+from blackbox_proxy.types import How, Scores
 
 Pairs = Callable[[str], TransformersPair]
 TRUE = np.array([0.4, 0.8, 0.2, -0.3])
@@ -352,3 +356,28 @@ def test_the_command_writes_what_is_better_and_nothing_else(
     status, out, err = run(*learn, "--top-logprobs", str(WIDE))
     assert (status, output.exists()) == (1, False), "no better than chance"
     assert "Nothing is written" in err
+
+
+@pytest.mark.parametrize("spread", [PLAIN_SPREAD, Spread(0.7, 0.0), Spread(1.0, 1.0), Spread(1.4, 0.25)])
+def test_places_are_spread_anew_as_the_tail_of_each_is(spread: Spread) -> None:
+    rng, places = np.random.default_rng(1), []
+    for shown, beyond in ((5, 3), (4, 0), (1, 6), (3, 2)):
+        count = shown + beyond
+        log_e, log_a = (np.log(rng.dirichlet(np.ones(count + 1))[:count]) for _ in range(2))
+        log_q = np.log(rng.dirichlet(np.ones(shown + 1))[:shown])
+        if shown == 3:
+            log_q = log_q - np.log(np.exp(log_q).sum())  # which hides nothing
+        exact: How = "exact"
+        scores = Scores(log_e, log_a, log_e - log_a, (exact,) * count)
+        every = np.concatenate([log_q, np.full(beyond, -9.0)])
+        marks = np.zeros(count, dtype=np.bool_)
+        places.append(Place(every, shown, [scores], marks, ~marks))
+    pair: Any = SimpleNamespace(has_antiexpert=True)
+    together = Places.of(places)
+    found = together.parts.split(together.spread_anew(spread, "backoff", [pair]))
+    for place, own in zip(places, found, strict=True):
+        scores, log_q = place.scores[0], place.log_q[: place.shown]
+        log_mass = spread.log_mass(scores.log_expert, scores.log_antiexpert)
+        rest = tail(log_q, log_mass[: place.shown], log_mass[place.shown :], "backoff", None, spread.temperature)
+        expected = place.log_q if spread == PLAIN_SPREAD else np.concatenate([log_q, rest])
+        assert np.allclose(own, expected, atol=1e-12)

@@ -1,4 +1,4 @@
-"""examples/real_models: what needs no real model, quickly, and (real) the whole chain in small on the real ones."""
+"""examples/real_models: what needs no real model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import hashlib
 import json
 import random
 import re
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,7 +26,6 @@ import parts  # noqa: E402
 import served  # noqa: E402
 import starting  # noqa: E402
 import task  # noqa: E402
-from servers.install import INSTALLED, llama_server, python_of  # noqa: E402
 
 # -- fetching ---------------------------------------------------------------------------------------------------------
 
@@ -228,89 +225,3 @@ def test_an_expert_is_tuned_once_and_all_is_measured_and_kept(
         assert [system["title"] for system in systems] == titles
         assert all(f"| {system['title']} | {system['value']:.3f} (" in printed for system in systems)
     assert kept["tuned"]["texts"] == 4
-
-
-# -- the chain on the real models -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real() -> Path:
-    """The folder that fetch.py wrote, or a skip that says why there is none."""
-    folder = parts.models_folder(None)
-    if not all((folder / name / "config.json").is_file() for name in ("gemma", "smollm2")):
-        pytest.skip(f"no real models in {folder}: run examples/real_models/fetch.py, or set {parts.MODELS}")
-    return folder
-
-
-def ran(script: str, folder: Path, tmp_path: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
-    """The parts of a script's JSON, and what it printed."""
-    command = [sys.executable, str(FOLDER / f"{script}.py"), "--models", str(folder), "--cache", str(tmp_path)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=1200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((tmp_path / f"{script}.json").read_text())["parts"], done.stdout
-
-
-def values(part: dict[str, Any]) -> dict[str, float]:
-    return {system["system"]: system["value"] for system in part["measured"]["tables"][0]["systems"]}
-
-
-@pytest.mark.real
-def test_domain_in_small(real: Path, tmp_path: Path) -> None:
-    small = ("--texts", "8", "--modules", "4", "--develop", "8", "--length", "120", "--shown", "5", "0", "--alpha", "1")
-    found, printed = ran("domain", real, tmp_path, *small)
-    few, whole = map(values, found)
-    assert [part["shown"] for part in found] == [5, 0]
-    # What the base and the expert say of the text's own tokens does not depend on how many candidates are shown.
-    for system in ("base", "expert", "antiexpert"):
-        assert few[system] == pytest.approx(whole[system], rel=0.02)
-    assert len(set(few.values())) == 5
-    assert all(0.2 < value < 5.0 for value in (*few.values(), *whole.values()))
-    assert printed.count("| base alone |") == 2
-
-
-@pytest.mark.real
-def test_task_in_small(real: Path, tmp_path: Path) -> None:
-    small = ("--problems", "16", "--test", "6", "--develop", "8")
-    (part,), printed = ran("task", real, tmp_path, *small)
-    assert set(values(part)) == {"base", "expert", "antiexpert", "tuned@1", "tuned@weights"}
-    said = [row["systems"]["base"]["said"] for row in part["measured"]["rows"]]
-    assert sum(answer.isdigit() for answer in said) >= 5  # three solved problems show what an answer looks like
-    assert "| base alone |" in printed
-
-
-@pytest.mark.real
-def test_servers_in_small(real: Path, tmp_path: Path) -> None:
-    programs = {"llama-server": llama_server(), "vllm": python_of("vllm") if INSTALLED["vllm"]() else None}
-    if not any(programs.values()) or not (real / "gemma.gguf").is_file():
-        pytest.skip("no server is installed, or there is no gemma.gguf: run tests/servers/install.py and fetch.py")
-    options = ["--llama-server", str(programs["llama-server"]), "--vllm-python", str(programs["vllm"])]
-    small = ("--texts", "8", "--modules", "2", "--length", "120", "--tokens", "8")
-    (here, *others), printed = ran("served", real, tmp_path, *options, *small)
-    assert here["base"] == served.HERE
-    kinds = [kind for kind, program in programs.items() if program]
-    assert [each["base"] for each in others] == [name for name in LOG_Q if name.split(",")[0] in kinds]
-    for each in others:
-        for what in ("alone", "steered"):
-            assert 0 < each[what]["median"] < LOG_Q[each["base"]]
-            partings = [served.Parting(**parting) for parting in each[what]["partings"]]
-            assert all(parting.unexplained is None or parting.explained for parting in partings)
-            assert not partings or each["base"] == "llama-server"  # the others have the same weights and numbers
-        assert 0 < each["times"]["calls_per_token"] < 1
-        assert each["bulk"]["run"] > 0
-        assert f"| {each['base']} | steered |" in printed
-
-
-LOG_Q = {"llama-server": 0.3, served.FLOAT32: 0.01, "vllm": 1e-3}
-"""Nats by which each may differ from the base in this process: llama-server rounds what 4-bit weights meet."""
-
-
-@pytest.mark.real
-def test_news_in_small(real: Path, realtimeqa: Path, tmp_path: Path) -> None:
-    data = realtimeqa / "2026"
-    if not data.is_dir():
-        pytest.skip(f"there is no {data}")
-    size = ("--articles", "8", "--read", "300", "--questions", "15", "--texts", "4", "--length", "100", "--alpha", "1")
-    small = ("--data", str(data), *size)
-    found, _ = ran("news", real, tmp_path, *small)
-    assert [part["part"] for part in found] == ["Questions of the weeks that were read", "Later news", "Old news"]
-    assert all(part["measured"]["tables"][0]["rows"] >= 4 for part in found)

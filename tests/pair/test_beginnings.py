@@ -67,3 +67,32 @@ def test_given_text_is_as_likely_by_estimates_as_by_sums(text: str) -> None:
     )
     off = [abs(one.log_p - other.log_p) for one, other in zip(estimated.tokens, summed.tokens, strict=True)]
     assert float(np.mean(off)) < 0.1
+
+
+def test_what_goes_on_from_a_place_where_all_is_alike_is_looked_at_too() -> None:
+    """200 letters that the base joins to "B", where the models find each as likely as any other."""
+    letters = [chr(0x4E00 + i) for i in range(200)]
+    local = toy_vocabulary(["B", *letters], [])
+    base = toy_vocabulary(["B", *letters, *("B" + letter for letter in letters)], [("B", letter) for letter in letters])
+    models = [toy_lm(local, seed) for seed in (3, 4)]
+    shown = tokens(base, "B", letters[0])
+    position = Position(shown[0], -1.0, shown, np.array([-1.0, -2.0]))
+    session, whole = (TransformersPair(*models, exact=exact).open(letters[1], base) for exact in (False, True))
+    (row,), (summed,) = session.score([], [position]), whole.score([], [position])
+    session.refine([(row, shown)])
+    found, true = row.score(shown), summed.score(shown)
+    assert found.log_expert[0] == pytest.approx(true.log_expert[0], abs=0.3)
+    assert found.log_antiexpert[0] == pytest.approx(true.log_antiexpert[0], abs=0.3)
+
+
+def test_a_token_may_be_the_farther_off_the_more_pieces_it_is_written_in() -> None:
+    """Only its first piece is known: the others may each be told apart by the models."""
+    local = toy_vocabulary(list("abcdx"), [])
+    base = toy_vocabulary([*"abcdx", "ab", "abc", "abcd"], [("a", "b"), ("ab", "c"), ("abc", "d")])
+    models = [toy_lm(local, seed) for seed in (3, 4)]
+    shown = tokens(base, "ab", "abc", "abcd", "x")
+    position = Position(shown[0], -1.0, shown, np.linspace(-1.0, -3.0, len(shown)))
+    (row,) = TransformersPair(*models).open("x", base).score([], [position])
+    two, three, four, one = row.score(shown).error.tolist()
+    assert [three / two, four / two] == pytest.approx([2.0, 3.0])
+    assert 0.0 < one < two
