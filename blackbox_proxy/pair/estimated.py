@@ -172,10 +172,8 @@ def propose(rows: Sequence[EstimatedRow]) -> None:
 
 def ended(rows: Sequence[EstimatedRow]) -> None:
     """Find what each model gives the ids that end a text, at all these rows at once."""
-    if not rows:
-        return
     found = []
-    for i, ends in enumerate(rows[0].ends):
+    for i, ends in enumerate(rows[0].ends if rows else ()):
         outputs, places = rows[0].views[i].after_x[0], np.array([row.views[i].after_x[1] for row in rows])
         values = outputs.gather(np.repeat(places, len(ends)), np.tile(ends, len(rows)))
         found.append(np.logaddexp.reduce(values.reshape(len(rows), len(ends)), axis=1, initial=-np.inf).tolist())
@@ -232,9 +230,7 @@ class EstimatedRow:
         columns, error = known.masses[:, places] + shift, known.error[:, places]
         own = known.own(np.exp(-shift[:, 0]))[:, places] * np.exp(shift)
         exact = known.exact[places]
-        how: list[How] = ["estimated"] * len(tokens)
-        if exact.any():
-            how = [self._summed if summed else "estimated" for summed in exact.tolist()]
+        how: list[How] = [self._summed if summed else "estimated" for summed in exact.tolist()]
         ends = [i for i, token in enumerate(tokens) if token.end] if self.spelled else []
         if ends:
             columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
@@ -251,9 +247,8 @@ class EstimatedRow:
     def _end(self) -> list[float]:
         if self.log_end is None:
             ended([self])
-            if self.partial:
-                of_each = zip(self.views, self.ends, strict=True)
-                self._end_doubt = math.fsum(doubt_of(*view.after_x, ends) for view, ends in of_each)
+            of_each = zip(self.views, self.ends, strict=True) if self.partial else ()
+            self._end_doubt = math.fsum(doubt_of(*view.after_x, ends) for view, ends in of_each)
         assert self.log_end is not None
         return [value + shift for value, shift in zip(self.log_end, self._shift, strict=True)]
 
