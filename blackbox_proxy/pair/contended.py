@@ -33,6 +33,7 @@ _MORE = 1024  # where those leave a mass that moves what goes on, so many are
 _REST = 0.03  # of a node's distribution: a mass that moves it
 _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
 _LOG_LEAST = math.log(_LEAST)
+_ROUNDED = 1.0 - 1e-6  # the least of those that are looked at is among them
 _ENTERED = 0.01  # of the mass of x: a beginning with less is not where a token is completed
 _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model never writes may be the other's word
 
@@ -167,6 +168,7 @@ class Bridges:
         self._logs: dict[Path, float] = {(): 0.0}
         self._scales: dict[Path, float] = {}
         self._going: dict[Path, Going] = {}
+        self._looked: dict[Path, tuple[Ids, Floats]] = {}
         self._log_x = self.log_path(at_x)
         self._before: list[tuple[Path, bytes, float]] = []  # node, what of x is missing there, its mass by that of x
         self.total = 0.0
@@ -252,9 +254,12 @@ class Bridges:
         count as what goes on from there, and no others.
         """
         ids = self._completing(path, missing, after, token)
-        if likely and len(ids):
-            ids = ids[np.isin(ids, self._looked_at(path)[0])]
-        return float(self.probability(path, ids).sum()) if len(ids) else 0.0
+        if not len(ids):
+            return 0.0
+        values = self.probability(path, ids)
+        if likely:
+            values = values[values >= self._looked_at(path)[1][-1:].min(initial=1.0) * _ROUNDED]
+        return float(values.sum())
 
     def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> Ids:
         found = self._alignment.completing(missing, after, token)
@@ -268,13 +273,17 @@ class Bridges:
 
     def _looked_at(self, path: Path) -> tuple[Ids, Floats]:
         """The ids after a node that are looked at one by one, and their probabilities."""
+        found = self._looked.get(path)
+        if found is not None:
+            return found
         outputs, place = self._places[path]
         for count in (TOP, _MORE):
             ids, values = outputs.top(place, count)
             values = np.exp(values[values > _LOG_LEAST])
             if values.sum() > 1.0 - _REST:
                 break
-        return ids[: len(values)], values
+        found = self._looked[path] = ids[: len(values)], values
+        return found
 
     def going(self, way: Way) -> Going:
         """What follows a token at its own node and makes a longer token of the base of it, or is on its way there."""

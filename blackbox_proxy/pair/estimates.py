@@ -31,7 +31,8 @@ _PIECES = 0.01  # of the mass of shorter tokens that begin a candidate: what may
 _ENDS = 0.02
 GOES_ON = 0.2
 _ACROSS = 0.7
-IN_PIECES = 1.5  # nats, for each further piece: of a candidate that no local token covers, known by the first of them
+# Of a candidate that no local token covers, known by the first of its two or three pieces; as much for each further one.
+IN_PIECES = 1.5
 _BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
 _LOOKED_AT = 20  # ids after x, the expert's likeliest
 _ALIKE = 2.0  # nats: where they differ by less, what goes on does so alike in both
@@ -185,7 +186,7 @@ def _estimated(
     going = GOES_ON * np.clip(differ / _ALIKE, 1.0, _MOST_GOING)
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, going, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
-    more = np.array([max(found.pieces - 1, 1) for found in relations])
+    more = np.array([max(found.pieces - 2, 1) for found in relations])
     pieces = more * np.minimum(IN_PIECES, unlike)
     errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, more * IN_PIECES)])
     with np.errstate(divide="ignore"):

@@ -87,12 +87,13 @@ def test_what_goes_on_from_a_place_where_all_is_alike_is_looked_at_too() -> None
 
 def test_a_token_may_be_the_farther_off_the_more_pieces_it_is_written_in() -> None:
     """Only its first piece is known: the others may each be told apart by the models."""
-    local = toy_vocabulary(list("abcdx"), [])
-    base = toy_vocabulary([*"abcdx", "ab", "abc", "abcd"], [("a", "b"), ("ab", "c"), ("abc", "d")])
+    local = toy_vocabulary(list("abcdex"), [])
+    words = [("a", "b"), ("ab", "c"), ("abc", "d"), ("abcd", "e")]
+    base = toy_vocabulary([*"abcdex", *("".join(word) for word in words)], words)
     models = [toy_lm(local, seed) for seed in (3, 4)]
-    shown = tokens(base, "ab", "abc", "abcd", "x")
+    shown = tokens(base, "ab", "abc", "abcd", "abcde", "x")
     position = Position(shown[0], -1.0, shown, np.linspace(-1.0, -3.0, len(shown)))
     (row,) = TransformersPair(*models).open("x", base).score([], [position])
-    two, three, four, one = row.score(shown).error.tolist()
-    assert [three / two, four / two] == pytest.approx([2.0, 3.0])
+    two, *more, one = row.score(shown).error.tolist()
+    assert [each / two for each in more] == pytest.approx([1.0, 2.0, 3.0])
     assert 0.0 < one < two
