@@ -4,5 +4,5 @@ models.ModelPair -> plain      base and pair spell alike: E(c) is the probabilit
                  -> estimated  they do not: the row after the text, and sums of what contends (estimates, contended)
                  -> aligned    the same with every event summed over a token tree (masses)
 sharing: the vocabulary of both, where tuning has added to the tokenizer
-side: one of the two models in one session; outputs: what it said
+side: one of the two models in one session
 """

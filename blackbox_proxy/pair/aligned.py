@@ -15,8 +15,8 @@ from blackbox_proxy.aligning.alignment import BUDGET, Alignment, Nodes
 from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path, TokenTree
 from blackbox_proxy.background import checkpoint
+from blackbox_proxy.models.outputs import Outputs, Rows
 from blackbox_proxy.pair.masses import Masses
-from blackbox_proxy.pair.outputs import Outputs, Rows
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Cutter

@@ -24,7 +24,7 @@ import numpy as np
 
 from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.tree import Path
-from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
 

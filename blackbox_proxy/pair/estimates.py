@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.aligning.crossing import Crossing, Relations
+from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.pair.contended import TOP
-from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats, Token
 
@@ -31,7 +31,7 @@ _PIECES = 0.01  # of the mass of shorter tokens that begin a candidate: what may
 _ENDS = 0.02
 GOES_ON = 0.2
 _ACROSS = 0.7
-# Of a candidate that no local token covers, known by the first of its two or three pieces; as much for each further one.
+# Of a candidate that no local token covers, known by the first of two or three pieces; as much for each further one.
 IN_PIECES = 1.5
 _BLANKS = 6.0  # of the mass of one that ends in several blanks, most of which is written with a word behind it
 _LOOKED_AT = 20  # ids after x, the expert's likeliest

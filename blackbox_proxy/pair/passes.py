@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from blackbox_proxy.aligning.tree import Path, TokenTree
+from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.pair.contended import Way
-from blackbox_proxy.pair.outputs import Outputs
 from blackbox_proxy.pair.side import AskedText, ReadText
 
 

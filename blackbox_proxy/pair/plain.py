@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.maths.logspace import logsumexp
-from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.pair.side import Side, Wanted, scores_of, side_by_side, with_end
 from blackbox_proxy.protocols import Row
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, VocabularyTokens

@@ -38,8 +38,8 @@ from blackbox_proxy.errors import (
     VocabularyMismatch,
 )
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.models.outputs import Outputs, Rows, Shown
 from blackbox_proxy.pair.models import ModelPair
-from blackbox_proxy.pair.outputs import Outputs, Rows, Shown
 from blackbox_proxy.pair.side import Named, Wanted
 from blackbox_proxy.text.files import declared_ends
 from blackbox_proxy.text.spelling import from_pretrained

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from blackbox_proxy.pair.outputs import Outputs
+from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 from blackbox_proxy.types import END, Floats, How, Position, Scores, Token
 

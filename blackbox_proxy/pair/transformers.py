@@ -9,9 +9,9 @@ from typing import Any
 from blackbox_proxy.aligning.alignment import Segmentations
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.loading import load_both, load_causal_lm
+from blackbox_proxy.models.outputs import Logits, Outputs
 from blackbox_proxy.models.trunk import Slots, Trunk
 from blackbox_proxy.pair.models import ModelPair
-from blackbox_proxy.pair.outputs import Logits, Outputs
 from blackbox_proxy.pair.sharing import shared
 from blackbox_proxy.pair.side import Wanted
 from blackbox_proxy.text.vocabulary import Vocabulary

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blackbox_proxy.pair.outputs import Logits
+from blackbox_proxy.models.outputs import Logits
 
 
 @pytest.mark.parametrize("width", [40, 900, 32_003, 151_936])
