@@ -2,7 +2,7 @@
 
 A `Model` has a vocabulary and opens a `Text`, which gives log probabilities after places of one growing text. On this
 machine it is models/lm.py (see transformers.py); behind a server it is what the server shows (remote.py), and that may
-be less than everything (outputs.py).
+be less than everything (models/outputs.py).
 """
 
 from __future__ import annotations
