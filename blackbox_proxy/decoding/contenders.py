@@ -40,7 +40,7 @@ def contenders(log_p: Floats, bar: Floats, temperature: float, parts: Parts | No
         return np.empty(0, dtype=np.intp)
     parts = Parts.of([len(log_p)]) if parts is None else parts
     contend = log_p + bar >= parts.each(parts.most(log_p - bar))
-    contend &= parts.each(parts.counts(contend) > 1).astype(np.bool_) | (bar > _SURE)
+    contend &= parts.each(parts.counts(contend) > 1) | (bar > _SURE)
     if temperature > 0.0:
         contend |= _moved(normalise(log_p / temperature, parts), bar / temperature)
     return np.flatnonzero(contend & (bar > 0.0))
@@ -57,14 +57,14 @@ def spreading(
     least = parts.most(log_p - bar) - _MARGIN if temperature == 0.0 else parts.most(log_p) - _NEAR
     near = parts.most(np.where(told, -np.inf, log_p)) >= least
     near &= parts.counts(~told) > 0
-    return np.flatnonzero(parts.each(near).astype(np.bool_) & (np.exp(log_mass) > _SPREADS) & (bar > 0.0))
+    return np.flatnonzero(parts.each(near) & (np.exp(log_mass) > _SPREADS) & (bar > 0.0))
 
 
 def beginnings(scores: Scores, told: NDArray[np.bool_], parts: Parts) -> Ids:
     """Candidates that may be the beginning of what the expert writes, " Gre" of " Greta": the token that it becomes may
     be hidden by the base and covered by no token of the pair, and is known only once they are summed.
     """
-    hides = parts.each(parts.counts(~told) > 0).astype(np.bool_)
+    hides = parts.each(parts.counts(~told) > 0)
     return np.flatnonzero(hides & (np.exp(scores.log_expert) > _BEGINS) & (scores.error > _OPEN))
 
 

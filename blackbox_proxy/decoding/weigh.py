@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed, index_in
 from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.maths import equation as maths
-from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
@@ -140,21 +139,6 @@ class Stack:
             scores = [each.part(own) for each in self.scores]
             found.append(Weighed(self.tokens[i], counts[i], self.log_q[own], log_p[own], scores, covered, most))
         return found
-
-
-def weigh(
-    position: Position,
-    rows: Sequence[Row],
-    pairs: Sequence[Pair],
-    equation: Equation,
-    place: int,
-    known: Known = NOTHING_KNOWN,
-) -> Weighed:
-    """q of the candidates and of the tail, the pairs' offsets, and p from them. Raises NoLogprobs."""
-    found = listed(Shown.at(position), rows, equation.tail, equation.tail_size, known)
-    stack = Stack.of([found], pairs, equation.tail, equation.spread)
-    (weighed,) = stack.weighed(equation.log_ps(stack.log_q, stack.scores, [place], stack.told, stack.parts))
-    return weighed
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from blackbox_proxy import Budget, BudgetedBase, CachedBase, ProxyTuner, TransformersBase, open_base
 from blackbox_proxy.api.naming import in_requests
-from blackbox_proxy.decoding.weigh import weigh
+from blackbox_proxy.decoding.rows import Scored, Weigher
 from blackbox_proxy.decoding.weighed import Known, Weighed, worth_asking
 from blackbox_proxy.dialects.table import DIALECTS
 from blackbox_proxy.errors import BudgetReached, InputError
@@ -173,7 +173,7 @@ def _weighed(
     known = Known({("bytes", key): value for key, value in (told or {}).items()})
     rows: Any = [_Row(expert, _ANTIEXPERT)]
     pairs: Any = [_Pair()]
-    weighed = weigh(_POSITION, rows, pairs, Equation((1.0,), "ask"), 0, known)
+    weighed = Scored(Weigher(pairs, (Equation((1.0,), "ask"),)), _POSITION, rows, 0, known).under(0)
     return weighed, [token.bytes for token in worth_asking(weighed, known, temperature)]
 
 

@@ -27,7 +27,8 @@ from tables import (
 )
 
 from blackbox_proxy.decoding.loop import decode
-from blackbox_proxy.decoding.weigh import one_end, weigh
+from blackbox_proxy.decoding.rows import Scored, Weigher
+from blackbox_proxy.decoding.weigh import one_end
 from blackbox_proxy.errors import CannotContinue, ContextTooLong, InputError
 from blackbox_proxy.maths.sampling import Sampling, nucleus
 from blackbox_proxy.protocols import Ask
@@ -289,7 +290,8 @@ def expected_texts(settings: Settings) -> dict[tuple[bytes, ...], float]:
         row = sorted(SHOWN.get(text, {None: 1.0}).items(), key=lambda item: -item[1])[:2]
         position = Position(END, None, [token(s) for s, _ in row], np.log([p for _, p in row]))
         pair = TablePair(OFFSETS, proposals)
-        weighed = weigh(position, [TableRow(OFFSETS.get(text, {}), proposals)], [pair], settings.equation, 0)
+        weigher = Weigher([pair], (settings.equation,))
+        weighed = Scored(weigher, position, [TableRow(OFFSETS.get(text, {}), proposals)], 0).under(0)
         p = nucleus(weighed.log_p, settings.sampling)
         return {b"" if t.end else t.bytes or b"": float(x) for t, x in zip(weighed.tokens, p, strict=True) if x > 0}
 
