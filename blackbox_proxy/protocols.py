@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import Draft, Floats, Position, Prefix, Prompt, Scores, Token, Usage
@@ -187,6 +187,18 @@ class Row(Protocol):
         """At most `count` tokens that the expert finds likely, in the base's spelling, most likely first; the end
         included. model: 1 for those of the anti-expert; the expert's where there is none.
         """
+        ...
+
+
+@runtime_checkable
+class Together(Row, Protocol):
+    """A row that is scored in one go with others. `draft`: those of which this is the same object."""
+
+    @property
+    def draft(self) -> object: ...
+
+    def score_all(self, wanted: Sequence[tuple[Any, Sequence[Token]]]) -> Scores:
+        """What `score` says of these tokens at rows of one draft, those of one after those of the other."""
         ...
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -209,9 +210,9 @@ class Scores:
             log_e, log_a = np.log(self.own)
         return replace(self, log_expert=log_e, log_antiexpert=log_a)
 
-    def only(self, wanted: NDArray[np.bool_]) -> Scores:
-        """Those of some of the tokens, (c,)."""
-        how = tuple(kind for kind, ok in zip(self.how, wanted.tolist(), strict=True) if ok)
+    def only(self, wanted: NDArray[np.bool_] | slice) -> Scores:
+        """Those of some of the tokens, (c,), or of one piece of the list."""
+        how = self.how[wanted] if isinstance(wanted, slice) else tuple(compress(self.how, wanted.tolist()))
         return Scores(
             self.log_expert[wanted],
             self.log_antiexpert[wanted],
@@ -220,18 +221,6 @@ class Scores:
             self.error[wanted],
             self.apart[wanted],
             self.own[:, wanted],
-        )
-
-    def part(self, own: slice) -> Scores:
-        """Those of the tokens in one piece of the list."""
-        return Scores(
-            self.log_expert[own],
-            self.log_antiexpert[own],
-            self.offset[own],
-            self.how[own],
-            self.error[own],
-            self.apart[own],
-            self.own[:, own],
         )
 
     def then(self, *more: Scores) -> Scores:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.decoding.contenders import beginnings, contenders, hidden_bound, matters, spreading
 from blackbox_proxy.decoding.prompted import open_session
-from blackbox_proxy.decoding.weigh import Shown, Stack, listed, log_spread
+from blackbox_proxy.decoding.weigh import Shown, Stack, listed, log_spread, scores_at
 from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
 from blackbox_proxy.maths import equation as maths
@@ -146,7 +146,8 @@ class Weigher:
             if stack is None:
                 how = equation.tail, equation.tail_size
                 positions = [listed(each.shown, each.rows, *how, own) for each, own in zip(scored, known, strict=True)]
-                stack = Stack.of(positions, self.pairs, equation.tail, equation.spread)
+                rows = [each.rows for each in scored]
+                stack = Stack.of(positions, rows, self.pairs, equation.tail, equation.spread)
             log_p = equation.log_ps(stack.log_q, stack.scores, places, stack.told, stack.parts)
             if alike:
                 bounds = zip(alike, stack.parts.bounds, strict=True)
@@ -161,9 +162,24 @@ class Weigher:
 
     def _contenders(self, scored: Sequence[Scored]) -> list[list[Token]]:
         """What is wanted at each position."""
-        found: list[dict[Key, Token]] = [{token.key: token for token in each.newly_joining()} for each in scored]
+        found: list[dict[Key, Token]] = [{} for _ in scored]
+        self._add_joining(found, scored)
         self._add_wanted(found, scored)
         return [list(tokens.values()) for tokens in found]
+
+    def _add_joining(self, found: Sequence[dict[Key, Token]], scored: Sequence[Scored]) -> None:
+        """What joins the candidates and is inexact, the first time that a position is asked about."""
+        anew = [(own, each) for own, each in zip(found, scored, strict=True) if each.joins_anew()]
+        if not anew:
+            return
+        tokens = [each.known.joining for _, each in anew]
+        error = sum(
+            scores_at([(each.rows[i], some) for (_, each), some in zip(anew, tokens, strict=True)]).error
+            for i in range(len(self.pairs))
+        )
+        values = iter(np.atleast_1d(error).tolist())
+        for (own, _), some in zip(anew, tokens, strict=True):
+            own |= {token.key: token for token in some if next(values) > 0.0}
 
     def _add_wanted(self, found: Sequence[dict[Key, Token]], scored: Sequence[Scored]) -> None:
         try:
@@ -262,8 +278,8 @@ class Scored:
         """The base was asked about this place. Complete it anew."""
         self.known, self.weighed, self._joined = known, None, False
 
-    def newly_joining(self) -> list[Token]:
-        """What joins the candidates and is inexact, the first time that it is asked for: then it is refined."""
-        found = [] if self._joined else inexact_of(self.rows, self.known.joining)
+    def joins_anew(self) -> bool:
+        """Whether something joins the candidates that this was not asked about before: what is inexact is refined."""
+        anew = not self._joined and len(self.known.joining) > 0
         self._joined = True
-        return found
+        return anew

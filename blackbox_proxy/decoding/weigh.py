@@ -1,8 +1,8 @@
 """From positions' candidates to log p: one end, the tail, the pairs' offsets, the equation. No loop, no choice, and
 nothing but arithmetic: what the rows say is complete by now (rows.py).
 
-    position -> Shown;  Shown, rows -> Listed: candidates, proposals, scores    one by one
-    Listed of many positions -> Stack -> the tail, Equation.log_ps -> Weighed   all of them in one array
+    position -> Shown;  Shown, rows -> Listed: candidates, proposals            one by one
+    Listed of many positions -> Stack -> scores, the tail, Equation.log_ps -> Weighed   all of them in one array
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
-from blackbox_proxy.protocols import Pair, Row
+from blackbox_proxy.protocols import Pair, Row, Together
 from blackbox_proxy.text.vocabulary import VocabularyTokens
 from blackbox_proxy.types import END_KEY, Floats, Key, Position, Scores, TailPolicy, Token
+
+_LISTED = 256  # tokens of a position: more are left an array of ids, fewer are looked at often
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,8 @@ class Shown:
     @classmethod
     def at(cls, position: Position) -> Shown:
         """Raises NoLogprobs."""
-        tokens, log_q = one_end(position.tokens, position.logprobs)
+        few = len(position.tokens) <= _LISTED
+        tokens, log_q = one_end(list(position.tokens) if few else position.tokens, position.logprobs)
         if len(tokens) == 0:
             raise NoLogprobs(
                 "the base gave no log probability at this position",
@@ -54,14 +57,15 @@ class Shown:
 class Listed:
     """Everything that is weighed at a position: the base's candidates, what it told by name, and what is estimated.
 
-    log_q (c,), nats, of the first `told`; of the others it is yet to be estimated, and 0. scores: of each pair.
-    mass, least: of all that the base told, and of its own candidates.
+    blocks: those tokens again, in the pieces in which they are scored: a whole vocabulary is no list. log_q (c,), nats,
+    of the first `told`; of the others it is yet to be estimated, and 0. mass, least: of all that the base told, and of
+    its own candidates.
     """
 
     tokens: Sequence[Token]
+    blocks: Sequence[Sequence[Token]]
     told: int
     log_q: Floats
-    scores: Sequence[Scores]
     mass: float
     least: float
 
@@ -76,16 +80,24 @@ def listed(shown: Shown, rows: Sequence[Row], tail: TailPolicy, tail_size: int, 
     hidden = tail != "truncate" and maths.hidden_by(min(1.0, shown.mass)) > 0.0
     proposed = _proposals(tokens, rows if hidden else (), count, known.joining)
     if not proposed:
-        return Listed(tokens, len(tokens), log_q, [row.score(tokens) for row in rows], shown.mass, shown.least)
+        return Listed(tokens, (tokens,), len(tokens), log_q, shown.mass, shown.least)
     proposed, told = _told_first(proposed, known.log_q)
     every = [*tokens, *proposed]
-    if isinstance(tokens, VocabularyTokens):  # a whole vocabulary is no list
-        scores = [row.score(tokens).then(row.score(proposed)) for row in rows]
-    else:
-        scores = [row.score(every) for row in rows]
+    blocks = (tokens, proposed) if isinstance(tokens, VocabularyTokens) else (every,)
     mass = shown.mass + float(np.exp(told).sum())
     values = np.concatenate([log_q, told, np.zeros(len(proposed) - len(told))])
-    return Listed(every, len(tokens) + len(told), values, scores, mass, shown.least)
+    return Listed(every, blocks, len(tokens) + len(told), values, mass, shown.least)
+
+
+def scores_at(wanted: Sequence[tuple[Row, Sequence[Token]]]) -> Scores:
+    """What one pair says of tokens at many positions, those of one after those of the other."""
+    first = wanted[0][0]
+    if len(wanted) > 1 and isinstance(first, Together):
+        draft = first.draft
+        if all(isinstance(row, Together) and row.draft is draft for row, _ in wanted):
+            return first.score_all(wanted)
+    one, *more = (row.score(tokens) for row, tokens in wanted)
+    return one.then(*more)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,11 +115,23 @@ class Stack:
     parts: Parts
 
     @classmethod
-    def of(cls, positions: Sequence[Listed], pairs: Sequence[Pair], tail: TailPolicy, spread: Spread) -> Stack:
-        """Estimate what is to be estimated; what has no mass is no candidate."""
+    def of(
+        cls,
+        positions: Sequence[Listed],
+        rows: Sequence[Sequence[Row]],
+        pairs: Sequence[Pair],
+        tail: TailPolicy,
+        spread: Spread,
+    ) -> Stack:
+        """Score, and estimate what is to be estimated; what has no mass is no candidate. rows: of each position, one of
+        each pair.
+        """
         parts = Parts.of([len(each.log_q) for each in positions])
         log_q = _joined([each.log_q for each in positions])
-        scores = [first.then(*more) for first, *more in zip(*(each.scores for each in positions), strict=True)]
+        scores = [
+            scores_at([(row, block) for row, each in zip(own, positions, strict=True) for block in each.blocks])
+            for own in zip(*rows, strict=True)
+        ]
         tokens = [each.tokens for each in positions]
         if all(each.told == len(each.log_q) for each in positions):
             told = np.ones(len(log_q), dtype=np.bool_)
@@ -136,7 +160,7 @@ class Stack:
             own = slice(start, end)
             covered = min(1.0, self.positions[i].mass)
             most = min(self.positions[i].least, math.log(max(maths.hidden_by(covered), 1e-300)))
-            scores = [each.part(own) for each in self.scores]
+            scores = [each.only(own) for each in self.scores]
             found.append(Weighed(self.tokens[i], counts[i], self.log_q[own], log_p[own], scores, covered, most))
         return found
 
@@ -159,6 +183,8 @@ def _proposals(tokens: Sequence[Token], rows: Sequence[Row], count: int, joining
 
 def _told_first(proposed: Sequence[Token], known: Mapping[Key, float]) -> tuple[list[Token], Floats]:
     """The tokens of which log q is known, and that, (told,); after them those of which it is not."""
+    if not known:
+        return list(proposed), np.empty(0)
     values = np.array([known.get(token.key, math.nan) for token in proposed], dtype=np.float64)
     order = np.argsort(np.isnan(values), kind="stable")
     return [proposed[int(i)] for i in order], values[~np.isnan(values)]

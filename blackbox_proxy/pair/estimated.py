@@ -23,9 +23,10 @@ from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.background import checkpoint
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.pair.ahead import read_ahead
 from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, begun_by, contended_mass, texts_begun, ways
-from blackbox_proxy.pair.estimates import Known, doubt_of, estimate, estimate_anew, written
+from blackbox_proxy.pair.estimates import Estimates, Known, doubt_of, estimate, estimate_anew, written
 from blackbox_proxy.pair.passes import Pass, View, pass_over
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.protocols import Row
@@ -76,8 +77,9 @@ class EstimatedSession:
                 views.append([View(*place) for place in laid[rest]])
                 self._passes.append(pass_over(side.text, read, views[-1], nodes[rest]))
         side_by_side(self._sides, lambda i: self._passes[i].run(views[i]))
+        table, ends = Estimates(len(self._sides)), [side.ends for side in self._sides]
         rows = [
-            EstimatedRow(self, crossing, alignment, [own[j] for own in views], [side.ends for side in self._sides])
+            EstimatedRow(table, self.lock, crossing, alignment, [own[j] for own in views], ends)
             for j, (crossing, alignment) in enumerate(known[: len(positions)])
         ]
         propose(rows)
@@ -181,6 +183,14 @@ def ended(rows: Sequence[EstimatedRow]) -> None:
         row.log_end = masses
 
 
+def _columns(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> list[int]:
+    """Where the table has these tokens of these rows, see `Known.columns`."""
+    found: list[int] = []
+    for row, tokens in wanted:
+        found += row.known.columns(tokens) if row.spelled else [0] * len(tokens)
+    return found
+
+
 class EstimatedRow:
     """A position's candidates under both models. Scoring is arithmetic over what has been read."""
 
@@ -188,7 +198,8 @@ class EstimatedRow:
 
     def __init__(
         self,
-        session: EstimatedSession,
+        table: Estimates,
+        lock: threading.Lock,
         crossing: Crossing,
         alignment: Alignment,
         views: Sequence[View],
@@ -196,14 +207,15 @@ class EstimatedRow:
     ) -> None:
         self.views = views
         self.crossing = crossing
-        self.lock = session.lock
+        self.lock = lock
         self.alignment = alignment
         self.ends = ends
-        self.known = Known(len(views))
+        self.draft = table
+        self.known = Known(table)
         self.bridges = [Bridges(alignment, view.tail, view.at_x or (), view.places, view.beside) for view in views]
         self.bridged = any(bridges.total for bridges in self.bridges)
         # One for all tokens of the row, so that what else is summed here moves none against another.
-        self._shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
+        self.shift = tuple(-math.log(1.0 + bridges.total) for bridges in self.bridges)
         self._others: list[dict[Path, float]] = [{} for _ in views]  # by node, what joins the first sum there
         self._written: dict[int, dict[bytes, float]] = {}  # model -> what its likeliest ids begin with
         self._proposed: dict[int, tuple[int, list[Token]]] = {}
@@ -211,7 +223,7 @@ class EstimatedRow:
         self.onward: list[bytes] = []  # texts that are about to become longer tokens of the base
         self._become: list[dict[bytes, float]] = [{} for _ in views]  # by model, their masses by that of x
         self.log_end: list[float] | None = None
-        self._end_doubt = 0.0
+        self.end_doubt = 0.0
         self.spelled = all(view.at_x is not None for view in views)
         said = [outputs.hidden[place] for view in views for outputs, place in view.places.values()]
         self.partial = any(map(math.isfinite, said))
@@ -219,38 +231,38 @@ class EstimatedRow:
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
     def score(self, tokens: Sequence[Token]) -> Scores:
-        known = self.known
-        places = known.columns(tokens)
-        if self.spelled and places.min(initial=0) < 0 and known.missing(tokens):
-            estimate([(self, tokens)])
-            places = known.columns(tokens)
-        if not self.spelled:
-            places[:] = -1
-        shift = np.array(self._shift)[:, None]
-        columns, error = known.masses[:, places] + shift, known.error[:, places]
-        own = known.own(np.exp(-shift[:, 0]))[:, places] * np.exp(shift)
-        exact = known.exact[places]
-        how: list[How] = [self._summed if summed else "estimated" for summed in exact.tolist()]
-        ends = [i for i, token in enumerate(tokens) if token.end] if self.spelled else []
-        if ends:
-            columns[:, ends], error[:, ends] = np.array(self._end())[:, None], self._end_doubt
-            own[:, ends] = np.exp(columns[:, ends])
-            for i in ends:
-                how[i] = "estimated" if self._end_doubt else "exact"
-        return scores_of(columns, how, error[0], error[1], own)
+        return self.score_all([(self, tokens)])
 
-    @property
-    def _summed(self) -> How:
-        """What a mass is that was summed: with some ids left out, an estimate went into it."""
-        return "prefix" if self.partial else "exact"
+    def score_all(self, wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> Scores:
+        table, parts = self.draft, Parts.of([len(tokens) for _, tokens in wanted])
+        places = _columns(wanted)
+        if -1 in places:
+            estimate([(row, tokens) for row, tokens in wanted if row.spelled])
+            places = _columns(wanted)
+        for row, _ in wanted:
+            row.known.settle([math.exp(-shift) for shift in row.shift])
+        shift = np.repeat(np.array([row.shift for row, _ in wanted]).T, parts.sizes, axis=1)
+        columns, error = table.masses[:, places] + shift, table.error[:, places]
+        own = table.own[:, places] * np.exp(shift)
+        how: list[How] = ["exact" if summed else "estimated" for summed in table.exact[places].tolist()]
+        for (row, tokens), start in zip(wanted, parts.starts.tolist(), strict=True):
+            if row.partial:  # with some ids left out, an estimate went into what was summed
+                some = slice(start, start + len(tokens))
+                how[some] = ["prefix" if kind == "exact" else kind for kind in how[some]]
+            for i in [i for i, token in enumerate(tokens, start) if token.end] if row.spelled else ():
+                columns[:, i], error[:, i] = row.end(), row.end_doubt
+                own[:, i] = np.exp(columns[:, i])
+                how[i] = "estimated" if row.end_doubt else "exact"
+        return scores_of(columns, how, error[0], error[1], own, parts)
 
-    def _end(self) -> list[float]:
+    def end(self) -> list[float]:
+        """What each model gives the end of the text, nats."""
         if self.log_end is None:
             ended([self])
             of_each = zip(self.views, self.ends, strict=True) if self.partial else ()
-            self._end_doubt = math.fsum(doubt_of(*view.after_x, ends) for view, ends in of_each)
+            self.end_doubt = math.fsum(doubt_of(*view.after_x, ends) for view, ends in of_each)
         assert self.log_end is not None
-        return [value + shift for value, shift in zip(self.log_end, self._shift, strict=True)]
+        return [value + shift for value, shift in zip(self.log_end, self.shift, strict=True)]
 
     def leaves_tail(self, text: bytes) -> bool:
         """Whether the usual spelling of tail and token is another than the tail's, with more behind it."""
@@ -295,8 +307,8 @@ class EstimatedRow:
         masses = self._written[model]
         if become := self._become[model]:
             masses = {token: masses.get(token, 0.0) + become.get(token, 0.0) for token in (*masses, *become)}
-        shift = math.exp(self._shift[model])
-        masses = masses | {t: math.exp(self.known.masses[model, place]) for t, place in self.known.exact_tokens()}
+        shift = math.exp(self.shift[model])
+        masses = masses | {t: math.exp(self.draft.masses[model, place]) for t, place in self.known.summed.items()}
         if shift != 1.0:
             masses = {token: mass * shift for token, mass in masses.items()}
         values = np.fromiter(masses.values(), np.float64, len(masses))
@@ -304,7 +316,7 @@ class EstimatedRow:
         order = np.argsort(-values, kind="stable")[:count]
         order = order[values[order] > 0.0]
         token = self.crossing.token
-        log_end = self._end()[model]
+        log_end = self.end()[model]
         if not math.isfinite(log_end):
             return [token(tokens[i]) for i in order.tolist()]
         proposed = [(token(tokens[i]), math.log(values[i])) for i in order.tolist()]
@@ -318,7 +330,7 @@ class EstimatedRow:
         """
         known = self.known
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
-        self._wanted = [t for t in spelled if t in known.place and not known.exact[known.place[t]]]
+        self._wanted = [t for t in spelled if t in known.place and t not in known.summed]
         written: dict[bytes, list[Way]] = {}  # by tail: mostly that of both models
         for i, (view, ends) in enumerate(zip(self.views, self.ends, strict=True)):
             if view.tail not in written:
@@ -334,7 +346,7 @@ class EstimatedRow:
                 little = self._little(i, self._before_sums(token, i), at_x)
                 view.want(at_x, relations.covering[:_NAMED].tolist(), little)
             if any(token.end for token in tokens):
-                view.want(at_x, ends.tolist(), self._little(i, math.exp(self._end()[i]), at_x))
+                view.want(at_x, ends.tolist(), self._little(i, math.exp(self.end()[i]), at_x))
 
     def _little(self, model: int, mass: float, node: Path) -> float:
         """The log probability at a node that is little beside a mass by that of x."""
@@ -355,7 +367,7 @@ class EstimatedRow:
                 for token, way in view.ways.items()
             }
             columns.append({t: math.log(mass) if mass > 0.0 else -math.inf for t, mass in masses.items()})
-        self._shift = tuple(
+        self.shift = tuple(
             -math.log(1.0 + bridges.total + math.fsum(others.values()))
             for bridges, others in zip(self.bridges, self._others, strict=True)
         )
@@ -363,7 +375,7 @@ class EstimatedRow:
             if all(token in column for column in columns):
                 self.known.set_exact(token, [column[token] for column in columns])
             else:  # the local vocabulary cannot write it
-                self.known.error[:, self.known.place[token]] = 0.0
+                self.draft.error[:, self.known.place[token]] = 0.0
         self._own_no_more(behind)
         self.follow()
 
@@ -401,4 +413,4 @@ class EstimatedRow:
 
     def _before_sums(self, token: bytes, model: int) -> float:
         """The mass of a token by that of x, as far as it was found without a node of its own."""
-        return float(self.known.sums[model, self.known.place[token]])
+        return float(self.draft.sums[model, self.known.place[token]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,85 +49,106 @@ _UNSHOWN = 3.0  # nats: how far below what its like got on average an id may be 
 Bools = NDArray[np.bool_]
 
 
-class Known:
-    """What is known of tokens at one row, a column a token. masses: log, (models, c), by that of x; error (2, c): by
-    how much their difference may be off, nats, and each of them by itself; sums: R and what bridges the end of x, no
-    log, 0 where no local token covers one; exact: whether the masses are the sums over all ways; taken: of the sums
-    what turned out to be another token's.
+class Estimates:
+    """What is known of tokens at all rows of a draft, a column a token and row; the first is that of tokens of which
+    nothing is known. masses: log, (models, c), by that of x; error (2, c): by how much their difference may be off,
+    nats, and each of them by itself; sums: R and what bridges the end of x, no log, 0 where no local token covers one;
+    exact: whether the masses are the sums over all ways; own: see `Known.settle`.
     """
 
     def __init__(self, models: int) -> None:
-        self.place: dict[bytes, int] = {}
-        # The last column is every other token's, of which nothing is known.
         self.masses: Floats = np.full((models, 1), -np.inf)
         self.error: Floats = np.zeros((2, 1))
         self.sums: Floats = np.zeros((models, 1))
+        self.own: Floats = np.zeros((models, 1))
         self.exact: Bools = np.zeros(1, dtype=np.bool_)
-        self.taken: dict[bytes, Floats] = {}
 
-    def own(self, most: Floats) -> Floats:
-        """Of each mass what no other token has as well, (models, c), no log: the estimates of what the row after x
-        says, each local token counted where it begins, and not where a candidate is only as likely as its first piece;
-        and sums, of which others have no part. most (models,): of all that can be. Ways that were followed for two
-        tokens may still overlap, so that something is left in any case of what the row gives to tokens that are not
-        here.
+    def add(self, masses: Floats, error: Floats, sums: Floats) -> int:
+        """New columns, as estimated; which is the first."""
+        start = len(self.exact)
+        self.masses = np.concatenate([self.masses, masses], axis=1)
+        self.error = np.concatenate([self.error, error], axis=1)
+        self.sums = np.concatenate([self.sums, sums], axis=1)
+        self.own = np.concatenate([self.own, sums], axis=1)
+        self.exact = np.concatenate([self.exact, np.zeros(masses.shape[1], dtype=np.bool_)])
+        return start
+
+
+class Known:
+    """The columns of one row. place: of each token; summed: those that are exact; taken: of a token's sums what turned
+    out to be another's.
+    """
+
+    def __init__(self, table: Estimates) -> None:
+        self.table = table
+        self.place: dict[bytes, int] = {}
+        self.summed: dict[bytes, int] = {}
+        self.taken: dict[bytes, Floats] = {}
+        self._settled = True
+
+    def settle(self, most: Sequence[float]) -> None:
+        """Say of each mass what no other token has as well, `own` (models, c), no log: the estimates of what the row
+        after x says, each local token counted where it begins, and not where a candidate is only as likely as its first
+        piece; and sums, of which others have no part. most: of each model, of all that can be. Ways that were followed
+        for two tokens may still overlap, so that something is left in any case of what the row gives to tokens that are
+        not here.
         """
-        if not self.exact.any():
-            return self.sums
-        found = np.where(self.exact, np.exp(self.masses), self.sums)
+        if self._settled:
+            return
+        self._settled = True
+        table, places = self.table, np.fromiter(self.place.values(), np.int64, len(self.place))
+        sums, exact = table.sums[:, places], table.exact[places]
+        found = np.where(exact, np.exp(table.masses[:, places]), sums)
+        columns = dict(zip(self.place, range(len(places)), strict=True))
         for token, masses in self.taken.items():
-            place = self.place.get(token, -1)
-            if place >= 0 and not self.exact[place]:
-                found[:, place] = np.maximum(found[:, place] - masses, 0.0)
-        begun = self.sums.sum(axis=1)
+            column = columns.get(token, -1)
+            if column >= 0 and not exact[column]:
+                found[:, column] = np.maximum(found[:, column] - masses, 0.0)
+        begun = sums.sum(axis=1)
         moved = found.sum(axis=1) - begun
-        room = (1.0 - _LEFT) * np.maximum(most - begun, 0.0)
+        room = (1.0 - _LEFT) * np.maximum(np.array(most) - begun, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             part = np.where(moved > room, room / moved, 1.0)
-        scaled: Floats = self.sums + part[:, None] * (found - self.sums)
-        return scaled
+        table.own[:, places] = sums + part[:, None] * (found - sums)
 
     def take(self, token: bytes, masses: Sequence[float]) -> None:
         """So much of what stands with this token is another's; no log, by model."""
         more = np.maximum(np.array(masses), 0.0)
         self.taken[token] = self.taken[token] + more if token in self.taken else more
+        self._settled = not self.summed
 
-    def add(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
-        """New tokens, as estimated."""
-        count = len(self.place)
-        self.place.update(zip(tokens, range(count, count + len(tokens)), strict=True))
-        self.masses = np.concatenate([self.masses[:, :-1], masses, self.masses[:, -1:]], axis=1)
-        self.error = np.concatenate([self.error[:, :-1], error, self.error[:, -1:]], axis=1)
-        self.sums = np.concatenate([self.sums[:, :-1], sums, self.sums[:, -1:]], axis=1)
-        self.exact = np.concatenate([self.exact[:count], np.zeros(len(tokens) + 1, dtype=np.bool_)])
+    def add(self, tokens: Sequence[bytes], start: int) -> None:
+        """These tokens have the columns from `start` on."""
+        self.place.update(zip(tokens, range(start, start + len(tokens)), strict=True))
+        self._settled = not self.summed
 
     def replace(self, tokens: Sequence[bytes], masses: Floats, error: Floats, sums: Floats) -> None:
         """Tokens that are here, estimated anew from what more is known."""
-        places = [self.place[token] for token in tokens]
-        self.masses[:, places], self.error[:, places], self.sums[:, places] = masses, error, sums
+        places, table = [self.place[token] for token in tokens], self.table
+        table.masses[:, places], table.error[:, places], table.sums[:, places] = masses, error, sums
+        table.own[:, places] = sums
+        self._settled = not self.summed
 
     def set_exact(self, token: bytes, masses: Sequence[float]) -> None:
-        place = self.place[token]
-        self.masses[:, place], self.error[:, place], self.exact[place] = masses, 0.0, True
-
-    def exact_tokens(self) -> list[tuple[bytes, int]]:
-        """Those that are exact, and their columns."""
-        if not self.exact.any():
-            return []
-        return [(token, place) for token, place in self.place.items() if self.exact[place]]
+        place = self.summed[token] = self.place[token]
+        self.table.masses[:, place], self.table.error[:, place], self.table.exact[place] = masses, 0.0, True
+        self._settled = False
 
     def missing(self, tokens: Sequence[Token]) -> list[bytes]:
         """Those of these tokens that have not been estimated yet."""
         place = self.place
         return list(dict.fromkeys(t.bytes for t in tokens if t.bytes and t.bytes not in place and not t.end))
 
-    def columns(self, tokens: Sequence[Token]) -> Ids:
-        """The column of each token, (c,); -1, the last one, where it has none."""
-        return np.fromiter(map(self.place.get, [t.bytes or b"" for t in tokens], repeat(-1)), np.int64, len(tokens))
+    def columns(self, tokens: Sequence[Token]) -> list[int]:
+        """The column of each token; 0 where it can have none, -1 where it was not estimated yet."""
+        place = self.place
+        return [place.get(text, -1) if (text := token.bytes) and not token.end else 0 for token in tokens]
 
 
 def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
-    """Estimate the masses of these tokens at these rows, where they are not known: one gather a model for all."""
+    """Estimate the masses of these tokens at these rows of one draft, where they are not known: one gather a model for
+    all.
+    """
     rows: list[EstimatedRow] = []
     blocks: list[list[bytes]] = []
     relations: list[Relations] = []
@@ -139,11 +159,10 @@ def estimate(wanted: Sequence[tuple[EstimatedRow, Sequence[Token]]]) -> None:
             relations += row.crossing.of(missing)
     if not rows:
         return
-    start, (masses, error, sums) = 0, _estimated(rows, blocks, relations)
+    start = rows[0].known.table.add(*_estimated(rows, blocks, relations))
     for row, block in zip(rows, blocks, strict=True):
-        end = start + len(block)
-        row.known.add(block, masses[:, start:end], error[:, start:end], sums[:, start:end])
-        start = end
+        row.known.add(block, start)
+        start += len(block)
 
 
 def estimate_anew(row: EstimatedRow, tokens: Sequence[bytes]) -> None:

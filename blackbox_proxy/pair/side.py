@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary, is_unfinished, utf8_prefix
 from blackbox_proxy.types import END, Floats, How, Position, Scores, Token
@@ -196,13 +197,15 @@ def scores_of(
     error: Floats | None = None,
     apart: Floats | None = None,
     own: Sequence[Floats] | Floats | None = None,
+    parts: Parts | None = None,
 ) -> Scores:
     """Offsets from the masses of expert and (if there is one) anti-expert; a token known to neither gets a neutral one.
     error (c,): by how much each offset may be off, infinitely where a model that shows only some ids was not asked;
     apart (c,): each mass by itself, as much where it is not given; own: of each column what is the token's alone.
+    parts: the places that the tokens are at, where those are several.
 
     Neutral is 0 with an anti-expert. Without one there is no ratio, and 0 would be a certainty: the least offset of
-    the others.
+    the others at its place.
     """
     expert = columns[0]
     antiexpert = columns[1] if len(columns) > 1 else np.zeros(len(expert))
@@ -213,7 +216,9 @@ def scores_of(
         offset = np.zeros(len(expert))
         offset[known] = expert[known] - antiexpert[known]
         if len(columns) == 1:
-            offset[~known] = offset[known].min() if known.any() else 0.0
+            parts = Parts.of([len(expert)]) if parts is None else parts
+            least = -parts.most(np.where(known, -offset, -np.inf))
+            offset = np.where(known, offset, parts.each(np.where(np.isfinite(least), least, 0.0)))
         kinds = tuple(kind if ok else "neutral" for kind, ok in zip(how, known.tolist(), strict=True))
     error = np.zeros(len(expert)) if error is None else np.where(known, error, 0.0)
     apart = error if apart is None else np.where(known, apart, 0.0)

@@ -87,7 +87,7 @@ def test_log_p_and_its_bars_at_many_places_are_those_of_each(equation: Equation)
     log_p = parts.split(equation.log_ps(log_q, [scores], places, told, parts))
     bars = parts.split(equation.errors([scores], places, parts))
     for i, (start, end) in enumerate(parts.bounds):
-        own = scores.part(slice(start, end))
+        own = scores.only(slice(start, end))
         shown = int(told[start:end].sum())
         assert np.array_equal(log_p[i], equation.log_p(log_q[start:end], [own], places[i], shown))
         assert np.array_equal(bars[i], equation.error([own], places[i]))
