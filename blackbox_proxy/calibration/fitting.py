@@ -22,6 +22,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 TEMPERATURES = (0.7, 1.4, 2.0)
 _FOLDS = 5
 _ROUNDS = 50
+_ENOUGH = 1e-4  # nats in all: a step that promises less is the last
 _WORTH = 2.0  # nats in all: less does not pay for a parameter (Akaike)
 
 Spreads = Callable[[Spread], Table]
@@ -126,9 +127,8 @@ def _best_strength(terms: Table, documents: Sequence[int], pull: Floats) -> floa
         own = terms.only(left_out)
         if rest.count == 0 or own.count == 0:
             continue
-        weights = pull
-        for strength in reversed(STRENGTHS):
-            weights = fit(rest, pull, strength, start=weights)
+        strengths = STRENGTHS[::-1]
+        for strength, weights in zip(strengths, fits(rest, pull, strengths), strict=True):
             losses[strength] += float(own.losses(weights).sum())
     return min(STRENGTHS, key=lambda strength: (losses[strength], -strength))
 
@@ -137,41 +137,71 @@ def fit(
     terms: Table, pull: Floats, strength: float, *, counts: Floats | None = None, start: Floats | None = None
 ) -> Floats:
     """The weights (d,) of the least loss + strength / 2 |w - pull|²; the base's is at least 0."""
-    free = np.ones(len(pull), dtype=np.bool_)
-    weights = _newton(terms, pull, strength, counts, pull if start is None else start, free)
-    if weights[0] < 0.0:
-        free[0] = False
-        begin = np.where(free, weights, 0.0)
-        weights = _newton(terms, pull, strength, counts, begin, free)
-    return weights
+    return fits(terms, pull, [strength], counts=counts, start=start)[0]
+
+
+def fits(
+    terms: Table,
+    pull: Floats,
+    strengths: Sequence[float],
+    *,
+    counts: Floats | None = None,
+    start: Floats | None = None,
+) -> list[Floats]:
+    """The same for several strengths, each from where the one before it ended."""
+    found = []
+    at = _Evaluated.at(pull if start is None else start, terms, counts)
+    for strength in strengths:
+        free = np.ones(len(pull), dtype=np.bool_)
+        weights, at = _newton(terms, pull, strength, counts, at, free)
+        if weights[0] < 0.0:
+            free[0] = False
+            held = _Evaluated.at(np.where(free, weights, 0.0), terms, counts)
+            weights, at = _newton(terms, pull, strength, counts, held, free)
+        found.append(weights)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """Weights (d,) and the loss there with its derivatives, see `Table.loss`."""
+
+    weights: Floats
+    loss: tuple[float, Floats, Floats]
+
+    @classmethod
+    def at(cls, weights: Floats, terms: Table, counts: Floats | None) -> _Evaluated:
+        return cls(weights, terms.loss(weights, counts))
+
+    def pulled(self, pull: Floats, strength: float) -> tuple[float, Floats, Floats]:
+        """The same with the pull."""
+        value, gradient, curvature = self.loss
+        away, eye = self.weights - pull, strength * np.eye(len(pull))
+        return value + 0.5 * strength * float(away @ away), gradient + strength * away, curvature + eye
 
 
 def _newton(
-    terms: Table, pull: Floats, strength: float, counts: Floats | None, weights: Floats, free: np.ndarray
-) -> Floats:
-    def loss(at: Floats) -> tuple[float, Floats, Floats]:
-        value, gradient, curvature = terms.loss(at, counts)
-        away = at - pull
-        eye = strength * np.eye(len(at))
-        return value + 0.5 * strength * float(away @ away), gradient + strength * away, curvature + eye
-
-    value, gradient, curvature = loss(weights)
+    terms: Table, pull: Floats, strength: float, counts: Floats | None, at: _Evaluated, free: np.ndarray
+) -> tuple[Floats, _Evaluated]:
+    """The weights, and others so near to them that the last step was not tried. at: where to begin."""
+    value, gradient, curvature = at.pulled(pull, strength)
+    step = np.zeros(len(pull))
     for _ in range(_ROUNDS):
-        step = np.zeros(len(weights))
         step[free] = _descent(curvature[np.ix_(free, free)], gradient[free])
         slope = float(gradient @ step)
-        if slope > -1e-8 * (1.0 + abs(value)):
-            break
+        if slope > -_ENOUGH:
+            return at.weights + step, at
         size = 1.0
         while size > 1e-6:
-            found = loss(weights + size * step)
+            longer = _Evaluated.at(at.weights + size * step, terms, counts)
+            found = longer.pulled(pull, strength)
             if found[0] <= value + 1e-4 * size * slope:
                 break
             size /= 2.0
         else:
             break
-        weights, (value, gradient, curvature) = weights + size * step, found
-    return weights
+        at, (value, gradient, curvature) = longer, found
+    return at.weights, at
 
 
 def _descent(curvature: Floats, gradient: Floats) -> Floats:

@@ -18,10 +18,9 @@ from blackbox_proxy.calibration.asking import Document
 from blackbox_proxy.calibration.fitting import Fitted, Learner, Spreads, rest_weight, spread_of_weights
 from blackbox_proxy.calibration.likelihood import Table, Terms
 from blackbox_proxy.calibration.options import choices_of
-from blackbox_proxy.calibration.places import ALPHAS, Places, unlisted
+from blackbox_proxy.calibration.places import ALPHAS, Places
 from blackbox_proxy.evaluation.statistics import bootstrap_interval, bootstrap_p
 from blackbox_proxy.learned import Learned
-from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, Weights
 from blackbox_proxy.tuner import ProxyTuner
 from blackbox_proxy.types import Floats, Usage
@@ -137,7 +136,7 @@ class Work:
             log_q = every.spread_anew(spread, policy, pairs)
             kept = np.isfinite(log_q)
             x = every.terms(log_q, [pair.has_antiexpert for pair in pairs])
-            return Terms(x.T.compress(kept, axis=1).T, every.parts.only(kept).starts, right[kept], numbers)
+            return Terms(x.T.compress(kept, axis=1).T, every.parts.only(kept), right[kept], numbers)
 
         return table
 
@@ -216,13 +215,11 @@ class Work:
         pairs, policy = self._tuner.pairs, self._tuner.equation.tail
         places = [place for document in self._documents for place in document.every]
         every = Places.of(places)
-        log_qs = every.parts.split(every.spread_anew(fitted.spread, policy, pairs))
-        listed, rest = [], []
-        for place, log_q in zip(places, log_qs, strict=True):
-            listed.append(logsumexp(weights.log_weights(log_q, place.scores, place.told)))
-            rest.append(weights.log_rest(unlisted(place, log_q, pairs), place.scores))
-        right = [not place.listed for place in places]
-        return rest_weight(np.array(listed), np.array(rest), np.array(right))
+        log_q = every.spread_anew(fitted.spread, policy, pairs)
+        listed = every.parts.log_sums(weights.log_weights(log_q, every.scores, every.told))
+        rest = weights.log_rests(every.unlisted(log_q, pairs), every.scores, every.parts)
+        right = np.array([not place.listed for place in places])
+        return rest_weight(listed, rest, right)
 
 
 def _alone(like: Floats) -> Floats:

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.types import Floats
 
 
@@ -61,13 +62,13 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """All candidates of all places in one table: x (n, d), place by place; starts (p,): the first row of each place;
-    right (n,): which of them are; documents (p,): which text each place is of. x lies column by column: so sums over
-    its rows take a quarter of the time.
+    """All candidates of all places in one table: x (n, d), a part of it each place; right (n,): which of them are;
+    documents (p,): which text each place is of. x lies column by column: so sums over its rows take a quarter of the
+    time.
     """
 
     x: Floats
-    starts: NDArray[np.intp]
+    parts: Parts
     right: NDArray[np.bool_]
     documents: NDArray[np.intp]
 
@@ -76,11 +77,9 @@ class Terms:
         """From the terms (c, d), the right ones (c,) and the document of each place; all have at least one that is
         right.
         """
-        sizes = [len(x) for x, _, _ in places]
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.intp)
         return cls(
             np.concatenate([x.T for x, _, _ in places], axis=1).T,
-            starts,
+            Parts.of([len(x) for x, _, _ in places]),
             np.concatenate([right for _, right, _ in places]),
             np.array([document for _, _, document in places], dtype=np.intp),
         )
@@ -88,34 +87,28 @@ class Terms:
     @property
     def count(self) -> int:
         """Places."""
-        return len(self.starts)
-
-    @cached_property
-    def _sizes(self) -> NDArray[np.intp]:
-        return np.diff(np.append(self.starts, len(self.x)))
+        return len(self.documents)
 
     @cached_property
     def _right_rows(self) -> NDArray[np.intp]:
         return np.flatnonzero(self.right)
 
     @cached_property
-    def _right_starts(self) -> NDArray[np.intp]:
-        counts = np.add.reduceat(self.right.astype(np.intp), self.starts)
-        return np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.intp)
+    def _right_parts(self) -> Parts:
+        return self.parts.only(self.right)
 
     def only(self, documents: Sequence[int]) -> Terms:
         """The places of some documents."""
         kept = np.isin(self.documents, documents)
-        rows = np.repeat(kept, self._sizes)
-        sizes = self._sizes[kept]
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.intp)
-        return Terms(self.x.T.compress(rows, axis=1).T, starts, self.right[rows], self.documents[kept])
+        rows = self.parts.each(kept)
+        parts = Parts.of(self.parts.sizes[kept])
+        return Terms(self.x.T.compress(rows, axis=1).T, parts, self.right[rows], self.documents[kept])
 
     def losses(self, weights: Floats) -> Floats:
         """Of each place, (p,) nats."""
         values = self.x @ weights
         chosen = values[self._right_rows]
-        return log_sums(values, self.starts) - log_sums(chosen, self._right_starts)
+        return self.parts.log_sums(values) - self._right_parts.log_sums(chosen)
 
     def loss(self, weights: Floats, counts: Floats | None = None) -> tuple[float, Floats, Floats]:
         """The sum, its gradient (d,) and its matrix of second derivatives (d, d). counts (p,): how often each place
@@ -123,10 +116,10 @@ class Terms:
         """
         counts = np.ones(self.count) if counts is None else counts
         values, rows = self.x @ weights, self._right_rows
-        every = moments(self.x, values, self.starts, counts)
+        every = moments(self.x, values, self.parts, counts)
         if len(rows) == self.count:  # one a place: nothing to sum over
             return every[0] - float(counts @ values[rows]), every[1] - counts @ self.x[rows], every[2]
-        chosen = moments(self.x[rows], values[rows], self._right_starts, counts)
+        chosen = moments(self.x[rows], values[rows], self._right_parts, counts)
         return every[0] - chosen[0], every[1] - chosen[1], every[2] - chosen[2]
 
     def swept(self, plain: Sequence[Floats]) -> Floats:
@@ -146,43 +139,28 @@ class Terms:
     def slopes(self, weights: Floats) -> Floats:
         """The gradient of each place's loss, (p, d)."""
         values, rows = self.x @ weights, self._right_rows
-        every = means(self.x, values, self.starts)
-        own: Floats = every - means(self.x[rows], values[rows], self._right_starts)
+        every = means(self.x, values, self.parts)
+        own: Floats = every - means(self.x[rows], values[rows], self._right_parts)
         return own
 
 
 # -- sums over the rows of each place ---------------------------------------------------------------------------------
 
 
-def log_sums(values: Floats, starts: NDArray[np.intp]) -> Floats:
-    """log of the sum of exp(values) (n,) of each place, (p,); starts (p,): its first row."""
-    return shares(values, starts)[0]
-
-
-def shares(values: Floats, starts: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """The log sum of each place, (p,), and each row's share of it, (n,)."""
-    sizes = np.diff(np.append(starts, len(values)))
-    top = np.maximum.reduceat(values, starts)
-    share = np.exp(values - np.repeat(top, sizes))
-    total = np.add.reduceat(share, starts)
-    share /= np.repeat(total, sizes)
-    return top + np.log(total), share
-
-
-def means(x: Floats, values: Floats, starts: NDArray[np.intp]) -> Floats:
+def means(x: Floats, values: Floats, parts: Parts) -> Floats:
     """The mean of x (n, d) in each place, (p, d), rows counting with their share of it."""
-    _, share = shares(values, starts)
-    found: Floats = np.add.reduceat(share * x.T, starts, axis=1).T
+    _, share = parts.shares(values)
+    found: Floats = np.add.reduceat(share * x.T, parts.starts, axis=1).T
     return found
 
 
-def moments(x: Floats, values: Floats, starts: NDArray[np.intp], counts: Floats) -> tuple[float, Floats, Floats]:
+def moments(x: Floats, values: Floats, parts: Parts, counts: Floats) -> tuple[float, Floats, Floats]:
     """Over all places, each as often as `counts` (p,) says: their log sums, their means (d,) and covariances (d, d)."""
-    sums, share = shares(values, starts)
+    sums, share = parts.shares(values)
     columns = x.T
     weighted = share * columns
-    means = np.add.reduceat(weighted, starts, axis=1)
-    weighted *= np.repeat(counts, np.diff(np.append(starts, len(values))))
+    means = np.add.reduceat(weighted, parts.starts, axis=1)
+    weighted *= parts.each(counts)
     squares = np.empty((len(columns), len(columns)))
     for i in range(len(columns)):  # as one product of matrices, of which d is so small, it takes three times as long
         squares[i, : i + 1] = squares[: i + 1, i] = columns[: i + 1] @ weighted[i]

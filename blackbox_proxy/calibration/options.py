@@ -16,10 +16,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.calibration.likelihood import Terms, log_sums, means, moments, shares
+from blackbox_proxy.calibration.likelihood import Terms, means, moments
 from blackbox_proxy.calibration.places import Place, Places, rest_terms
 from blackbox_proxy.decoding.whole_vocabulary import log_share, of_nothing
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import Spread
 from blackbox_proxy.protocols import Pair
 from blackbox_proxy.types import Floats, TailPolicy
@@ -62,7 +63,7 @@ class Option:
 class Choices:
     """All options of all questions. tokens: those that weights can change, each a place of this table, with as many
     columns as there are weights, the last of them for what is on no list; options (t,): which option each is of.
-    fixed (o,): nats that no weight changes; sizes (o,). starts (q,): the first option of each question; right (o,).
+    fixed (o,): nats that no weight changes; sizes (o,). questions: the options of each; right (o,).
     documents (q,): which each question is. plain (q, a), expert (q,): the losses of plain proxy-tuning, and of the
     first expert alone.
     """
@@ -71,7 +72,7 @@ class Choices:
     options: NDArray[np.intp]
     fixed: Floats
     sizes: Floats
-    starts: NDArray[np.intp]
+    questions: Parts
     right: NDArray[np.bool_]
     documents: NDArray[np.intp]
     plain: Floats
@@ -80,27 +81,23 @@ class Choices:
     @property
     def count(self) -> int:
         """Questions."""
-        return len(self.starts)
+        return len(self.documents)
 
     @cached_property
-    def _counts(self) -> NDArray[np.intp]:
-        return np.diff(np.append(self.starts, len(self.fixed)))
-
-    @cached_property
-    def _right_starts(self) -> NDArray[np.intp]:
-        return _starts(np.add.reduceat(self.right.astype(np.intp), self.starts))
+    def _right_parts(self) -> Parts:
+        return self.questions.only(self.right)
 
     def only(self, documents: Sequence[int]) -> Choices:
         """The questions of some documents."""
         kept = np.isin(self.documents, documents)
-        options = np.repeat(kept, self._counts)
+        options = self.questions.each(kept)
         tokens = self.tokens.only(np.flatnonzero(kept).tolist())
         return Choices(
             replace(tokens, documents=_numbers(kept)[tokens.documents]),
             _numbers(options)[self.options[options[self.options]]],
             self.fixed[options],
             self.sizes[options],
-            _starts(self._counts[kept]),
+            Parts.of(self.questions.sizes[kept]),
             self.right[options],
             self.documents[kept],
             self.plain[kept],
@@ -117,18 +114,18 @@ class Choices:
         """
         counts = np.ones(self.count) if counts is None else counts
         values, slopes, right = self._values(weights), self._slopes(weights), self.right
-        every = moments(slopes, values, self.starts, counts)
-        chosen = moments(slopes[right], values[right], self._right_starts, counts)
-        moved = shares(values, self.starts)[1]  # what the loss rises by as an option's value does
-        moved[right] -= shares(values[right], self._right_starts)[1]
-        moved *= np.repeat(counts, self._counts) / self.sizes
+        every = moments(slopes, values, self.questions, counts)
+        chosen = moments(slopes[right], values[right], self._right_parts, counts)
+        moved = self.questions.shares(values)[1]  # what the loss rises by as an option's value does
+        moved[right] -= self._right_parts.shares(values[right])[1]
+        moved *= self.questions.each(counts) / self.sizes
         _, gradient, curvature = self.tokens.loss(weights, moved[self.options])
         return every[0] - chosen[0], -gradient, every[2] - chosen[2] - curvature
 
     def gradients(self, weights: Floats, documents: int) -> Floats:
         """The gradient of each document's loss, (documents, d)."""
         values, slopes, right = self._values(weights), self._slopes(weights), self.right
-        own = means(slopes, values, self.starts) - means(slopes[right], values[right], self._right_starts)
+        own = means(slopes, values, self.questions) - means(slopes[right], values[right], self._right_parts)
         total = np.zeros((documents, len(weights)))
         np.add.at(total, self.documents, own)
         return total
@@ -142,7 +139,7 @@ class Choices:
         return self.expert
 
     def _losses(self, values: Floats) -> Floats:
-        return log_sums(values, self.starts) - log_sums(values[self.right], self._right_starts)
+        return self.questions.log_sums(values) - self._right_parts.log_sums(values[self.right])
 
     def _values(self, weights: Floats) -> Floats:
         """What is compared, (o,) nats."""
@@ -155,10 +152,6 @@ class Choices:
         found = np.zeros((len(self.fixed), len(weights)))
         np.add.at(found, self.options, -self.tokens.slopes(weights))
         return found / self.sizes[:, None]
-
-
-def _starts(counts: NDArray[np.intp]) -> NDArray[np.intp]:
-    return np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.intp)
 
 
 def _numbers(kept: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -201,7 +194,7 @@ def choices_of(
         np.array(owners, dtype=np.intp),
         np.array(fixed),
         np.array([option.size for option in compared], dtype=np.float64),
-        _starts(np.array([len(question) for question in possible], dtype=np.intp)),
+        Parts.of([len(question) for question in possible]),
         np.array([option.right for option in compared]),
         np.arange(len(questions), dtype=np.intp),
         np.empty(0),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from blackbox_proxy.decoding.weigh import log_spread
 from blackbox_proxy.decoding.weighed import Weighed
-from blackbox_proxy.maths.equation import hidden_masses, tails, unlisted_mass
+from blackbox_proxy.maths.equation import hidden_masses, tails, unlisted_mass, unlisted_masses
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread, known_masses, log_rest
 from blackbox_proxy.protocols import Pair
@@ -85,6 +85,11 @@ class Places:
         cap = -parts.most(np.where(told, -self.log_q, 0.0))
         return np.where(told, self.log_q, tails(hidden, log_a, told, parts, "backoff", cap, spread.temperature))
 
+    def unlisted(self, log_q: Floats, pairs: Sequence[Pair]) -> Floats:
+        """The share of q that is on no list, (p,)."""
+        own = log_spread(pairs, [scores.disjoint for scores in self.scores])
+        return unlisted_masses(log_q, own, self.told, self.parts)
+
     def terms(self, log_q: Floats, has_antiexperts: Sequence[bool]) -> Floats:
         """What the weights multiply, (n, d): log q, log E and -log A of each pair, whether log q is estimated."""
         columns = [log_q]
@@ -95,16 +100,11 @@ class Places:
         return np.stack(columns).T  # column by column, as `likelihood.Terms` wants it
 
 
-def unlisted(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> float:
-    """The share of q that is on no list."""
-    return unlisted_mass(log_q, log_spread(pairs, [scores.disjoint for scores in place.scores]), place.shown)
-
-
 def rest_terms(place: Place, log_q: Floats, pairs: Sequence[Pair]) -> Floats | None:
     """What the weights multiply of everything that is on no list, (d + 1,): as `terms`, and a one for its own weight
     (see `Weights.log_rest`); None where there is nothing.
     """
-    hidden = unlisted(place, log_q, pairs)
+    hidden = unlisted_mass(log_q, log_spread(pairs, [scores.disjoint for scores in place.scores]), place.shown)
     if hidden <= 0.0:
         return None
     found = [math.log(hidden)]

@@ -205,9 +205,17 @@ def unlisted_mass(log_q: Floats, log_a: Floats, shown: int) -> float:
     out all that it hides, and more where a temperature makes them larger; but what is left is no less than the share of
     it that the anti-expert, log_a (c,), gives to what is on no list.
     """
-    hidden = hidden_mass(log_q[:shown])
-    known = np.where(np.isfinite(log_a), log_a, -np.inf)
-    return max(hidden_mass(log_q), hidden * min(1.0, uncovered(known) / uncovered(known[:shown])))
+    told = np.arange(len(log_q)) < shown
+    return float(unlisted_masses(log_q, log_a, told, Parts.of([len(log_q)]))[0])
+
+
+def unlisted_masses(log_q: Floats, log_a: Floats, told: Bools, parts: Parts) -> Floats:
+    """The same at many places, (p,); of the candidates, (n,), the base told those that are `told` (n,)."""
+    q, a = np.exp(log_q), np.where(np.isfinite(log_a), np.exp(log_a), 0.0)
+    uncovered = [np.maximum(1.0 - parts.sums(masses), ROUNDING) for masses in (a, np.where(told, a, 0.0))]
+    share = hidden_masses(parts.sums(np.where(told, q, 0.0))) * np.minimum(1.0, uncovered[0] / uncovered[1])
+    found: Floats = np.maximum(hidden_masses(parts.sums(q)), share)
+    return found
 
 
 def uncovered(log_a: Floats) -> float:

@@ -67,6 +67,14 @@ class Parts:
         found: Floats = np.maximum.reduceat(values, self.starts)
         return found
 
+    def shares(self, values: Floats) -> tuple[Floats, Floats]:
+        """log of the sum of exp(values) of each part, (p,), and each value's share of it, (n,). All are finite."""
+        top = self.most(values)
+        share = np.exp(values - self.each(top))
+        total = self.sums(share)
+        share /= self.each(total)
+        return top + np.log(total), share
+
     def log_sums(self, values: Floats) -> Floats:
         """log of the sum of exp(values) of each part, (p,); -inf where nothing is possible."""
         top = self.most(values)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.types import Floats, Scores
 
 _LEAST = 1e-6  # a rest of a model's mass below this is rounding
@@ -116,13 +117,16 @@ class Weights:
 
     def log_rest(self, hidden: float, scores: Sequence[Scores]) -> float:
         """The same of everything that is not listed, as one event; hidden: its share of q."""
-        if hidden <= 0.0:
-            return -math.inf
-        total = self.base * math.log(hidden) + self.rest
+        return float(self.log_rests(np.array([hidden]), scores, Parts.of([scores[0].own.shape[1]]))[0])
+
+    def log_rests(self, hidden: Floats, scores: Sequence[Scores], parts: Parts) -> Floats:
+        """The same at many places, (p,)."""
+        with np.errstate(divide="ignore"):
+            total: Floats = np.where(hidden > 0.0, self.base * np.log(hidden) + self.rest, -np.inf)
         for each, expert, antiexpert in zip(scores, self.experts, self.antiexperts, strict=True):
-            total += expert * log_rest(each.own[0])
+            total = total + expert * log_rests(each.own[0], parts)
             if antiexpert is not None:
-                total -= antiexpert * log_rest(each.own[1])
+                total = total - antiexpert * log_rests(each.own[1], parts)
         return total
 
     def error(self, scores: Sequence[Scores]) -> Floats:
@@ -154,4 +158,10 @@ def known_masses(log_q: Floats, scores: Scores, has_antiexpert: bool) -> tuple[F
 
 def log_rest(own: Floats) -> float:
     """log (1 - sum) of masses that do not overlap, no log, not less than rounding."""
-    return math.log(max(1.0 - float(own.sum()), _LEAST))
+    return float(log_rests(own, Parts.of([len(own)]))[0])
+
+
+def log_rests(own: Floats, parts: Parts) -> Floats:
+    """The same at many places, (p,)."""
+    found: Floats = np.log(np.maximum(1.0 - parts.sums(own), _LEAST))
+    return found

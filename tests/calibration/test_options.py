@@ -24,6 +24,7 @@ from blackbox_proxy.calibration.places import ALPHAS
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.evaluation.tasks import task_of
 from blackbox_proxy.maths.equation import Equation
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD
 from blackbox_proxy.tuner import run as wait
 
@@ -50,7 +51,6 @@ def table(seed: int = 0) -> Choices:
                 tokens.append((rng.normal(size=(size, 5)), np.arange(size) == rng.integers(size), question))
                 owners.append(len(right))
             right.append(bool(option))
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     plain = rng.random((20, len(ALPHAS)))
     sizes = rng.integers(1, 4, len(right)).astype(float)
     return Choices(
@@ -58,7 +58,7 @@ def table(seed: int = 0) -> Choices:
         np.array(owners),
         rng.normal(size=len(right)),
         sizes,
-        starts,
+        Parts.of(counts),
         np.array(right),
         np.arange(20) // 2,
         plain,
