@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ from blackbox_proxy.errors import PairError
 from blackbox_proxy.text.memo import Memo
 from blackbox_proxy.text.vocabulary import Cutter, Ids, Vocabulary, is_unfinished, utf8_prefix
 
+if TYPE_CHECKING:
+    from blackbox_proxy.aligning.writing import Written
+
 Segmentations = Literal["canonical", "all"]
 BUDGET = 24  # candidates of one position, the likeliest first, that get nodes whatever the models think of them
 _ALL_LIMIT = 20_000  # nodes of one position under "all"
@@ -46,6 +49,7 @@ _REFINED = 256  # ids of one distribution for which it is evaluated in any case,
 _TABLED = 1_024  # ids of a local vocabulary up to which F is evaluated for all of them at every node
 _CACHED_SETS = 20_000
 _CACHED_PATHS = 2_000
+_CACHED_WAYS = 5_000
 _CACHED_MASKS = 256
 _NO_BYTE = 256
 
@@ -83,6 +87,7 @@ class Alignment:
         self._following: Memo[bytes, frozenset[bytes]] = Memo(_CACHED_SETS)
         self._onward: Memo[bytes, NDArray[np.bool_]] = Memo(_CACHED_MASKS)
         self._own: Memo[tuple[bytes, bytes], frozenset[Path]] = Memo(_CACHED_PATHS)
+        self.written: Memo[tuple[bytes, bytes], Written] = Memo(_CACHED_WAYS)  # by tail and token, see writing.py
         self._codes: dict[bytes, int] = {}
         self._spelled: dict[bytes, Path | None] = {}
 

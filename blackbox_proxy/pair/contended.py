@@ -24,6 +24,7 @@ import numpy as np
 
 from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.tree import Path
+from blackbox_proxy.aligning.writing import Nodes, nodes_of, written
 from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
@@ -62,35 +63,26 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: En
     may be at a node that only the beginnings of a token lead to; those are left out where nothing is known of it.
     """
     found = []
-    paths = alignment.canonicals([tail + token for token in tokens])
-    shorter = before_a_word(alignment, [tail + token for token in tokens])
-    for token, path, other in zip(tokens, paths, shorter, strict=True):
-        if path is None:
+    for (_, token), how in written(alignment, [(tail, token) for token in tokens]).items():
+        if how.path is None:
             continue
-        beside = {} if other is None else _off(alignment, other, path)
-        begun = {} if entered is None else _entrances(alignment, tail, token, path, entered)
+        beside = dict(how.beside)
+        begun = {} if entered is None else _entrances(alignment, tail, how.begun, entered)
         entrances = frozenset(begun.keys() - beside.keys())
-        beside |= begun
-        passed, goes_on = (*nodes_of(alignment, path)[:-1], *beside.items()), alignment.may_go_on(token)
+        passed = (*how.before, *(beside | begun).items())
         nodes = tuple(node for node, _ in passed)
-        found.append(Way(token, path, passed, goes_on, (*nodes, path) if goes_on else nodes, entrances))
+        found.append(Way(token, how.path, passed, how.goes_on, (*nodes, how.path) if how.goes_on else nodes, entrances))
     return found
 
 
-def texts_begun(alignment: Alignment, tail: bytes, token: bytes) -> list[bytes]:
-    """The texts that are a token's beginnings after the tail, from which some local token goes on."""
-    local = alignment.local
-    return [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
-
-
-def _entrances(alignment: Alignment, tail: bytes, token: bytes, path: Path, entered: Entered) -> dict[Path, bytes]:
+def _entrances(alignment: Alignment, tail: bytes, begun: Sequence[Nodes], entered: Entered) -> dict[Path, bytes]:
     """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to. What is
     completed at one must not count with the token of the base that it begins as well: so only those that a token ends
     at, which leaves what goes on from there to others.
     """
     found = dict[Path, bytes]()
-    for spelled in alignment.canonicals(texts_begun(alignment, tail, token)):
-        for node, text in _off(alignment, spelled or (), path).items():
+    for chain in begun:
+        for node, text in chain:
             if node not in found and not (entered(node) and _ends_there(alignment, tail, node, text)):
                 break  # nor at those behind it
             found[node] = text
@@ -101,34 +93,6 @@ def _ends_there(alignment: Alignment, tail: bytes, node: Path, text: bytes) -> b
     """Whether what a node has written after the tail is a token of the base, usually spelled so; or nothing is."""
     after = text[len(tail) :]
     return not after or (alignment.canonical(text) == node and alignment.base.first([after]) == [after])
-
-
-def _off(alignment: Alignment, path: Path, main: Path) -> dict[Path, bytes]:
-    """The nodes of a path that are not on the main one, and the texts there."""
-    return {node: text for node, text in nodes_of(alignment, path) if node != main[: len(node)]}
-
-
-def nodes_of(alignment: Alignment, path: Path) -> list[tuple[Path, bytes]]:
-    """Each node of a path, its end as well, and the text there."""
-    found: list[tuple[Path, bytes]] = [((), b"")]
-    for end, index in enumerate(path, 1):
-        found.append((path[:end], found[-1][1] + (alignment.local.spelling[index] or b"")))
-    return found
-
-
-def before_a_word(alignment: Alignment, texts: Sequence[bytes]) -> list[Path | None]:
-    """The paths of texts that end in two blanks, up to where the last of them is left to the word that follows (GPT-2's
-    pattern and all that came of it); None for others.
-    """
-    blank = {i: text[:-1] for i, text in enumerate(texts) if len(text) > 1 and text[-2:].isspace()}
-    found = dict(zip(blank, alignment.canonicals(list(blank.values())), strict=True)) if blank else {}
-    return [found.get(i) for i in range(len(texts))]
-
-
-def begun_by(alignment: Alignment, tail: bytes, node: Path) -> bytes:
-    """What of a node's text is behind the tail once the first token on its way reaches there; b"" where none does."""
-    reached = (text[len(tail) :] for _, text in nodes_of(alignment, node) if len(text) > len(tail))
-    return next(reached, b"")
 
 
 class Going(NamedTuple):

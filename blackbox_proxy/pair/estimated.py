@@ -22,11 +22,12 @@ from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.crossing import Crossing
 from blackbox_proxy.aligning.learned import Bases
 from blackbox_proxy.aligning.tree import Path
+from blackbox_proxy.aligning.writing import before_a_word, begun_by, written
 from blackbox_proxy.background import checkpoint
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.pair.ahead import read_ahead
-from blackbox_proxy.pair.contended import TOP, Bridges, Way, before_a_word, begun_by, contended_mass, texts_begun, ways
-from blackbox_proxy.pair.estimates import Estimates, Known, doubt_of, estimate, estimate_anew, written
+from blackbox_proxy.pair.contended import TOP, Bridges, Way, contended_mass, ways
+from blackbox_proxy.pair.estimates import Estimates, Known, doubt_of, estimate, estimate_anew, what_begins
 from blackbox_proxy.pair.passes import Pass, View, pass_over
 from blackbox_proxy.pair.side import Side, scores_of, side_by_side, until_unknown, with_end
 from blackbox_proxy.protocols import Row
@@ -95,15 +96,14 @@ class EstimatedSession:
         """Sum the masses of these tokens, in one pass of each model over all nodes that are new."""
         asked = [(row, tokens) for row, tokens in wanted if isinstance(row, EstimatedRow)]
         with self.lock:
-            texts: dict[Alignment, list[bytes]] = {}
+            texts: dict[Alignment, list[tuple[bytes, bytes]]] = {}
             for row, tokens in asked:
                 spelled = [token.bytes for token in tokens if token.bytes and not token.end]
                 own = texts.setdefault(row.alignment, [])
                 for tail in {view.tail for view in row.views}:
-                    own += [tail + text for text in spelled]
-                    own += [begun for text in spelled for begun in texts_begun(row.alignment, tail, text)]
-            for alignment, some in texts.items():
-                alignment.spell(some)
+                    own += [(tail, text) for text in spelled]
+            for alignment, some in texts.items():  # in one batch what lay_out looks at one by one
+                written(alignment, some)
             for row, tokens in asked:
                 row.lay_out(tokens)
         self._run_more([row for row, _ in asked])
@@ -167,7 +167,7 @@ def propose(rows: Sequence[EstimatedRow]) -> None:
         own = [row for row in rows if row.crossing is crossing and row.spelled]
         if own:
             outputs = own[0].views[0].after_x[0]
-            found = written(crossing, outputs, [row.views[0].after_x[1] for row in own], _PROPOSED)
+            found = what_begins(crossing, outputs, [row.views[0].after_x[1] for row in own], _PROPOSED)
             for row, masses in zip(own, found, strict=True):
                 row.begun(0, masses)
 
@@ -289,7 +289,7 @@ class EstimatedRow:
         if most < count or model not in self._proposed:
             outputs, place = self.views[model].after_x
             if (most < count and count > _PROPOSED) or model not in self._written:
-                (own,) = written(self.crossing, outputs, [place], count)
+                (own,) = what_begins(self.crossing, outputs, [place], count)
                 self.begun(model, own)
             most = max(count, _PROPOSED)
             found = self._propose(most, model)
@@ -331,16 +331,16 @@ class EstimatedRow:
         known = self.known
         spelled = dict.fromkeys(token.bytes for token in tokens if token.bytes and not token.end)
         self._wanted = [t for t in spelled if t in known.place and t not in known.summed]
-        written: dict[bytes, list[Way]] = {}  # by tail: mostly that of both models
+        by_tail: dict[bytes, dict[bytes, Way]] = {}  # mostly that of both models
         for i, (view, ends) in enumerate(zip(self.views, self.ends, strict=True)):
-            if view.tail not in written:
-                written[view.tail] = ways(self.alignment, view.tail, self._wanted, self._entered)
-            found = written[view.tail] if view.at_x is not None else []
-            view.ways = {way.token: way for way in found}
+            if view.tail not in by_tail:
+                own = ways(self.alignment, view.tail, self._wanted, self._entered)
+                by_tail[view.tail] = {way.token: way for way in own}
+            view.ways = by_tail[view.tail] if view.at_x is not None else {}
             if not self.partial:
                 continue
             at_x = view.at_x or ()
-            for way in found:
+            for way in view.ways.values():
                 view.want_steps(way.path, partial(self._little, i, self._before_sums(way.token, i)))
             for token, relations in zip(self._wanted, self.crossing.of(self._wanted), strict=True):
                 little = self._little(i, self._before_sums(token, i), at_x)

@@ -1,8 +1,8 @@
 """The arithmetic of estimates: of the rows after x at all positions of a draft, the masses of tokens and what is
 proposed, as arrays.
 
-`estimate` fills the `Known` of each row, one gather a model for all of them; `written` sums a row's likeliest ids into
-the base's tokens. estimated.py has the models, the nodes and the sums.
+`estimate` fills the `Known` of each row, one gather a model for all of them; `what_begins` sums a row's likeliest ids
+into the base's tokens. estimated.py has the models, the nodes and the sums.
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def doubt_of(outputs: Outputs, place: int, ids: Ids) -> float:
     return float(some.doubt(outputs, places, some.summed(outputs, places))[0])
 
 
-def written(crossing: Crossing, outputs: Outputs, places: Sequence[int], count: int) -> list[dict[bytes, float]]:
+def what_begins(crossing: Crossing, outputs: Outputs, places: Sequence[int], count: int) -> list[dict[bytes, float]]:
     """For each place the base's tokens that the `count` likeliest ids there begin with, and their masses in sum."""
     tops = [outputs.top(place, max(count, TOP)) for place in places]
     likely = [np.exp(values[values > np.log(_LEAST)]) for _, values in tops]
