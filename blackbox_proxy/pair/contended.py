@@ -220,10 +220,12 @@ class Bridges:
         ids = self._completing(path, missing, after, token)
         if not len(ids):
             return 0.0
+        least = self._looked_at(path)[1][-1:].min(initial=1.0) * _ROUNDED if likely else 0.0
+        if len(ids) == 1:  # as mostly
+            value = self.step((*path, int(ids[0])))
+            return value if value >= least else 0.0
         values = self.probability(path, ids)
-        if likely:
-            values = values[values >= self._looked_at(path)[1][-1:].min(initial=1.0) * _ROUNDED]
-        return float(values.sum())
+        return float(values[values >= least].sum())
 
     def _completing(self, path: Path, missing: bytes, after: bytes, token: bytes) -> Ids:
         found = self._alignment.completing(missing, after, token)

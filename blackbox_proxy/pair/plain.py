@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.pair.side import Side, Wanted, scores_of, side_by_side, with_end
 from blackbox_proxy.protocols import Row
@@ -44,7 +45,8 @@ class PlainSession:
             shown = self._advance(text, n, wanted)
         ends = [side.ends for side in self._sides]
         self._text, self._wanted = text, wanted
-        self._rows = [_PlainRow([(found, j) for found in shown], ends, self._base) for j in range(n)]
+        draft = _Draft(shown, ends, self._base, n)
+        self._rows = [_PlainRow(draft, j) for j in range(n)]
         return list(self._rows)
 
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
@@ -52,9 +54,8 @@ class PlainSession:
             j = next(j for j, other in enumerate(self._rows) if other is row)
             ids, _ = _ids_of(tokens, self._base)
             self._wanted[j].update(ids[self._rows[j].estimated(ids)][:_NAMED].tolist())
-        shown = self._advance(self._text, len(self._rows), self._wanted)
-        for j, known in enumerate(self._rows):
-            known.shown = [(found, j) for found in shown]
+        if self._rows:
+            self._rows[0].draft.shown = self._advance(self._text, len(self._rows), self._wanted)
 
     def _advance(self, text: Sequence[int], n: int, wanted: Wanted | None = None) -> list[Outputs]:
         """What each model shows at the last n places; with `wanted`, those ids and the ends among it."""
@@ -88,64 +89,76 @@ def _likeliest(found: Outputs, j: int, count: int) -> list[int]:
     return [int(i) for i in found.top(j, count)[0]]
 
 
-class _PlainRow:
-    def __init__(
-        self,
-        shown: Sequence[tuple[Outputs, int]],
-        ends: Sequence[Ids],
-        base: Vocabulary,
-    ) -> None:
-        self.shown = list(shown)  # of each model what it says, and the place in it
-        self._ends = ends
-        self._size = min(found.width for found, _ in shown)
-        self._base = base
-        self._partial = any(np.isfinite(found.hidden[place]) for found, place in shown)
-        self.limit: int | None = _NAMED if self._partial else None
-        self._log_end = [
-            logsumexp(found.gather(np.full(len(ids), place), ids))
-            for (found, place), ids in zip(shown, ends, strict=True)
-        ]
+class _Draft:
+    """What the models say at all n places of a draft. log_end (n,): of each model, what it gives the end of the text;
+    partial (n,): whether some model showed only some ids there.
+    """
 
-    def score(self, tokens: Sequence[Token]) -> Scores:
-        ids, ending = _ids_of(tokens, self._base)
-        columns = self._columns(ids)
-        estimated = self._unshown(columns) & ~ending
-        how: list[How] = ["prefix" if guess else "exact" for guess in estimated.tolist()]
-        for column, log_end in zip(columns, self._log_end, strict=True):
-            column[ending] = log_end
-        return scores_of(columns, how, np.where(estimated, np.inf, 0.0))
+    def __init__(self, shown: Sequence[Outputs], ends: Sequence[Ids], base: Vocabulary, n: int) -> None:
+        self.shown = list(shown)
+        self.ends = [frozenset(ids.tolist()) for ids in ends]
+        self.base = base
+        self.size = min(found.width for found in shown)
+        self.partial = np.any([np.isfinite(found.hidden) for found in shown], axis=0)
+        self.log_end = []
+        for found, ids in zip(shown, ends, strict=True):
+            values = found.gather(np.repeat(np.arange(n), len(ids)), np.tile(ids, n)).reshape(n, len(ids))
+            self.log_end.append(np.logaddexp.reduce(values, axis=1, initial=-np.inf))
 
-    def estimated(self, ids: Ids) -> NDArray[np.bool_]:
-        """Of which ids a model showed nothing, (c,)."""
-        return self._unshown(self._columns(ids))
-
-    def _columns(self, ids: Ids) -> list[Floats]:
-        """The log probabilities of these ids under each model, (c,); -inf for those outside its vocabulary."""
+    def columns(self, places: Ids, ids: Ids) -> list[Floats]:
+        """The log probabilities of these ids at these places under each model, (c,); -inf for those outside its
+        vocabulary.
+        """
         columns = []
-        known = np.flatnonzero((ids >= 0) & (ids < self._size))
-        for found, place in self.shown:
+        known = np.flatnonzero((ids >= 0) & (ids < self.size))
+        for found in self.shown:
             column = np.full(len(ids), -np.inf)
-            column[known] = found.gather(np.full(len(known), place), ids[known])
+            column[known] = found.gather(places[known], ids[known])
             columns.append(column)
         return columns
 
-    def _unshown(self, columns: Sequence[Floats]) -> NDArray[np.bool_]:
-        result = np.zeros(len(columns[0]), dtype=np.bool_)
-        for (found, place), column in zip(self.shown if self._partial else (), columns, strict=False):
-            hidden = float(found.hidden[place])
+    def unshown(self, places: Ids, columns: Sequence[Floats]) -> NDArray[np.bool_]:
+        """Of which ids a model showed nothing, (c,)."""
+        result = np.zeros(len(places), dtype=np.bool_)
+        for found, column in zip(self.shown if self.partial.any() else (), columns, strict=False):
+            hidden = found.hidden[places].astype(np.float64)
             result |= np.isfinite(hidden) & (column == hidden)
         return result
 
+
+class _PlainRow:
+    def __init__(self, draft: _Draft, place: int) -> None:
+        self.draft = draft
+        self._place = place
+        self.limit: int | None = _NAMED if draft.partial[place] else None
+
+    def score(self, tokens: Sequence[Token]) -> Scores:
+        return self.score_all([(self, tokens)])
+
+    def score_all(self, wanted: Sequence[tuple[_PlainRow, Sequence[Token]]]) -> Scores:
+        draft, parts = self.draft, Parts.of([len(tokens) for _, tokens in wanted])
+        named = [_ids_of(tokens, draft.base) for _, tokens in wanted]
+        ids, ending = np.concatenate([ids for ids, _ in named]), np.concatenate([ends for _, ends in named])
+        places = parts.each(np.array([row._place for row, _ in wanted]))
+        columns = draft.columns(places, ids)
+        estimated = draft.unshown(places, columns) & ~ending
+        how: list[How] = ["prefix" if guess else "exact" for guess in estimated.tolist()]
+        for column, log_end in zip(columns, draft.log_end, strict=True):
+            column[ending] = log_end[places[ending]]
+        return scores_of(columns, how, np.where(estimated, np.inf, 0.0), parts=parts)
+
+    def estimated(self, ids: Ids) -> NDArray[np.bool_]:
+        """Of which ids a model showed nothing, (c,)."""
+        places = np.full(len(ids), self._place)
+        return self.draft.unshown(places, self.draft.columns(places, ids))
+
     def propose(self, count: int, model: int = 0) -> list[Token]:
-        model = min(model, len(self.shown) - 1)
-        found, place = self.shown[model]
-        ends = self._ends[model]
-        ids, values = found.top(place, count + len(ends))
-        real = ~np.isin(ids, ends) & np.isfinite(values)
-        proposed = [
-            (self._base.token_of(int(i)), float(value)) for i, value in zip(ids[real], values[real], strict=True)
-        ]
-        return with_end(proposed[:count], self._log_end[model], count)
+        model = min(model, len(self.draft.shown) - 1)
+        ends, token_of = self.draft.ends[model], self.draft.base.token_of
+        ids, values = self.draft.shown[model].top(self._place, count + len(ends))
+        likely = zip(ids.tolist(), values.tolist(), strict=True)
+        proposed = [(token_of(i), value) for i, value in likely if i not in ends and math.isfinite(value)]
+        return with_end(proposed[:count], float(self.draft.log_end[model][self._place]), count)
 
 
 def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.bool_]]:
