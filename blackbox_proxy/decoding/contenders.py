@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blackbox_proxy.maths.equation import normalise
-from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats, Scores
+
+Number = float | Floats
 
 _NEAR = 3.0  # nats below the likeliest: a token of the tail that is farther off does not come up by what is spread
 _SPREADS = 0.02  # of all mass: a candidate with less changes little of what is left for the tail
@@ -71,35 +72,40 @@ def beginnings(scores: Scores, told: NDArray[np.bool_], parts: Parts) -> Ids:
 def hidden_bound(
     log_e: Floats,
     log_a: Floats,
-    factors: tuple[float, float, float],
-    log_hidden: float,
-    most: float,
-    log_outside: float,
+    factors: tuple[Number, Number, Number],
+    log_hidden: Number,
+    most: Number,
+    log_outside: Number,
 ) -> Floats:
     """The largest that w_q log q + w_E log E - w_A log A can be, (c,) nats, of a token that the base hides and that is
     part of an event with E and A (c,).
 
     Its q is the smaller of `most` and r A / A(not C), with log r = log_hidden and log A(not C) = log_outside. In log A
     that makes two straight lines: largest where they meet, or where A is all of the event's; without bound where it
-    grows as A vanishes.
+    grows as A vanishes. All but E and A may be one number, or one for each event.
     """
     of_q, of_e, of_a = factors
-    if of_e < 0.0 or of_q < of_a:
-        return np.full(len(log_e), np.inf)
-    meet = np.full(len(log_a), most - log_hidden + log_outside)
+    meet = most - log_hidden + log_outside
     ends = [
         of_q * np.minimum(most, log_hidden + end - log_outside) - of_a * end
         for end in (np.minimum(meet, np.maximum(log_a, _NEVER)), np.maximum(log_a, _NEVER))
     ]
-    bound: Floats = of_e * log_e + np.max(ends, axis=0)
-    return bound
+    bound = of_e * log_e + np.max(ends, axis=0)
+    unbound = (np.asarray(of_e) < 0.0) | (np.asarray(of_q) < of_a)
+    return np.where(unbound, np.inf, bound)
 
 
-def matters(bound: Floats, log_p: Floats, bar: Floats, temperature: float) -> NDArray[np.bool_]:
-    """Whether a token whose log p may be as large as this, (b,), could be chosen, or moves p by a stated part."""
-    reach: NDArray[np.bool_] = bound >= np.max(log_p - bar) - _MARGIN
+def matters(
+    bound: Floats, log_p: Floats, bar: Floats, temperature: float, parts: Parts, owners: Ids
+) -> NDArray[np.bool_]:
+    """Whether a token whose log p may be as large as this, (b,), could be chosen, or moves p by a stated part; owners
+    (b,): the parts that they belong to.
+    """
+    reach: NDArray[np.bool_] = bound >= parts.most(log_p - bar)[owners] - _MARGIN
     if temperature > 0.0:
-        reach |= np.exp((bound + _MARGIN) / temperature - logsumexp(log_p / temperature)) > _MOVED
+        log_z = parts.log_sums(log_p / temperature)[owners]
+        with np.errstate(over="ignore"):
+            reach |= np.exp((bound + _MARGIN) / temperature - log_z) > _MOVED
     return reach
 
 

@@ -9,21 +9,18 @@ All of this runs models and belongs on a thread (threads.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blackbox_proxy.background import checkpoint
-from blackbox_proxy.decoding.contenders import beginnings, contenders, hidden_bound, matters, spreading
+from blackbox_proxy.decoding.contenders import beginnings, contenders, matters, spreading
 from blackbox_proxy.decoding.prompted import open_session
 from blackbox_proxy.decoding.weigh import Shown, Stack, listed, log_spread, scores_at
 from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed
 from blackbox_proxy.errors import BlackboxError, ContextTooLong
-from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.equation import Equation
 from blackbox_proxy.protocols import Pair, Row, Session
 from blackbox_proxy.text.vocabulary import Ids, Vocabulary
@@ -200,47 +197,25 @@ class Weigher:
                 if kind not in spreads:
                     spreads[kind] = log_spread(self.pairs[:1], stack.scores[:1], equation.spread)
                 wanted.append(spreading(log_p, bar, spreads[kind], stack.told, self.temperature, stack.parts))
-                wanted += self._beginnings(stack, bar, i, scored)
+                wanted += self._beginnings(stack, log_p, bar, i, scored)
             every = np.concatenate(wanted)
             owners = stack.parts.owners(every)
             for j, n in zip(owners.tolist(), (every - stack.parts.starts[owners]).tolist(), strict=True):
                 token = stack.tokens[j][n]
                 found[j].setdefault(token.key, token)
 
-    def _beginnings(self, stack: Stack, bar: Floats, i: int, scored: Sequence[Scored]) -> list[Ids]:
+    def _beginnings(self, stack: Stack, log_p: Floats, bar: Floats, i: int, scored: Sequence[Scored]) -> list[Ids]:
         """Candidates that may be the beginning of a hidden token which could be chosen under the i-th equation."""
         begun = [beginnings(each, stack.told, stack.parts) for each in stack.scores]
         if len(begun) > 1 or not self.pairs[0].has_antiexpert:
             return begun
-        found, (some,) = [], begun
-        for j in np.unique(stack.parts.owners(some)).tolist():
-            start, end = stack.parts.bounds[j]
-            own = some[(some >= start) & (some < end)]
-            factors = self.equations[i].factors(scored[j].place)
-            if factors is not None:
-                reached = self._reached(scored[j].under(i), bar[start:end], own - start, factors, i)
-                own = own[reached]
-            found.append(own)
-        return found
-
-    def _reached(
-        self, weighed: Weighed, bar: Floats, some: Ids, factors: tuple[float, float, float], i: int
-    ) -> NDArray[np.bool_]:
-        """Of these beginnings at one position which may be such, (b,)."""
-        (scores,), weights = weighed.scores, self.equations[i].weights
-        log_e, log_a = scores.log_expert, scores.log_antiexpert
-        known = np.isfinite(log_e) & np.isfinite(log_a) & np.isfinite(weighed.log_p)
-        if not known.any():
-            return np.ones(len(some), dtype=np.bool_)
-        best = int(np.argmax(np.where(known, weighed.log_p, -np.inf)))
-        of_q, of_e, of_a = factors
+        factors = [self.equations[i].factors(each.place) for each in scored]
+        if not len(begun[0]) or None in factors:
+            return begun
+        weights = self.equations[i].weights
         of_tail = 0.0 if weights is None else weights.tail
-        with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
-            log_z = of_q * weighed.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - weighed.log_p[best]
-        log_z += of_tail * (best >= weighed.shown)
-        outside = maths.uncovered(scores.disjoint.log_antiexpert[: weighed.shown])
-        bound = hidden_bound(log_e[some], log_a[some], factors, weighed.log_hidden, weighed.most, math.log(outside))
-        return matters(bound + of_tail - log_z, weighed.log_p, bar, self.temperature)
+        bound = stack.hidden_bound(log_p, np.array(factors).T, of_tail, begun[0])
+        return [begun[0][matters(bound, log_p, bar, self.temperature, stack.parts, stack.parts.owners(begun[0]))]]
 
 
 @dataclass(slots=True, eq=False)

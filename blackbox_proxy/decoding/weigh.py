@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blackbox_proxy.decoding.contenders import hidden_bound
 from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed, index_in
 from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.maths import equation as maths
@@ -23,7 +24,7 @@ from blackbox_proxy.maths.logspace import logsumexp
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
 from blackbox_proxy.protocols import Pair, Row, Together
-from blackbox_proxy.text.vocabulary import VocabularyTokens
+from blackbox_proxy.text.vocabulary import Ids, VocabularyTokens
 from blackbox_proxy.types import END_KEY, Floats, Key, Position, Scores, TailPolicy, Token
 
 _LISTED = 256  # tokens of a position: more are left an array of ids, fewer are looked at often
@@ -104,10 +105,11 @@ def scores_at(wanted: Sequence[tuple[Row, Sequence[Token]]]) -> Scores:
 class Stack:
     """The candidates of many positions under one another, each position a part; their q are known or estimated by now.
 
-    log_q (n,); told (n,): whether the base told it; scores: of each pair.
+    mass, least (p,): see `Listed`. log_q (n,); told (n,): whether the base told it; scores: of each pair.
     """
 
-    positions: Sequence[Listed]
+    mass: Floats
+    least: Floats
     tokens: Sequence[Sequence[Token]]
     log_q: Floats
     told: NDArray[np.bool_]
@@ -133,15 +135,15 @@ class Stack:
             for own in zip(*rows, strict=True)
         ]
         tokens = [each.tokens for each in positions]
+        mass, least = np.array([[each.mass, each.least] for each in positions]).T
         if all(each.told == len(each.log_q) for each in positions):
             told = np.ones(len(log_q), dtype=np.bool_)
         else:
             told = _joined([np.arange(len(each.log_q)) < each.told for each in positions])
-            hidden = maths.hidden_masses(np.array([each.mass for each in positions]))
-            cap = np.array([each.least for each in positions])
             own = log_spread(pairs, [each.disjoint for each in scores], spread)
             log_a = np.where(told, own, log_spread(pairs, scores, spread))
-            log_q = np.where(told, log_q, maths.tails(hidden, log_a, told, parts, tail, cap, spread.temperature))
+            hidden = maths.hidden_masses(mass)
+            log_q = np.where(told, log_q, maths.tails(hidden, log_a, told, parts, tail, least, spread.temperature))
         kept = np.isfinite(log_q)
         if not kept.all():
             tokens = [
@@ -150,18 +152,44 @@ class Stack:
             ]
             parts, log_q, told = parts.only(kept), log_q[kept], told[kept]
             scores = [each.only(kept) for each in scores]
-        return cls(positions, tokens, log_q, told, scores, parts)
+        return cls(mass, least, tokens, log_q, told, scores, parts)
+
+    @property
+    def most(self) -> Floats:
+        """The largest that log q of a token that the base did not show can be, (p,)."""
+        found: Floats = np.minimum(self.least, np.log(np.maximum(maths.hidden_masses(self.mass), 1e-300)))
+        return found
+
+    def hidden_bound(self, log_p: Floats, factors: Floats, of_tail: float, some: Ids) -> Floats:
+        """The largest that log p of a hidden token can be which is part of what the one pair has for some candidates,
+        (b,). factors (3, p): see `Equation.factors`; of_tail: nats, what an estimated q adds.
+        """
+        (scores,), parts = self.scores, self.parts
+        log_e, log_a = scores.log_expert, scores.log_antiexpert
+        known = np.isfinite(log_e) & np.isfinite(log_a) & np.isfinite(log_p)
+        best = parts.best(np.where(known, log_p, -np.inf))  # of any the difference to its terms is log Z
+        of_q, of_e, of_a = factors
+        with np.errstate(invalid="ignore"):  # of a token with unknown bytes the pair says nothing
+            log_z = of_q * self.log_q[best] + of_e * log_e[best] - of_a * log_a[best] - log_p[best]
+        log_z += of_tail * ~self.told[best]
+        log_hidden = np.log(np.maximum(1.0 - np.minimum(self.mass, 1.0), 1e-300))
+        log_outside = np.log(maths.uncovered(np.where(self.told, scores.own[1], 0.0), parts))
+        own = parts.owners(some)
+        w_q, w_e, w_a = factors[:, own]
+        found = hidden_bound(
+            log_e[some], log_a[some], (w_q, w_e, w_a), log_hidden[own], self.most[own], log_outside[own]
+        )
+        return np.where(known[best][own], found + of_tail - log_z[own], np.inf)
 
     def weighed(self, log_p: Floats) -> list[Weighed]:
         """Position by position, with log p (n,)."""
         counts = self.parts.counts(self.told).tolist()
+        covered, most = np.minimum(self.mass, 1.0).tolist(), self.most.tolist()
         found = []
         for i, (start, end) in enumerate(self.parts.bounds):
             own = slice(start, end)
-            covered = min(1.0, self.positions[i].mass)
-            most = min(self.positions[i].least, math.log(max(maths.hidden_by(covered), 1e-300)))
             scores = [each.only(own) for each in self.scores]
-            found.append(Weighed(self.tokens[i], counts[i], self.log_q[own], log_p[own], scores, covered, most))
+            found.append(Weighed(self.tokens[i], counts[i], self.log_q[own], log_p[own], scores, covered[i], most[i]))
         return found
 
 

@@ -212,15 +212,18 @@ def unlisted_mass(log_q: Floats, log_a: Floats, shown: int) -> float:
 def unlisted_masses(log_q: Floats, log_a: Floats, told: Bools, parts: Parts) -> Floats:
     """The same at many places, (p,); of the candidates, (n,), the base told those that are `told` (n,)."""
     q, a = np.exp(log_q), np.where(np.isfinite(log_a), np.exp(log_a), 0.0)
-    uncovered = [np.maximum(1.0 - parts.sums(masses), ROUNDING) for masses in (a, np.where(told, a, 0.0))]
-    share = hidden_masses(parts.sums(np.where(told, q, 0.0))) * np.minimum(1.0, uncovered[0] / uncovered[1])
+    outside = uncovered(a, parts) / uncovered(np.where(told, a, 0.0), parts)
+    share = hidden_masses(parts.sums(np.where(told, q, 0.0))) * np.minimum(1.0, outside)
     found: Floats = np.maximum(hidden_masses(parts.sums(q)), share)
     return found
 
 
-def uncovered(log_a: Floats) -> float:
-    """A(not C), what a model gives everything but these events (k,); not less than rounding."""
-    return max(1.0 - float(np.exp(logsumexp(log_a))), ROUNDING)
+def uncovered(masses: Floats, parts: Parts) -> Floats:
+    """A(not C), what a model gives everything but some events, whose masses are (n,), at many places, (p,); not less
+    than rounding.
+    """
+    found: Floats = np.maximum(1.0 - parts.sums(masses), ROUNDING)
+    return found
 
 
 def tail(
@@ -273,8 +276,8 @@ def tails(
         counts = np.maximum(parts.counts(~told), 1)
         return parts.each(np.minimum(log_hidden - np.log(counts), cap))
     masses = np.exp(log_a)
-    uncovered = np.maximum(1.0 - parts.sums(np.where(told, masses, 0.0)), ROUNDING)
-    outside = np.log(np.maximum(uncovered, parts.sums(np.where(told, 0.0, masses))))
+    left = uncovered(np.where(told, masses, 0.0), parts)
+    outside = np.log(np.maximum(left, parts.sums(np.where(told, 0.0, masses))))
     spread = log_a - parts.each(outside)
     if temperature != 1.0:
         spread = spread / temperature

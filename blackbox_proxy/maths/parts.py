@@ -67,6 +67,12 @@ class Parts:
         found: Floats = np.maximum.reduceat(values, self.starts)
         return found
 
+    def best(self, values: Floats) -> NDArray[np.intp]:
+        """Where the first of the largest values of each part is, (p,)."""
+        places = np.where(values == self.each(self.most(values)), np.arange(len(values)), len(values))
+        found: NDArray[np.intp] = np.minimum.reduceat(places, self.starts)
+        return found
+
     def shares(self, values: Floats) -> tuple[Floats, Floats]:
         """log of the sum of exp(values) of each part, (p,), and each value's share of it, (n,). All are finite."""
         top = self.most(values)

@@ -20,6 +20,7 @@ from blackbox_proxy.decoding.rows import Weigher, complete, refine
 from blackbox_proxy.decoding.threads import Turns, on_thread
 from blackbox_proxy.decoding.weighed import Known
 from blackbox_proxy.maths.equation import Equation, hidden_mass, tail, uncovered
+from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.sampling import Sampling
 from blackbox_proxy.protocols import Ask, Row
 from blackbox_proxy.types import Draft, Position, Scores, Step, Token
@@ -79,7 +80,7 @@ def test_no_hidden_token_of_an_event_can_be_better_than_the_bound(factors: tuple
         hidden = math.log(hidden_mass(log_q))
         most = min(float(np.min(log_q)), hidden)
         e, a = of_event[:, None]
-        (bound,) = hidden_bound(e, a, factors, hidden, most, math.log(uncovered(log_a)))
+        (bound,) = hidden_bound(e, a, factors, hidden, most, math.log(uncovered(np.exp(log_a), Parts.of([5]))[0]))
         assert best <= bound + 1e-9
         tight += best > bound - 0.3
     assert tight > 20, "and it is no more than is needed"
@@ -94,8 +95,9 @@ def test_nothing_bounds_a_hidden_token_whose_score_grows_as_the_untuned_model_kn
 def test_a_bound_matters_where_it_reaches_the_best_or_a_part_of_p() -> None:
     log_p, bar = np.log([0.9, 0.1]), np.array([0.0, 0.3])
     bound = np.log([0.9, 0.5, 0.1, 0.001])
-    assert matters(bound, log_p, bar, 0.0).tolist() == [True, False, False, False]
-    assert matters(bound, log_p, bar, 1.0).tolist() == [True, True, True, False]
+    of = Parts.of([2]), np.zeros(4, dtype=np.intp)
+    assert matters(bound, log_p, bar, 0.0, *of).tolist() == [True, False, False, False]
+    assert matters(bound, log_p, bar, 1.0, *of).tolist() == [True, True, True, False]
 
 
 # -- a pair that estimates first --------------------------------------------------------------------------------------
