@@ -21,6 +21,7 @@ from blackbox_proxy.decoding.weighed import NOTHING_KNOWN, Known, Weighed, index
 from blackbox_proxy.errors import NoLogprobs
 from blackbox_proxy.maths import equation as maths
 from blackbox_proxy.maths.logspace import logsumexp
+from blackbox_proxy.maths.order import largest
 from blackbox_proxy.maths.parts import Parts
 from blackbox_proxy.maths.weights import PLAIN_SPREAD, Spread
 from blackbox_proxy.protocols import Pair, Row, Together
@@ -263,7 +264,7 @@ def _worth_scoring(
         proposed = np.isin(tokens.ids, [*ids, *(tokens.vocabulary.end_ids if END_KEY in wanted else ())])
     else:
         proposed = np.array([token.key in wanted for token in tokens])
-    proposed[np.argsort(-log_q, kind="stable")[:limit]] = True
+    proposed[largest(log_q, limit)] = True
     indices = np.flatnonzero(proposed)
     return _taken(tokens, indices), log_q[indices]
 

@@ -25,6 +25,7 @@ import numpy as np
 from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.tree import Path
 from blackbox_proxy.aligning.writing import Nodes, nodes_of, written
+from blackbox_proxy.maths.order import largest
 from blackbox_proxy.models.outputs import Outputs
 from blackbox_proxy.text.vocabulary import Ids
 from blackbox_proxy.types import Floats
@@ -164,7 +165,7 @@ class Bridges:
         for node, missing, scale in self._before:
             ids = self._alignment.local.beginning_with(missing)
             values = self.probability(node, ids)
-            best = np.argsort(-values, kind="stable")[:count]
+            best = largest(values, count)
             texts = [((spelling[int(ids[i])] or b"")[len(missing) :], float(values[i])) for i in best]
             texts = [(text, value) for text, value in texts if text and value > _LEAST]
             firsts = self._alignment.base.first([text for text, _ in texts])
@@ -233,7 +234,7 @@ class Bridges:
             return found
         ids = self._alignment.local.beginning_with(missing + token[len(after) :])  # so many: the likely ones are cut
         values = self.probability(path, ids)
-        order = np.argsort(-values, kind="stable")[:TOP]
+        order = largest(values, TOP)
         likely = ids[order[: max(_ALWAYS, int(np.count_nonzero(values[order] > _LEAST)))]]
         return self._alignment.making(likely, missing, after, token)
 
