@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from blackbox_proxy.errors import InputError, PairError
-from blackbox_proxy.protocols import Pair, Row, Session
+from blackbox_proxy.protocols import Pair, Row, Session, Together
 from blackbox_proxy.testing.laws import How, expect, put
 from blackbox_proxy.text.vocabulary import Vocabulary
 from blackbox_proxy.types import END, Position, Scores, Token
@@ -152,6 +152,25 @@ def n_positions_at_once_are_n_single_ones(pair: Pair, text: Text, how: How) -> b
     return True
 
 
+def rows_scored_in_one_go_are_rows_scored_alone(pair: Pair, text: Text, how: How) -> bool:
+    """Rows that can be scored together have the same numbers as each by itself, estimated or refined."""
+    session = pair.open(text.prompt, text.vocabulary)
+    rows = session.score([], text.positions)
+    first = rows[0]
+    if not isinstance(first, Together):
+        return False
+    wanted = [(row, position.tokens) for row, position in zip(rows, text.positions, strict=True)]
+    for what in ("at first", "the second half refined"):
+        one, *more = (row.score(tokens) for row, tokens in wanted)
+        alone, together = one.then(*more), first.score_all(wanted)
+        _same(alone, together, How(how.tokens, 0.0), what)
+        for name in ("error", "apart", "own"):
+            expected, came = getattr(alone, name), getattr(together, name)
+            expect(np.array_equal(expected, came), f"{name} = {expected}", came, what)
+        session.refine(wanted[len(wanted) // 2 :])
+    return True
+
+
 def a_draft_taken_back_leaves_nothing(pair: Pair, text: Text, how: How) -> bool:
     """A position scores the same after a longer draft was scored and not taken."""
     fresh, used = (pair.open(text.prompt, text.vocabulary) for _ in range(2))
@@ -252,6 +271,7 @@ PAIR_LAWS: tuple[PairLaw, ...] = (
     scores_are_explained_numbers,
     the_order_of_candidates_changes_nothing,
     n_positions_at_once_are_n_single_ones,
+    rows_scored_in_one_go_are_rows_scored_alone,
     a_draft_taken_back_leaves_nothing,
     what_is_refined_is_known_better,
     reading_ahead_changes_nothing,
