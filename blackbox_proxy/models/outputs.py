@@ -69,7 +69,7 @@ class Logits:
         norm: Floats = log_norm(self._logits).double().cpu().numpy()
         return norm
 
-    @property
+    @cached_property
     def hidden(self) -> Rows:
         return np.full(len(self), -np.inf, dtype=np.float32)
 
