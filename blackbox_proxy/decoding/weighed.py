@@ -90,11 +90,6 @@ class Weighed:
         return np.arange(len(self.log_q)) < self.shown
 
     @property
-    def log_hidden(self) -> float:
-        """log of the mass that the base did not tell of, nats."""
-        return math.log(max(1.0 - self.covered_mass, 1e-300))
-
-    @property
     def base_top(self) -> int:
         """The candidate that the base finds likeliest."""
         return self._top(self.log_q)
