@@ -310,7 +310,7 @@ class Alignment:
         """Fill the memo of canonical spellings for the whole characters of these texts, in one batch."""
         if len(self._spelled) > _CACHED_SETS:
             self._spelled.clear()
-        heads = {text[: utf8_prefix(text)] for text in texts}
+        heads = {text[: utf8_prefix(text)]: None for text in texts if text not in self._spelled}
         missing = [head for head in heads if head not in self._spelled]
         if not missing:
             return
@@ -343,7 +343,7 @@ class Alignment:
 
     def canonical(self, text: bytes) -> Path | None:
         """The usual spelling of a text; None where the local vocabulary cannot write it."""
-        return next(iter(self._spellings(text)), None)
+        return self._spelled.get(text) or next(iter(self._spellings(text)), None)
 
     def canonicals(self, texts: Sequence[bytes]) -> list[Path | None]:
         """The usual spellings of several texts, cut in one batch."""

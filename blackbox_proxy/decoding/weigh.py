@@ -96,7 +96,7 @@ def scores_at(wanted: Sequence[tuple[Row, Sequence[Token]]]) -> Scores:
     first = wanted[0][0]
     if len(wanted) > 1 and isinstance(first, Together):
         draft = first.draft
-        if all(isinstance(row, Together) and row.draft is draft for row, _ in wanted):
+        if all(getattr(row, "draft", None) is draft for row, _ in wanted):  # isinstance of each takes long
             return first.score_all(wanted)
     one, *more = (row.score(tokens) for row, tokens in wanted)
     return one.then(*more)
@@ -201,13 +201,16 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _proposals(tokens: Sequence[Token], rows: Sequence[Row], count: int, joining: Sequence[Token]) -> list[Token]:
     """What the experts would say and the base does not show, after the tokens that join in any case."""
     found = {token.key: token for token in joining if index_in(tokens, token) is None}
+    most = max(count * len(rows), len(joining))
     if rows:
         known = {token.key for token in tokens}
-        for row in rows:
-            for token in row.propose(count + len(known)):
-                if token.key not in known and (token.end or token.bytes):
-                    found.setdefault(token.key, token)
-    return list(found.values())[: max(count * len(rows), len(joining))]
+        for token in itertools.chain.from_iterable(row.propose(count + len(known)) for row in rows):
+            if len(found) >= most:
+                break
+            key = token.key
+            if key not in known and key not in found and (token.end or token.bytes):
+                found[key] = token
+    return list(found.values())[:most]
 
 
 def _told_first(proposed: Sequence[Token], known: Mapping[Key, float]) -> tuple[list[Token], Floats]:

@@ -19,6 +19,8 @@ from blackbox_proxy.types import Floats
 
 Rows = NDArray[np.float32]
 
+_FEW = 256  # ids: so many are looked for at all places at once, because who asks for one place asks for others
+
 
 class Outputs(Protocol):
     """Log probabilities over V ids at m places, nats.
@@ -106,11 +108,17 @@ class Logits:
 
     def top(self, place: int, count: int) -> tuple[Ids, Floats]:
         count = min(count, self._logits.shape[1])
-        if self._top is None or self._top[0] < count:  # for all places at once: who asks for one asks for others
-            values, ids = top(self._logits, count)
-            self._top = (count, ids.cpu().numpy(), values.double().cpu().numpy() - self._norm[:, None])
-        _, ids_of_all, values_of_all = self._top
-        return ids_of_all[place, :count], values_of_all[place, :count]
+        if count > _FEW:
+            ids, values = self._best(slice(place, place + 1), count)
+            return ids[0], values[0]
+        if self._top is None or self._top[0] < count:
+            self._top = (count, *self._best(slice(None), count))
+        _, ids, values = self._top
+        return ids[place, :count], values[place, :count]
+
+    def _best(self, places: slice, count: int) -> tuple[Ids, Floats]:
+        values, ids = top(self._logits[places], count)
+        return ids.cpu().numpy(), values.double().cpu().numpy() - self._norm[places, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -302,6 +302,7 @@ class _AlignedRow:
         found: dict[bytes, float] = {}
         for first, (_, mass) in zip(firsts, texts, strict=True):
             found[first] = float(np.logaddexp(found.get(first, -np.inf), mass))
-        ordered = sorted(found.items(), key=lambda item: -item[1])[:count]
+        ordered = sorted(found, key=lambda first: -found[first])[:count]
         base: Cutter = self._alignment.base
-        return with_end([(base.token(spelling), mass) for spelling, mass in ordered], masses.end(), count)
+        log_masses = np.array([found[first] for first in ordered])
+        return with_end([base.token(first) for first in ordered], log_masses, masses.end(), count)

@@ -38,7 +38,8 @@ _ONWARD = 4  # local tokens that are followed from a beginning to the longer tok
 _FOLLOWED = 0.02  # of the expert's mass: a beginning with less is not followed
 _NAMED = 8  # ids that begin a token, of which a model that shows only some ids is asked
 _LITTLE = 0.01  # of a mass: a model that shows only some ids is not asked about one that has less than that
-_PROPOSED = 64  # tokens of a place that are proposed and estimated with its candidates: what a tail usually takes
+_PROPOSED = 64  # tokens of a place that are looked for: what candidates and tail usually take
+_BEYOND = 32  # of those, beyond the candidates, that are estimated with them: what a tail usually takes
 
 
 class EstimatedSession:
@@ -80,16 +81,11 @@ class EstimatedSession:
         side_by_side(self._sides, lambda i: self._passes[i].run(views[i]))
         table, ends = Estimates(len(self._sides)), [side.ends for side in self._sides]
         rows = [
-            EstimatedRow(table, self.lock, crossing, alignment, [own[j] for own in views], ends)
-            for j, (crossing, alignment) in enumerate(known[: len(positions)])
+            EstimatedRow(table, self.lock, position.tokens, *own, [view[j] for view in views], ends)
+            for j, (position, own) in enumerate(zip(positions, known, strict=False))
         ]
         propose(rows)
-        estimate(
-            [
-                (row, [*position.tokens[: row.limit or None], *row.propose(_PROPOSED)])
-                for row, position in zip(rows, positions, strict=True)
-            ]
-        )
+        estimate([(row, [*row.shown, *row.beyond()]) for row in rows])
         return list(rows)
 
     def refine(self, wanted: Sequence[tuple[Row, Sequence[Token]]]) -> None:
@@ -113,7 +109,7 @@ class EstimatedSession:
             for row, _ in asked:
                 row.sum_up()
         self._follow([row for row, _ in asked])
-        estimate([(row, row.propose(_PROPOSED)) for row, _ in asked])
+        estimate([(row, row.beyond()) for row, _ in asked])
 
     def _follow(self, rows: Sequence[EstimatedRow]) -> None:
         """Find the tokens whose beginnings were summed and had gone on: they may not have been among the candidates."""
@@ -200,11 +196,13 @@ class EstimatedRow:
         self,
         table: Estimates,
         lock: threading.Lock,
+        shown: Sequence[Token],
         crossing: Crossing,
         alignment: Alignment,
         views: Sequence[View],
         ends: Sequence[Ids],
     ) -> None:
+        self.shown = list(shown[: self.limit])
         self.views = views
         self.crossing = crossing
         self.lock = lock
@@ -296,6 +294,11 @@ class EstimatedRow:
             self._proposed[model] = (most, found)
         return found[:count]
 
+    def beyond(self) -> list[Token]:
+        """What is proposed beyond the base's own candidates, as much as is estimated with them."""
+        shown = {token.bytes for token in self.shown}
+        return [token for token in self.propose(_PROPOSED) if token.bytes not in shown][:_BEYOND]
+
     def begun(self, model: int, masses: dict[bytes, float]) -> None:
         """What the likeliest ids after x begin with, as masses; what is written across the end of x joins it here."""
         if self.bridged:
@@ -319,8 +322,8 @@ class EstimatedRow:
         log_end = self.end()[model]
         if not math.isfinite(log_end):
             return [token(tokens[i]) for i in order.tolist()]
-        proposed = [(token(tokens[i]), math.log(values[i])) for i in order.tolist()]
-        return with_end(proposed, log_end, count)
+        proposed = [token(tokens[i]) for i in order.tolist()]
+        return with_end(proposed, np.log(values[order]), log_end, count)
 
     # -- sums -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
@@ -96,7 +95,7 @@ class _Draft:
 
     def __init__(self, shown: Sequence[Outputs], ends: Sequence[Ids], base: Vocabulary, n: int) -> None:
         self.shown = list(shown)
-        self.ends = [frozenset(ids.tolist()) for ids in ends]
+        self.ends = ends
         self.base = base
         self.size = min(found.width for found in shown)
         self.partial = np.any([np.isfinite(found.hidden) for found in shown], axis=0)
@@ -156,9 +155,9 @@ class _PlainRow:
         model = min(model, len(self.draft.shown) - 1)
         ends, token_of = self.draft.ends[model], self.draft.base.token_of
         ids, values = self.draft.shown[model].top(self._place, count + len(ends))
-        likely = zip(ids.tolist(), values.tolist(), strict=True)
-        proposed = [(token_of(i), value) for i, value in likely if i not in ends and math.isfinite(value)]
-        return with_end(proposed[:count], float(self.draft.log_end[model][self._place]), count)
+        kept = np.flatnonzero(np.isfinite(values) & ~np.isin(ids, ends))[:count]
+        proposed = [token_of(i) for i in ids[kept].tolist()]
+        return with_end(proposed, values[kept], float(self.draft.log_end[model][self._place]), count)
 
 
 def _ids_of(tokens: Sequence[Token], base: Vocabulary) -> tuple[Ids, NDArray[np.bool_]]:

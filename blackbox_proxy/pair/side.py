@@ -7,7 +7,6 @@ be less than everything (models/outputs.py).
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, runtime_checkable
@@ -183,11 +182,11 @@ def until_unknown(positions: Sequence[Position]) -> Sequence[Position]:
     return positions[: unknown + 1]
 
 
-def with_end(proposed: Sequence[tuple[Token, float]], log_end: float, count: int) -> list[Token]:
-    """The end among these tokens; they come with their log masses, likeliest first."""
-    tokens = [token for token, _ in proposed]
+def with_end(proposed: Sequence[Token], log_masses: Floats, log_end: float, count: int) -> list[Token]:
+    """The end among these tokens, likeliest first; log_masses (c,), nats, is theirs."""
+    tokens = list(proposed)
     if np.isfinite(log_end):
-        tokens.insert(bisect_right(proposed, -log_end, key=lambda pair: -pair[1]), END)
+        tokens.insert(int(np.searchsorted(-log_masses, -log_end, side="right")), END)
     return tokens[:count]
 
 
