@@ -27,6 +27,7 @@ from blackbox_proxy.tuner import ProxyTuner, run
 from blackbox_proxy.types import Generation, Prefix
 
 _AT_FIRST = 16  # texts at a time, while the base writes its answers
+_FEWEST = 8  # texts of a measurement, also where they are decoded one after the other: no text is like another
 _SUMMARY = (
     "Tokens a second of all texts: tuned, by those of the first row, of the base's own streams, and of a network alone "
     "with the fewest requests that can do (one after each disagreement). Processor time of this process for each "
@@ -36,8 +37,8 @@ _SUMMARY = (
 
 @dataclass(frozen=True, slots=True)
 class Batched:
-    """So many texts at a time: their tokens in all, wall seconds, and those of this process on its processors. alone,
-    network: tokens a second of as many of the base's own streams, and of a network without any work.
+    """So many texts at a time, at least `_FEWEST` in all: their tokens, wall seconds, and those of this process on its
+    processors. alone, network: tokens a second of as many of the base's own streams, and of a network without any work.
     """
 
     texts: int
@@ -57,7 +58,7 @@ def run_batch(console: Console, setting: Setting, *, batches: Sequence[int], alp
     is measured. Raises ModelUnavailable, ServerFailed, BaseError; AssertionError if a text depends on the company,
     which would be a defect.
     """
-    told, max_tokens, network = setting.told(max(batches)), setting.max_tokens, setting.network
+    told, max_tokens, network = setting.told(max(*batches, _FEWEST)), setting.max_tokens, setting.network
     options = {"max_tokens": max_tokens, "temperature": 0.0}
     found: list[Batched] = []
     with setting.host(remember=True) as host, console.status("") as status:
@@ -66,15 +67,18 @@ def run_batch(console: Console, setting: Setting, *, batches: Sequence[int], alp
         try:
             status.update("writing the base's answers")
             known, _, _ = _decoded(black_box, models, alpha, told, _AT_FIRST, options)
-            run(_streams(black_box, told, max_tokens))
+            run(_streams(black_box, told, max_tokens, len(told)))
             for count in batches:
                 status.update(f"{count} at a time")
-                texts, seconds, processor = _decoded(black_box, models, alpha, told[:count], count, options)
-                assert [text.text for text in texts] == [text.text for text in known[:count]], "texts depend on company"
+                some = told[: max(count, _FEWEST)]
+                texts, seconds, processor = _decoded(black_box, models, alpha, some, count, options)
+                assert [text.text for text in texts] == [text.text for text in known[: len(some)]], (
+                    "texts depend on company"
+                )
                 tokens = sum(len(text.steps) for text in texts)
-                alone = run(_streams(black_box, told[:count], max_tokens))
-                slowest = max(_network(text, network) for text in texts)
-                found.append(Batched(count, tokens, seconds, processor, alone, tokens / slowest))
+                alone = run(_streams(black_box, some, max_tokens, count))
+                each = [_network(text, network) for text in texts]
+                found.append(Batched(count, tokens, seconds, processor, alone, tokens / max(*each, sum(each) / count)))
         finally:
             run(black_box.aclose())
     console.print(_table(found, network))
@@ -99,11 +103,13 @@ def _decoded(
     return texts, seconds, processor
 
 
-async def _streams(base: OpenAIBase, prompts: Sequence[str], max_tokens: int) -> float:
-    """Tokens a second of the base's own streams, all of these at a time."""
+async def _streams(base: OpenAIBase, prompts: Sequence[str], max_tokens: int, at_a_time: int) -> float:
+    """Tokens a second of the base's own streams, so many of these at a time."""
+    free = asyncio.Semaphore(at_a_time)
 
     async def one(prompt: str) -> int:
-        return sum([len(part.positions) async for part in base.stream(Ask(Prefix(prompt), max_tokens))])
+        async with free:
+            return sum([len(part.positions) async for part in base.stream(Ask(Prefix(prompt), max_tokens))])
 
     begin = time.perf_counter()
     tokens = sum(await asyncio.gather(*(one(prompt) for prompt in prompts)))
