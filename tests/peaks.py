@@ -1,6 +1,6 @@
-"""The most memory that loading and running models takes, in a process of its own: python tests/peaks.py one|pair|two …
+"""The memory that loading and running models takes, in a process of its own: python tests/peaks.py one|pair|two …
 
-Everything is imported first; what is printed is the peak of resident memory above that, in bytes.
+Everything is imported first; what is printed is the resident memory above that, in bytes: at its peak, and at the end.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import safetensors.torch  # noqa: F401
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 from toys import train_tokenizer
-from transformers import AutoModelForCausalLM
 
+from blackbox_proxy.models.loading import load_causal_lm
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.text.spelling import from_tokenizer
 from blackbox_proxy.types import Position
@@ -39,16 +39,15 @@ def main(what: str, antiexpert: str, expert: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     if what == "one":
-        model = AutoModelForCausalLM.from_pretrained(antiexpert, dtype=torch.float32)
-        with torch.inference_mode():
-            model(input_ids=torch.arange(5, 35)[None])
+        lm = load_causal_lm(antiexpert, device="cpu")
+        lm.plain(range(5, 35))
     else:
         pair = TransformersPair(expert if what == "pair" else antiexpert, antiexpert, device="cpu")
         row = pair.open(PROMPT, decoded).score(
             tokens[:1], [Position(tokens[0], -1.0, tokens, np.linspace(-1.0, -3.0, len(tokens)))]
         )
         assert np.isfinite(row[0].score(tokens).log_expert).all()
-    print(resident("VmHWM") - before)
+    print(resident("VmHWM") - before, resident("VmRSS") - before)
 
 
 if __name__ == "__main__":

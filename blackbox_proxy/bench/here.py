@@ -3,7 +3,8 @@
 The plain loop is proxy-tuning as it is written down (Liu et al. 2024, section 2): three models with a cache each, one
 forward pass of each a token, log q + alpha (log E - log A) over the whole vocabulary, the likeliest token issued. Where
 the pair has another tokenizer there is no such loop; there the figure is the time of its three passes a token alone.
-Everything runs in turn on the same weights, so the ratios hold on a busy machine as well.
+It runs the models as transformers loads them. Everything runs in turn on the same weights, so the ratios hold on a busy
+machine as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 from blackbox_proxy.base.local import TransformersBase
 from blackbox_proxy.bench.near import random_model
 from blackbox_proxy.decoding.pace import Drafting
+from blackbox_proxy.models.frozen import thawed
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.pair.transformers import TransformersPair
 from blackbox_proxy.screen.tables import Table
@@ -58,11 +60,12 @@ class Here:
 
 @torch.inference_mode()
 def plain_loop(
-    models: Sequence[CausalLM], prompts: Sequence[Sequence[int]], tokens: int, alpha: float | None
+    models: Sequence[CausalLM], plain: Sequence[Any], prompts: Sequence[Sequence[int]], tokens: int, alpha: float | None
 ) -> tuple[int, ...]:
     """One text by base, expert and anti-expert (or the base alone), greedy, until `tokens` or the base's end.
 
-    prompts: ids for each model. alpha None: the base's own choice, whatever the others say.
+    plain: each model's weights, as transformers runs them. prompts: ids for each model. alpha None: the base's own
+    choice, whatever the others say.
     """
     caches: list[Any] = [DynamicCache() for _ in models]
     new = [list(ids) for ids in prompts]
@@ -70,8 +73,8 @@ def plain_loop(
     ends, base_size = models[0].vocabulary.end_ids, len(models[0].vocabulary)
     while len(written) < tokens:
         rows = []
-        for lm, cache, ids in zip(models, caches, new, strict=True):
-            logits = lm.model(
+        for model, cache, ids in zip(plain, caches, new, strict=True):
+            logits = model(
                 input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits[0, -1]
             rows.append(torch.log_softmax(logits.float(), -1))
@@ -109,9 +112,11 @@ def measure_here(
         kept[name] = sum(step.drafted for step in steps) / len(steps)
         return [tuple(-1 if step.token_id is None else step.token_id for step in one.steps) for one in found]
 
+    three = [base, expert, antiexpert]
+    plain = [thawed(lm.model) for lm in three]
     ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
-        ALONE: lambda: [plain_loop([base], own[:1], tokens, None) for own in ids],
-        PLAIN: lambda: [plain_loop([base, expert, antiexpert], own, tokens, alpha if same else None) for own in ids],
+        ALONE: lambda: [plain_loop(three[:1], plain[:1], own[:1], tokens, None) for own in ids],
+        PLAIN: lambda: [plain_loop(three, plain, own, tokens, alpha if same else None) for own in ids],
     }
     ways |= {name: partial(ours, name, drafting) for name, drafting in _OURS.items()}
     speeds: dict[str, list[float]] = {name: [] for name in ways}

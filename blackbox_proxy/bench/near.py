@@ -1,8 +1,9 @@
 """What this machine does for a draft, against bare forward passes over the same text: `blackbox-proxy bench --near`.
 
 No API and no network: positions of a given text, each with its candidates, are scored and weighed as decoding does it,
-and in turn the bare models read what the local tokenizer makes of the same text, with a cache. The figure is the ratio
-of the two, so it holds on a busy machine as well.
+and in turn the bare models read what the local tokenizer makes of the same text, with a cache: as transformers runs
+them, and with their weights laid out as ours are (models/frozen.py). The figures are ratios, so they hold on a busy
+machine as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from blackbox_proxy.decoding import rows
 from blackbox_proxy.decoding.rows import Weigher, opened
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.maths.equation import Equation
+from blackbox_proxy.models.frozen import freeze, thawed
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.models.packed import Reader
 from blackbox_proxy.pair.transformers import TransformersPair
@@ -45,13 +47,14 @@ _TEXT = ("loop.py", "verify.py", "pace.py", "rows.py")  # of this package's own,
 
 @dataclass(frozen=True, slots=True)
 class NearMeasured:
-    """One row of the table. near, bare: seconds a draft of n, medians. nodes: read a position and model beyond the
-    draft's own path. parts: name -> share of the near side's time.
+    """One row of the table. near, bare: seconds a draft of n, medians. frozen: as bare, with weights laid out. nodes:
+    read a position and model beyond the draft's own path. parts: name -> share of the near side's time.
     """
 
     n: int
     near: float
     bare: float
+    frozen: float
     nodes: float
     parts: dict[str, float]
 
@@ -91,6 +94,7 @@ def random_model(shape: str, vocabulary: Vocabulary, drift: float = 0.0, spread:
                 weight.add_(drift * weight.std() * torch.randn_like(weight))
         if spread is not None:
             model.model.norm.weight.mul_(spread / (float(model.lm_head.weight.std()) * hidden**0.5))
+    freeze(model)
     return CausalLM(model, vocabulary, f"random, {shape}")
 
 
@@ -141,6 +145,8 @@ def measure_near(
     expert: CausalLM, antiexpert: CausalLM, base: Vocabulary, n: int, *, candidates: int = 20, exact: bool = False
 ) -> NearMeasured:
     """Drafts of n tokens of `own_text`, each scored and weighed, and in turn read by the bare models."""
+    frozen = [expert.model, antiexpert.model]
+    models = [[thawed(model) for model in frozen], frozen]
     text = own_text()
     drafts = max(_FEWEST, _ROUNDS // n)
     positions = positions_of(text, base, candidates, n * (drafts + 1))
@@ -148,8 +154,8 @@ def measure_near(
     ends = np.cumsum([len(position.token.bytes or b"") for position in positions])
     pair = TransformersPair(expert, antiexpert, exact=exact)
     weigher = Weigher([pair], (Equation((1.0,)),))
-    caches = [DynamicCache(), DynamicCache()]
-    clock, near, bare = _Clock(), list[float](), list[float]()
+    caches = [[DynamicCache(), DynamicCache()] for _ in models]
+    clock, near, bare = _Clock(), list[float](), [list[float]() for _ in models]
     read = 0
     with (
         opened([pair], text[:1], base) as sessions,
@@ -167,20 +173,20 @@ def measure_near(
             if start == 0:
                 clock.spent.clear()  # what is made once and kept
             upto = max(read + 1, len(expert.vocabulary.encode([text.encode()[: ends[start + n - 1]]])[0]))
-            bare.append(_bare([expert, antiexpert], caches, local[read:upto]))
+            for one, own, seconds in zip(models, caches, bare, strict=True):
+                seconds.append(_bare(one, own, local[read:upto]))
             read = upto
         nodes = getattr(sessions[0], "nodes", 0) / 2 / (start + n)
-    return NearMeasured(
-        n, statistics.median(near[1:]), statistics.median(bare[1:]), nodes, _parts(clock, sum(near[1:]))
-    )
+    ours, plain, laid = (statistics.median(seconds[1:]) for seconds in (near, *bare))
+    return NearMeasured(n, ours, plain, laid, nodes, _parts(clock, sum(near[1:])))
 
 
 @torch.inference_mode()
-def _bare(models: Sequence[CausalLM], caches: Sequence[Any], ids: Sequence[int]) -> float:
+def _bare(models: Sequence[Any], caches: Sequence[Any], ids: Sequence[int]) -> float:
     """Seconds of a forward pass of each model over these tokens, behind what its cache has."""
     begin = time.perf_counter()
-    for lm, cache in zip(models, caches, strict=True):
-        lm.model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True)
+    for model, cache in zip(models, caches, strict=True):
+        model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True)
     return time.perf_counter() - begin
 
 
@@ -215,14 +221,26 @@ def run_near(
         f"{candidates} candidates",
         box=SIMPLE_HEAD,
     )
-    for column in ("draft", "ratio", "near ms", "bare ms", "nodes", "forwards", "estimates", "sums", "weigh", "rest"):
+    for column in (
+        "draft",
+        "ratio",
+        "near ms",
+        "bare ms",
+        "laid out",
+        "nodes",
+        "forwards",
+        "estimates",
+        "sums",
+        "weigh",
+        "rest",
+    ):
         table.add_column(column, justify="right")
     found = []
     for n in lengths:
         measured = measure_near(*models, base, n, candidates=candidates, exact=exact)
         found.append(measured)
         shares = [f"{100 * measured.parts[name]:.0f} %" for name in measured.parts]
-        near, bare = f"{1e3 * measured.near:.1f}", f"{1e3 * measured.bare:.1f}"
-        table.add_row(str(n), f"{measured.ratio:.2f}", near, bare, f"{measured.nodes:.2f}", *shares)
+        times = [f"{1e3 * seconds:.1f}" for seconds in (measured.near, measured.bare, measured.frozen)]
+        table.add_row(str(n), f"{measured.ratio:.2f}", *times, f"{measured.nodes:.2f}", *shares)
     console.print(table)
     return found

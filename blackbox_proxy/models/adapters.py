@@ -102,6 +102,10 @@ class Adapted:
         """While entered, this model is as it was before."""
         return self._being(False)
 
+    def exchanged(self) -> list[Any]:
+        """Modules that have weights of their own with the adapter, and others without it."""
+        return [module for module, _, _, _ in self._exchanged]
+
     @contextmanager
     def _being(self, enabled: bool) -> Iterator[None]:
         with self.lock:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from blackbox_proxy.errors import InputError, ModelUnavailable
 from blackbox_proxy.models.adapters import Adapted, base_of, is_adapter, leaves_base_alone
+from blackbox_proxy.models.frozen import freeze
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.text.files import declared, declared_ends, file_of
 from blackbox_proxy.text.spelling import from_pretrained, reason
@@ -37,19 +38,26 @@ def load_causal_lm(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    trained: bool = False,
 ) -> CausalLM:
     """A model from a folder or hub id: safetensors only, and no code of the model's own unless `trust_remote_code`.
 
     A PEFT adapter is put onto the weights that lie beside it, or else onto those of the base that it names.
+    trained: the weights are to be trained, so that they are not laid out for reading alone (frozen.py).
     device: "auto" takes an accelerator where there is one. dtype: "auto" is float32 on the CPU, the weights' own type
     elsewhere; or "float32", "bfloat16", "float16". Raises ModelUnavailable, InputError.
     """
     load = _Loader.checked(device, dtype, trust_remote_code)
     name = _found(name)
     if not is_adapter(name):
-        return CausalLM(load.weights(name), load.vocabulary(name), name)
+        model = load.weights(name)
+        if not trained:
+            freeze(model)
+        return CausalLM(model, load.vocabulary(name), name)
     base = name if _has_weights(name) else _found(base_of(name))
     adapted = Adapted(load.weights(base), name)
+    if not trained:
+        freeze(adapted.model, adapted.exchanged())
     return CausalLM(adapted.model, load.vocabulary(name, base), name, active=adapted.on)
 
 
@@ -71,6 +79,7 @@ def load_both(
     if not is_adapter(name) or is_adapter(base) or _has_weights(name) or not leaves_base_alone(name):
         return None
     adapted = Adapted(load.weights(base), name)
+    freeze(adapted.model, adapted.exchanged())
     expert = CausalLM(adapted.model, load.vocabulary(name, base), name, active=adapted.on)
     return expert, CausalLM(adapted.model, load.vocabulary(base), base, active=adapted.off)
 

@@ -89,7 +89,7 @@ async def atune(
     if isinstance(model, CausalLM):
         lm = model
     else:
-        lm = await asyncio.to_thread(load_causal_lm, model, device=device, dtype=dtype)
+        lm = await asyncio.to_thread(load_causal_lm, model, device=device, dtype=dtype, trained=True)
     examples: dict[int, Example] = {}
 
     def check(task: Task) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from blackbox_proxy.errors import InputError
+from blackbox_proxy.models.frozen import thawed
 from blackbox_proxy.models.lm import CausalLM
 from blackbox_proxy.tuning.examples import Example, in_order
 from blackbox_proxy.tuning.losses import combination_losses, masses, next_token_losses
@@ -68,15 +69,16 @@ class Trainer:
         self._recipe = recipe
         self._device = lm.device
         self._size = lm.size
+        model = thawed(lm.model)
         # What the untuned model says does not change: it is read once.
-        self._untuned = [] if spots is None else self._read(lm.model, spots)
+        self._untuned = [] if spots is None else self._read(model, spots)
         torch.manual_seed(recipe.seed)
         config = LoraConfig(
             r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
             warnings.simplefilter("ignore", FutureWarning)
-            self.model: Any = get_peft_model(lm.model, config)
+            self.model: Any = get_peft_model(model, config)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimiser = torch.optim.AdamW(self._trained, lr=recipe.rate, weight_decay=0.0)
         self._step = 0
