@@ -191,12 +191,11 @@ class _Loop:
         """What the text takes of the positions that wait, up to the first that it replaces."""
         whole, scored = Taken(), list[Scored]()
         while arrivals.waiting and not self._text.finished:
-            more = await self.turns.run(self._score, arrivals.waiting, len(scored))
+            more, draft, taken = await self.turns.run(self._next, arrivals, scored)
             if not more and not scored:  # a model's window is full
                 return whole.then(Taken([self._text.close("length")]))
             scored += more
-            goes_on = arrivals.goes_on or len(scored) < len(arrivals.waiting)
-            taken = await self._walk(Verifiable(scored, arrivals.local, goes_on))
+            taken = await self._told_all(draft, taken)
             whole = whole.then(taken)
             arrivals.took(len(taken.steps))
             del scored[: len(taken.steps)]
@@ -205,6 +204,13 @@ class _Loop:
             if replaced or stuck or taken.error is not None:
                 break
         return whole
+
+    def _next(self, arrivals: Arrivals, scored: Sequence[Scored]) -> tuple[list[Scored], Verifiable, Taken]:
+        """What more of the positions can be scored yet, all that is scored, and what the text takes of it."""
+        more = self._score(arrivals.waiting, len(scored))
+        every = [*scored, *more]
+        draft = Verifiable(every, arrivals.local, arrivals.goes_on or len(every) < len(arrivals.waiting))
+        return more, draft, self._verifier.take(draft, self._course.patient) if every else Taken()
 
     def _score(self, waiting: Sequence[Position], start: int) -> list[Scored]:
         """Positions from `start` on, scored and weighed. Where they all outgrow a window, the first alone may still
@@ -221,11 +227,12 @@ class _Loop:
             return scored
         return []
 
-    async def _walk(self, draft: Verifiable) -> Taken:
-        """What the text takes of a scored draft, asking the base about tokens by name where that decides a choice."""
+    async def _told_all(self, draft: Verifiable, taken: Taken) -> Taken:
+        """What the text takes of a scored draft in the end: the base is asked about tokens by name where that decides a
+        choice. taken: as far as that is known without.
+        """
         whole = Taken()
         while True:
-            taken = await self.turns.run(self._verifier.take, draft, self._course.patient)
             whole = whole.then(taken)
             for odds in taken.odds:
                 self._course.pace.saw_choice(odds.base, odds.local)
@@ -238,6 +245,7 @@ class _Loop:
             except BlackboxError as error:
                 return replace(whole, error=error, asks=None)
             draft = draft.after(len(taken.steps))
+            taken = await self.turns.run(self._verifier.take, draft, self._course.patient)
 
     async def _reveal(self, asks: Asks) -> None:
         answer = await self._base.reveal(asks.prefix, asks.tokens)
