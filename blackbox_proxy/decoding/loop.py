@@ -87,7 +87,7 @@ class _Loop:
         """Ask once, and yield the steps that this leads to: ask, score, take, emit."""
         text, course = self._text, self._course
         plan, local = await self._plan()
-        start = time.monotonic()
+        start, first = time.monotonic(), not self._begun
         arrivals = self._ask(plan, local)
         try:
             while (part := await arrivals.more()) is not None:
@@ -95,7 +95,8 @@ class _Loop:
                 taken = await self._take(arrivals)
                 if not plan.stream and part.usage.api_calls and part.positions:
                     # Nothing overlaps: what a request takes is the answer and its verification.
-                    course.pace.saw_answer(arrivals.count - len(local), time.monotonic() - start)
+                    took = time.monotonic() - start
+                    course.pace.saw_answer(arrivals.count - len(local), took, len(local), first)
                 done = text.finished or bool(taken.steps and not taken.steps[-1].drafted)
                 for step in taken.steps[:-1]:
                     yield self._paid(step)

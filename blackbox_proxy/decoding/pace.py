@@ -7,13 +7,16 @@ requests, never the text of a greedy generation and never the distribution of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Abilities
-from blackbox_proxy.types import Usage
+from blackbox_proxy.types import Floats, Usage
 
 Minimise = Literal["latency", "cost"]
 
@@ -22,6 +25,8 @@ _LOCAL_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _MEMORY = 0.98  # weight that an observation keeps per later one: about the last 50 tokens count
 _LONGEST_RESCUE = 64  # positions asked for at most when a character must be finished inside one draft
 _MOST_RESCUES = 16  # requests for that at one place, of which many may have broken
+_PER, _GIVEN = np.array([-0.5, 1.0, 0.0]), np.array([0.0, -0.25, 1.0])  # times of `Passes`: 0 as far as nothing is seen
+_DRAFTED = 0.3  # what the expert takes for a token of its own, of what the base here does, before it was seen
 _BETTER = 0.97  # local drafts must promise at least 3 % to be preferred: their rate is an estimate, too
 
 
@@ -79,6 +84,11 @@ class Rate:
     def value(self) -> float:
         return self._sum / self._weight
 
+    @property
+    def known(self) -> bool:
+        """Whether there is anything that it is the mean of."""
+        return self._weight > 0.0
+
     def saw(self, value: float) -> None:
         self._sum = _MEMORY * self._sum + value
         self._weight = _MEMORY * self._weight + 1.0
@@ -100,8 +110,11 @@ class Line:
     def _add(self, x: float, t: float) -> None:
         self._sums = [_MEMORY * old + new for old, new in zip(self._sums, (1.0, x, x * x, t, x * t), strict=True)]
 
-    def saw(self, n: int, seconds: float) -> None:
+    def saw(self, n: int, seconds: float, given: int = 0) -> None:
+        """An answer of n tokens; what it took to read the tokens that it was given is a part of the first."""
         self._add(n - 1.0, seconds)
+
+    given = 0.0
 
     @property
     def per(self) -> float:
@@ -112,6 +125,46 @@ class Line:
     def first(self) -> float:
         one, x, _, t, _ = self._sums
         return max((t - x * self.per) / one, 0.0)
+
+
+class Passes:
+    """seconds = first + (n - 1) * per + m * given, of n tokens written after m that were given: where base and pair run
+    in this process, and what they take is unknown by orders of magnitude.
+
+    Weighted least squares as in `Line`. What was not tried yet is priced by what was: a further token at half of the
+    first, a given one at a quarter of a further one.
+    """
+
+    def __init__(self, first: float = 0.04) -> None:
+        self._squares = np.zeros((3, 3))
+        self._products = np.zeros(3)
+        self._add((1.0, 0.0, 0.0), 0.1 * first, 0.1)
+        self._ratios = np.outer(_PER, _PER) + np.outer(_GIVEN, _GIVEN)
+
+    def _add(self, row: Sequence[float], t: float, weight: float = 1.0) -> None:
+        self._squares = _MEMORY * self._squares + weight * np.outer(row, row)
+        self._products = _MEMORY * self._products + np.multiply(row, t)
+        self._found: Floats | None = None
+
+    def saw(self, n: int, seconds: float, given: int = 0) -> None:
+        self._add((1.0, n - 1.0, float(given)), seconds)
+
+    def _fitted(self, i: int) -> float:
+        if self._found is None:
+            self._found = np.linalg.solve(self._squares + self._ratios, self._products)
+        return float(self._found[i])
+
+    @property
+    def first(self) -> float:
+        return max(self._fitted(0), 0.0)
+
+    @property
+    def per(self) -> float:
+        return max(self._fitted(1), 1e-6)
+
+    @property
+    def given(self) -> float:
+        return max(self._fitted(2), 0.0)
 
 
 class Pace:
@@ -127,8 +180,9 @@ class Pace:
         self.base = Rate()
         self.local = Rate(0.5, 1.0) if here else Rate()
         self.cached = Rate(0.0, 1.0)
-        self.answer = Line(0.04, 0.01, 0.2) if here else Line()
-        self.local_seconds = Rate(0.005, 1.0)
+        self.here = here
+        self.answer: Line | Passes = Passes() if here else Line()
+        self.local_seconds = Rate(0.005, 0.0 if here else 1.0)
         self.measures = measures
 
     # -- what was seen --------------------------------------------------------------------------------------------
@@ -139,10 +193,12 @@ class Pace:
         if local is not None:
             self.local.saw(local)
 
-    def saw_answer(self, n: int, seconds: float) -> None:
-        """An answer, or the part of a stream up to here, had n tokens after so many seconds."""
-        if self.measures and n > 0:
-            self.answer.saw(n, seconds)
+    def saw_answer(self, n: int, seconds: float, given: int = 0, first: bool = False) -> None:
+        """An answer, or the part of a stream up to here, had n tokens after so many seconds. given: local tokens that
+        the base read for it. first: it is a text's first; in this process, its prompt was read for it as well.
+        """
+        if self.measures and n > 0 and not (first and self.here):
+            self.answer.saw(n, seconds, given)
 
     def saw_local(self, n: int, seconds: float) -> None:
         """The local pair took so many seconds to draft n tokens."""
@@ -166,7 +222,8 @@ class Pace:
         answer; of a stream, which is closed at the first disagreement, only a_l^m K(a_b, n) tokens are paid.
 
                      F (per request)                           g (per local token)      v (per token of the base)
-            latency  seconds to the first token, less v        seconds to draft it      seconds per token
+            latency  seconds to the first token, less v        seconds to draft and     seconds per token
+                                                               read it
             cost     prompt tokens x price of those (the       price of a prompt token  price of an output token
                      cached share x the cached price)
 
@@ -179,7 +236,8 @@ class Pace:
             fixed = prompt_tokens * (known * prices.cached_prompt + (1.0 - known) * prices.prompt)
             given, each = prices.prompt, prices.output
         else:
-            given, each = self.local_seconds.value, self.answer.per
+            each = self.answer.per
+            given = (self.local_seconds.value if self.local_seconds.known else _DRAFTED * each) + self.answer.given
             fixed = max(self.answer.first - each, 0.0)
         streams = wishes.stream and abilities.streams
         a_l, a_b = min(self.local.value, 0.999), min(self.base.value, 0.999)

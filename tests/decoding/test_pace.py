@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from blackbox_proxy.decoding.pace import Drafting, Line, Pace, Plan, Rate, run_length
+from blackbox_proxy.decoding.pace import Drafting, Line, Pace, Passes, Plan, Rate, run_length
 from blackbox_proxy.errors import InputError
 from blackbox_proxy.prices import Prices
 from blackbox_proxy.protocols import Abilities
@@ -14,6 +14,7 @@ from blackbox_proxy.protocols import Abilities
 WHOLE = Abilities()
 STREAMS = Abilities(streams=True)
 SCORES = Abilities(streams=True, scores=True)
+SCORES_WHOLE = Abilities(scores=True)
 BOTH = Abilities(streams=True, scores=True, streams_scored=True)
 
 
@@ -44,6 +45,41 @@ def test_latencies_are_learned_from_answers_of_different_length() -> None:
         line.saw(n, 0.3 + 0.02 * (n - 1))
     assert line.first == pytest.approx(0.3, abs=0.02)
     assert line.per == pytest.approx(0.02, abs=0.002)
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0, 100.0])
+def test_what_passes_in_this_process_take_is_learned_whatever_its_size(scale: float) -> None:
+    passes = Passes()
+    for i in range(400):
+        n, given = 1 + i % 7, i % 5
+        passes.saw(n, scale * (3.0 + 2.0 * (n - 1) + 0.5 * given), given)
+    assert [passes.first, passes.per, passes.given] == pytest.approx([3.0 * scale, 2.0 * scale, 0.5 * scale], rel=0.02)
+
+
+@pytest.mark.parametrize("seconds", [0.008, 8.0])
+def test_a_length_that_was_never_tried_is_priced_by_those_that_were(seconds: float) -> None:
+    """Else a small model is never asked for two tokens, and of a large one a single slow answer asks for sixty."""
+    found = Pace(Drafting(), here=True)
+    found.saw_answer(4, 50.0 * seconds, first=True)  # with the prompt
+    for _ in range(20):
+        found.saw_choice(1.0, 0.0)
+        found.saw_answer(1, seconds)
+    assert 2 * found.answer.per == pytest.approx(found.answer.first, rel=0.01) == pytest.approx(seconds, rel=0.03)
+    assert 4 < found.plan(SCORES_WHOLE, 100, 40.0).n < 64
+
+
+def test_a_local_draft_is_worth_what_it_takes_to_draft_and_to_read() -> None:
+    def lengths(drafted: float, given: float) -> int:
+        found = Pace(Drafting(), here=True)
+        for i in range(200):
+            found.saw_choice(0.7, 0.95)
+            found.saw_local(1, drafted)
+            n, m = 1 + i % 3, i % 4
+            found.saw_answer(n, 0.1 + 0.05 * (n - 1) + given * m, m)
+        return found.plan(SCORES_WHOLE, 100, 40.0).local
+
+    assert lengths(0.001, 0.001) > lengths(0.02, 0.02) > lengths(0.05, 0.09) == 0
+    assert lengths(0.001, 0.1) < lengths(0.001, 0.001)
 
 
 @pytest.mark.parametrize("minimise", ["latency", "cost"])
