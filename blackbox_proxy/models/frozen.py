@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-_LEAST = 1 << 18  # weights of a layer: below, the call takes longer than what is saved
+_LEAST = 100_000  # weights of a layer: below, the call takes longer than what it saves
 
 
 class Frozen(torch.nn.Module):

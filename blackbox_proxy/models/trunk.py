@@ -160,19 +160,21 @@ class Trunk:
                     trees.append([])
                 owner.append(trees[-1] if parent < 0 else owner[parent])
                 owner[i].append(i)
-            order: list[int] = []
-            found: list[torch.Tensor] = []
+            found: torch.Tensor | None = None
             part: list[int] = []
             for tree in trees:
                 part += tree
                 if len(part) >= _MOST_NODES or tree is trees[-1]:
                     place = {node: at for at, node in enumerate(part)}
                     own = [place.get(parents[i], parents[i]) for i in part]
-                    found.append(self._pass([tokens[i] for i in part], list(range(len(part))), own))
+                    said = self._pass([tokens[i] for i in part], list(range(len(part))), own)
                     self._kv.length -= len(part)
-                    order += part
+                    if found is None:
+                        found = said.new_empty(len(parents), said.shape[1])
+                    found[torch.tensor(part, device=said.device)] = said
                     part = []
-        return torch.cat(found)[torch.argsort(torch.tensor(order, device=found[0].device))]
+        assert found is not None
+        return found
 
     @contextmanager
     def _alone(self, ids: list[int], leave: int) -> Iterator[None]:
