@@ -60,9 +60,12 @@ def _written(alignment: Alignment, tail: bytes, token: bytes, begun: Sequence[by
 
 
 def _texts_begun(alignment: Alignment, tail: bytes, token: bytes) -> list[bytes]:
-    """The texts that are a token's beginnings after the tail, from which some local token goes on."""
+    """The texts that are a token's beginnings after the tail, from which some local token goes on; and the tail's own,
+    from which one goes on to the end of the token, at least.
+    """
     local = alignment.local
-    return [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
+    own = [tail[:end] for end in range(1, len(tail)) if len(local.beginning_with(tail[end:] + token))]
+    return own + [tail + token[:end] for end in range(1, len(token)) if len(local.beginning_with(token[end:]))]
 
 
 def _off(alignment: Alignment, path: Path, main: Path) -> Nodes:

@@ -37,9 +37,11 @@ _LEAST = 1e-5  # of a node's distribution: an id below it does not move a mass
 _LOG_LEAST = math.log(_LEAST)
 _ROUNDED = 1.0 - 1e-6  # the least of those that are looked at is among them
 _ENTERED = 0.01  # of the mass of x: a beginning with less is not where a token is completed
+_RARE = 1e-4  # of the mass of x: a token with less may be written mostly across its end; then it is of the token's mass
+_UNLIKELY = 1e-7  # of the mass of x: no token is taken to have less
 _ALWAYS = 8  # ids that are looked at however unlikely they are: what one model never writes may be the other's word
 
-Entered = Callable[[Path], bool]
+Entered = Callable[[Path, bytes, bool], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,14 +63,15 @@ class Way:
 
 def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: Entered | None = None) -> list[Way]:
     """The ways of these tokens; of one that the local vocabulary cannot spell there is none. entered: whether a model
-    may be at a node that only the beginnings of a token lead to; those are left out where nothing is known of it.
+    may be at a node that only the beginnings of a token lead to, inside the token or before it; those are left out
+    where nothing is known of it.
     """
     found = []
     for (_, token), how in written(alignment, [(tail, token) for token in tokens]).items():
         if how.path is None:
             continue
         beside = dict(how.beside)
-        begun = {} if entered is None else _entrances(alignment, tail, how.begun, entered)
+        begun = {} if entered is None else _entrances(alignment, tail, token, how.begun, entered)
         entrances = frozenset(begun.keys() - beside.keys())
         passed = (*how.before, *(beside | begun).items())
         nodes = tuple(node for node, _ in passed)
@@ -76,7 +79,9 @@ def ways(alignment: Alignment, tail: bytes, tokens: Sequence[bytes], entered: En
     return found
 
 
-def _entrances(alignment: Alignment, tail: bytes, begun: Sequence[Nodes], entered: Entered) -> dict[Path, bytes]:
+def _entrances(
+    alignment: Alignment, tail: bytes, token: bytes, begun: Sequence[Nodes], entered: Entered
+) -> dict[Path, bytes]:
     """Nodes off the path of a token, and the texts there, which the usual spellings of its beginnings lead to. What is
     completed at one must not count with the token of the base that it begins as well: so only those that a token ends
     at, which leaves what goes on from there to others.
@@ -84,7 +89,8 @@ def _entrances(alignment: Alignment, tail: bytes, begun: Sequence[Nodes], entere
     found = dict[Path, bytes]()
     for chain in begun:
         for node, text in chain:
-            if node not in found and not (entered(node) and _ends_there(alignment, tail, node, text)):
+            inside = len(text) > len(tail)
+            if node not in found and not (entered(node, token, inside) and _ends_there(alignment, tail, node, text)):
                 break  # nor at those behind it
             found[node] = text
     return found
@@ -198,9 +204,9 @@ class Bridges:
         outputs, place = self._places[path[:-1]]
         return math.exp(outputs.at(place, path[-1]))
 
-    def entered(self, node: Path) -> bool:
-        """Whether a node has a mass that is worth a look, as far as is known."""
-        return self.started(node) > _ENTERED
+    def entered(self, node: Path, mass: float) -> bool:
+        """Whether a node has a mass that is worth a look, as far as is known, for a token of this mass by that of x."""
+        return self.started(node) > _ENTERED * (max(mass, _UNLIKELY) if mass < _RARE else 1.0)
 
     def probability(self, path: Path, ids: Sequence[int] | Ids) -> Floats:
         outputs, place = self._places[path]

@@ -382,8 +382,9 @@ class EstimatedRow:
         self._own_no_more(behind)
         self.follow()
 
-    def _entered(self, node: Path) -> bool:
-        return any(bridges.entered(node) for bridges in self.bridges)
+    def _entered(self, node: Path, token: bytes, inside: bool) -> bool:
+        masses = [1.0 if inside else self._before_sums(token, i) for i in range(len(self.bridges))]
+        return any(bridges.entered(node, mass) for bridges, mass in zip(self.bridges, masses, strict=True))
 
     def _own_no_more(self, behind: Sequence[Mapping[Path, float]]) -> None:
         """What was completed at nodes behind x, by model, is the mass of tokens that were summed: the row after x has

@@ -37,6 +37,7 @@ _LOOKED_AT = 20  # ids after x, the expert's likeliest
 _ALIKE = 2.0  # nats: where they differ by less, what goes on does so alike in both
 _MOST_GOING = 6.0  # times as much the offset of what goes on may be off where they differ by more
 _FARTHER = 2.0  # times as much as their log E and log A differ, an offset may be off
+_WILD = 5.0  # nats: where they differ by more, they may as much about every piece
 _PART = 0.01  # of all that a token could have: a way with less is none
 # The same of a mass by itself, which has all that both models agree about.
 _ENDS_APART = 0.05
@@ -206,7 +207,8 @@ def _estimated(
     error = np.log1p(_PIECES * np.max(shares, axis=0)) + np.where(goes_on, going, _ENDS) + _ACROSS * across
     apart = error + np.where(goes_on, _GOES_ON_APART, _ENDS_APART) + _ACROSS_APART * across
     more = np.array([max(found.pieces - 2, 1) for found in relations])
-    pieces = more * np.minimum(IN_PIECES, unlike)
+    wild = (differ > _WILD) & np.isfinite(differ)
+    pieces = more * np.minimum(np.where(wild, differ, IN_PIECES), unlike)
     errors = np.stack([np.where(summed, np.minimum(error, unlike), pieces), np.where(summed, apart, more * IN_PIECES)])
     with np.errstate(divide="ignore"):
         masses = np.where(summed, np.log(of_all), np.stack(firsts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from toys import tiny_model, train_tokenizer
 
 from blackbox_proxy.aligning.alignment import Alignment
 from blackbox_proxy.aligning.crossing import Crossing
+from blackbox_proxy.aligning.tree import Path as Nodes
 from blackbox_proxy.models.lm import CausalLM
+from blackbox_proxy.pair import estimates
+from blackbox_proxy.pair.contended import ways
 from blackbox_proxy.pair.estimated import EstimatedSession
 from blackbox_proxy.pair.transformers import TransformersPair
-from blackbox_proxy.text.spelling import from_tokenizer
+from blackbox_proxy.text.spelling import from_pretrained, from_tokenizer
 from blackbox_proxy.text.vocabulary import LearnedVocabulary
 from blackbox_proxy.types import END, Position, Token
 
@@ -172,3 +176,39 @@ def test_a_second_text_with_the_same_beginning_reads_only_what_is_new() -> None:
 def test_estimates_are_the_default_and_exact_is_asked_for(both: tuple[TransformersPair, TransformersPair]) -> None:
     assert isinstance(both[0].open("a", BASE), EstimatedSession)
     assert not isinstance(both[1].open("a", BASE), EstimatedSession)
+
+
+def test_what_is_written_in_pieces_may_be_off_by_as_much_as_the_models_differ(
+    both: tuple[TransformersPair, TransformersPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [BASE.token_of(i) for i, spelling in enumerate(BASE.spelling) if spelling]
+    tokens = tokens[:50] + tokens[-50:]  # characters, which local ones cover, and words
+    position = Position(tokens[-1], -1.0, tokens, np.linspace(-1.0, -4.0, 100))
+    errors = []
+    for wild in (0.0, 100.0):
+        monkeypatch.setattr(estimates, "_WILD", wild)
+        (row,) = both[0].open("The mayor of", BASE).score([], [position])
+        errors.append(row.score(tokens).error)
+    changed = errors[0] != errors[1]
+    assert changed[50:].any()
+    assert not changed[:50].any()
+    assert np.isin(errors[1][changed] % estimates.IN_PIECES, 0.0).all(), "only tokens that no local one covers"
+
+
+def test_a_rare_token_is_looked_for_across_the_end_of_the_text_too(tokenizers: Path) -> None:
+    """').' is one token, so a tokenizer never writes ')' and '.\"\"\"'; a model may all the same."""
+    local, base = (from_pretrained(str(tokenizers / name)) for name in ("qwen2", "gpt2"))
+    alignment = Alignment(local, base)
+    before = (local.encode([b")"])[0][0],)
+    asked: list[tuple[bytes, bool]] = []
+
+    def entered(node: Nodes, token: bytes, inside: bool) -> bool:
+        asked.append((token, inside))
+        return node == before
+
+    (way,) = ways(alignment, b").", [b'"""'], entered)
+    assert (before, b")") in way.passed
+    assert before in way.entrances
+    assert (b'"""', False) in asked
+    (usual,) = ways(alignment, b").", [b'"""'])
+    assert before not in dict(usual.passed)
