@@ -44,7 +44,7 @@ class CausalLM:
         self.active = active
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.device = next(model.parameters()).device
+        self.device = self.reader.device
         self.size = len(vocabulary)
         holes = [i for i in range(self.size) if vocabulary.spelling[i] is None]
         self._outputs = int(config.vocab_size)

@@ -211,7 +211,7 @@ class Reader:
         self._model = weakref.ref(model)
         self.running = threading.Lock()  # held while the weights are in use, by whomever
         self._config = model.config.get_text_config(decoder=True)
-        self._device = next(model.parameters()).device  # where what is read has to be
+        self.device = next(model.parameters()).device  # where what is read has to be
         self._mutex = threading.Lock()
         self._waiting: list[_Job] = []
         self._busy = False
@@ -286,7 +286,7 @@ class Reader:
         segments = [job.segment for job in pack]
         model = self._model()
         assert model is not None, "whoever reads holds the weights"
-        device = self._device
+        device = self.device
         ids = torch.tensor([[i for segment in segments for i in segment.ids]], device=device)
         places = torch.tensor([[place for segment in segments for place in segment.places]], device=device)
         keep, start = [], 0
